@@ -1,0 +1,49 @@
+# The commands of this project. Each one sets up .venv by itself.
+#
+#   make PYTHON=python3.12 test     another interpreter for a new .venv
+#   make test ARGS='-k kmeans -x'   further arguments for pytest
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint format coverage clean
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: $(STAMP)  ## watch a codebook collapse, and see it repaired
+	$(BIN)/collapse-guard demo
+
+test: $(STAMP)  ## run the tests, without the slow ones
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(STAMP)  ## run every test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)  ## check style, layout and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(STAMP)  ## rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+coverage: $(STAMP)  ## measure branch coverage; collapse_guard and policies need 95 % each
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage report --include='callbacks/*' --fail-under=0
+	$(BIN)/coverage report --include='policies/*'
+	$(BIN)/coverage report --include='collapse_guard/*'
+
+clean:  ## remove .venv and everything the checks leave behind
+	rm -rf .venv build dist *.egg-info .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+# Made again whenever the dependencies change.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,45 @@
+"""Interventions: what can be done to a codebook, each as a transaction that is verified or undone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from collapse_guard.policies import Alert
+
+from .base import Intervention, InterventionError, Site, Transaction
+from .decay_commitment import DecayCommitmentIntervention
+from .fallback_tokenizer import FallbackTokenizerIntervention
+from .reset_codes import ResetCodesIntervention
+
+__all__ = ["INTERVENTIONS", "Intervention", "InterventionError", "Site", "Transaction", "find_intervention"]
+
+
+class AlertIntervention(Intervention[Alert]):
+    """A rung that only tells: the ladder waits there for a human, and its verification sees whether one came."""
+
+    def refusal(self) -> str | None:
+        """Never refuse."""
+        return None
+
+    def apply(self) -> str:
+        """Do nothing to the model."""
+        return "nothing was touched; a human is asked to look"
+
+
+INTERVENTIONS: dict[str, type[Intervention[Any]]] = {
+    "alert": AlertIntervention,
+    "decay_commitment": DecayCommitmentIntervention,
+    "fallback_tokenizer": FallbackTokenizerIntervention,
+    "reset_codes": ResetCodesIntervention,
+}
+
+
+def find_intervention(action: str) -> type[Intervention[Any]]:
+    """Return the intervention that performs an action.
+
+    Raises:
+        KeyError: no intervention is known under this name; the message lists the known ones.
+    """
+    if action not in INTERVENTIONS:
+        raise KeyError(f"no intervention performs {action!r}; known: {', '.join(sorted(INTERVENTIONS))}")
+    return INTERVENTIONS[action]

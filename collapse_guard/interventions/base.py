@@ -1,0 +1,208 @@
+"""What an intervention is: a site to work on, a transaction that can be undone, and a contract.
+
+An intervention never decides. It says whether it can act here (`refusal`), acts once at a step boundary (`apply`),
+and, where it stays in force, keeps itself up to date (`tend`). Everything that it touches was saved by its
+transaction before.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from collapse_guard.adapters import CodebookView
+from collapse_guard.optimizer import moment_rows
+from collapse_guard.window import Window
+
+__all__ = ["Intervention", "InterventionError", "Site", "Transaction"]
+
+Params = TypeVar("Params")
+
+
+class InterventionError(RuntimeError):
+    """An applied intervention left an inconsistent codebook; its transaction has been undone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where an intervention works.
+
+    Attributes:
+        view: the codebook.
+        window: its recorded latents.
+        optimizers: those that may hold moments of its rows.
+        counts: (K,) uses of each code in the reading that led here.
+        seed: of anything random, derived from run and attempt.
+    """
+
+    view: CodebookView
+    window: Window
+    optimizers: Sequence[Optimizer]
+    counts: np.ndarray
+    seed: int
+
+
+class Intervention(ABC, Generic[Params]):
+    """One action on one codebook.
+
+    Args:
+        params: the validated parameters from the policy.
+        site: where it works.
+    """
+
+    touches: ClassVar[frozenset[str]] = frozenset()
+    """What `apply` may change: "codebook" (table, EMA, optimizer rows, freeze) and "commitment"."""
+    stays: ClassVar[bool] = False
+    """Whether it stays in force after it recovered the codebook and wants `tend` at each step."""
+
+    def __init__(self, params: Params, site: Site) -> None:
+        """Store the parts."""
+        self.params = params
+        self.site = site
+
+    @abstractmethod
+    def refusal(self) -> str | None:
+        """Say why this cannot be done here and what to do instead; `None` where it can."""
+
+    @abstractmethod
+    def apply(self) -> str:
+        """Act, in place, and say what was done with numbers."""
+
+    def tend(self, steps: int) -> str | None:
+        """Keep up while in force, told after each step how many it has been; say what was done, if anything."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what an intervention in force must remember over a resume, as plain data."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`."""
+
+
+class Transaction:
+    """Saves what an intervention will touch, checks and describes what it left, can put all of it back bit-equal.
+
+    Args:
+        view: the codebook.
+        optimizers: those that may hold moments of its rows.
+        touches: see `Intervention.touches`.
+    """
+
+    def __init__(self, view: CodebookView, optimizers: Sequence[Optimizer], touches: frozenset[str]) -> None:
+        """Take the snapshot."""
+        self._view = view
+        self._optimizers = optimizers
+        self._touches = touches
+        self._tensors = {name: tensor.detach().clone() for name, tensor in self._live().items()}
+        self._commitment = view.commitment.get() if "commitment" in touches and view.commitment is not None else None
+        self._was_frozen = view.is_frozen
+
+    def _live(self) -> dict[str, Tensor]:
+        if "codebook" not in self._touches:
+            return {}
+        live = dict(self._view.tensors())
+        if (moments := _moments(self._view, self._optimizers)) is not None:
+            live |= moments
+        return live
+
+    def check(self) -> None:
+        """Refuse a codebook that could not work.
+
+        Raises:
+            InterventionError: non-finite or duplicate rows, or EMA sum, count and table that contradict each other.
+        """
+        if "codebook" not in self._touches:
+            return
+        view, table = self._view, self._view.codebook().float()
+        if not bool(table.isfinite().all()):
+            raise InterventionError("the written codebook has non-finite values")
+        if (distinct := len(torch.unique(table, dim=0))) < len(table):
+            raise InterventionError(f"the written codebook has {len(table) - distinct} duplicate rows of {len(table)}")
+        if view.ema_sum is None or view.ema_count is None or table.dtype != view.codebook().dtype:
+            return  # a half-precision table cannot be expected to equal sum / count closely
+        count = view.ema_count.get().float().unsqueeze(-1)
+        written = (self._tensors["table"] != view.codebook()).any(dim=-1)
+        expected = (view.ema_sum.get().float() / count)[written]
+        if view.metric == "cosine":
+            expected = torch.nn.functional.normalize(expected, dim=-1)
+        if not torch.allclose(expected, table[written], rtol=1e-3, atol=1e-5):
+            raise InterventionError(
+                "EMA sum / EMA count does not equal the written rows; the next update would undo them"
+            )
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Put every saved tensor and number back, bit-equal and in place."""
+        if self._view.is_frozen and not self._was_frozen:
+            self._view.unfreeze()
+        live = self._live()
+        for name, saved in self._tensors.items():
+            if name in live:
+                live[name].copy_(saved)
+        if self._commitment is not None and self._view.commitment is not None:
+            self._view.commitment.set(self._commitment)
+        self._view.rebase()
+
+    def manifest(self) -> list[dict[str, Any]]:
+        """Return one record per tensor or number that changed: name, shape, rows changed, norm before and after."""
+        live = self._live()
+        changes: list[dict[str, Any]] = []
+        for name, saved in self._tensors.items():
+            now = live.get(name)
+            if now is None or torch.equal(now, saved):
+                continue
+            rows = int((now != saved).reshape(len(now), -1).any(dim=-1).sum())
+            norms = {"before": float(saved.float().norm()), "after": float(now.float().norm())}
+            changes.append({"name": name, "shape": list(now.shape), "rows": rows, **norms})
+        weight = self._view.commitment.get() if self._view.commitment is not None else None
+        if self._commitment is not None and weight != self._commitment:
+            changes.append({"name": "commitment_weight", "before": self._commitment, "after": weight})
+        if self._view.is_frozen != self._was_frozen:
+            changes.append({"name": "frozen", "before": self._was_frozen, "after": self._view.is_frozen})
+        return changes
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the snapshot as plain data and tensors."""
+        return {
+            "tensors": {name: tensor.cpu() for name, tensor in self._tensors.items()},
+            "commitment": self._commitment,
+            "was_frozen": self._was_frozen,
+            "touches": sorted(self._touches),
+        }
+
+    @classmethod
+    def restore(cls, state: dict[str, Any], view: CodebookView, optimizers: Sequence[Optimizer]) -> Transaction:
+        """Rebuild a transaction from `state_dict`, so that a resumed run can still undo it."""
+        transaction = cls(view, optimizers, frozenset())
+        transaction._touches = frozenset(state["touches"])
+        device = view.codebook().device
+        transaction._tensors = {name: tensor.to(device) for name, tensor in state["tensors"].items()}
+        transaction._commitment = state["commitment"]
+        transaction._was_frozen = bool(state["was_frozen"])
+        return transaction
+
+
+def _moments(view: CodebookView, optimizers: Sequence[Optimizer]) -> dict[str, Tensor] | None:
+    """Return the optimizer moments of this codebook's table as (K, D) views, `None` for a table without any."""
+    if not view.table.is_parameter:
+        return None
+    parameter = view.table.whole()
+    assert isinstance(parameter, torch.nn.Parameter)
+    found = moment_rows(optimizers, parameter)
+    if view.table.head is not None:
+        found = {name: tensor[view.table.head] for name, tensor in found.items()}
+    return {name: tensor.t() for name, tensor in found.items()} if view.table.transposed else found
+
+
+def clear_moments(site: Site, rows: Tensor) -> None:
+    """Zero the optimizer moments of the given rows, so that nothing keeps pushing the codes placed there."""
+    for tensor in (_moments(site.view, site.optimizers) or {}).values():
+        tensor.index_fill_(0, rows.to(tensor.device), 0.0)

@@ -1,0 +1,101 @@
+"""`fallback_tokenizer`: a k-means codebook stands in for the quantizer's own, whose updates are kept out.
+
+The quantizer's forward goes on producing codes, loss and straight-through output, with a codebook that it no longer
+updates; the guard refits it to recent latents while the encoder still moves. The state dict keeps its keys: a
+checkpoint holds the k-means codebook where the quantizer's own was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from collapse_guard.kmeans import fit_codebook
+from collapse_guard.policies import FallbackTokenizer
+
+from .base import Intervention, Site, clear_moments
+from .placement import distinct_latents, scale_counts
+
+__all__ = ["FallbackTokenizerIntervention"]
+
+
+class FallbackTokenizerIntervention(Intervention[FallbackTokenizer]):
+    """Right when what updates the codebook is broken, so that no reset can hold."""
+
+    touches = frozenset({"codebook"})
+    stays = True
+
+    def __init__(self, params: FallbackTokenizer, site: Site) -> None:
+        """Plan the first refit."""
+        super().__init__(params, site)
+        self._due = params.refit_every.count
+        self._wait = math.ceil(self._due * params.refit_growth)
+
+    def refusal(self) -> str | None:
+        """Refuse where the codebook cannot be written or frozen, or where a fallback stands already."""
+        view = self.site.view
+        for capability in ("reset", "freeze", "fallback"):
+            if (reason := view.why_not(capability)) is not None:
+                return reason
+        if view.is_frozen:
+            return "a fallback tokenizer is in force already"
+        if not view.is_initialised():
+            return "the codebook is not initialised yet: its own start would overwrite what is written now"
+        latents = self.site.window.sample()
+        if distinct_latents(latents, 2) < 2:
+            return f"{len(latents)} finite latents with fewer than 2 distinct values: no codebook can follow them"
+        return None
+
+    def apply(self) -> str:
+        """Fit, write, freeze."""
+        view = self.site.view
+        error, n = self._fit(warm=False)
+        view.freeze()
+        fitted = f"{self.params.backend}, {n} latents, error {error:.4g}"
+        return f"k-means codebook of {view.K} codes ({fitted}); own updates frozen"
+
+    def tend(self, steps: int) -> str | None:
+        """Refit to recent latents, from the codes as they are so that ids keep their meaning, at growing intervals."""
+        if steps < self._due:
+            return None
+        self._due = steps + self._wait
+        self._wait = math.ceil(self._wait * self.params.refit_growth)
+        if distinct_latents(self.site.window.sample(), 2) < 2:
+            return None
+        error, n = self._fit(warm=True)
+        return f"refitted to {n} latents, error {error:.4g}; next in {self._due - steps} steps"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return when the next refit is due and how long the wait after it is, in steps."""
+        return {"due": self._due, "wait": self._wait}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the schedule of a saved fallback."""
+        self._due, self._wait = int(state["due"]), int(state["wait"])
+
+    def _fit(self, *, warm: bool) -> tuple[float, int]:
+        """Fit and write; return the mean squared error per latent and the number of latents."""
+        site, view, params = self.site, self.site.view, self.params
+        latents = site.window.sample()
+        init = view.codebook().float() if warm else None
+        iterations = params.refit_iterations if warm else 20
+        fit = fit_codebook(
+            latents,
+            view.K,
+            backend=params.backend,
+            metric=view.metric,
+            iterations=iterations,
+            seed=site.seed,
+            init=init,
+        )
+        counts = None
+        if view.ema_count is not None:
+            present = view.ema_count.get()
+            counts = scale_counts(fit.counts.to(present.device), present, 0.5)
+        rows = torch.arange(view.K)
+        view.write_rows(rows, fit.codebook, counts)
+        clear_moments(site, rows)
+        return fit.inertia / len(latents), len(latents)

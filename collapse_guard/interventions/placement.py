@@ -1,0 +1,103 @@
+"""Where codes go: vectors for all codes, or for a few beside those that live."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from collapse_guard.kmeans import assign
+
+__all__ = ["distinct_latents", "place_beside", "scale_counts"]
+
+_REFINEMENTS = 5
+
+
+def distinct_latents(latents: Tensor, wanted: int) -> int:
+    """Return how many distinct latents there are, counting no further than `wanted` needs."""
+    return len(torch.unique(latents[: max(4 * wanted, 64)], dim=0))
+
+
+def place_beside(living: Tensor, latents: Tensor, m: int, *, source: str, seed: int) -> Tensor:
+    """Choose places for `m` codes given those that live.
+
+    `reservoir` draws latents at random. `kmeans` draws them in proportion to their squared distance from what is
+    already placed (the D^2 sampling of k-means++, Arthur & Vassilvitskii 2007) and then refines the new places, and
+    only those, by Lloyd iterations among all codes.
+
+    Args:
+        living: (k, D) codes that stay, k may be 0.
+        latents: (n, D) finite, n >= 1.
+        m: places wanted.
+        source: "kmeans" or "reservoir".
+        seed: of the draw.
+
+    Returns:
+        (m, D), distinct from each other: where latents repeat, copies are jittered by a thousandth of their spread.
+    """
+    generator = torch.Generator(device=latents.device).manual_seed(seed)
+    if source == "reservoir":
+        chosen = _draw(latents, m, generator)
+    else:
+        chosen = _refine(living, latents, _spread_out(living, latents, m, generator))
+    return _separate(chosen, living, latents, generator)
+
+
+def _draw(latents: Tensor, m: int, generator: torch.Generator) -> Tensor:
+    n = len(latents)
+    if n >= m:
+        return latents[torch.randperm(n, generator=generator, device=latents.device)[:m]].clone()
+    return latents[torch.randint(n, (m,), generator=generator, device=latents.device)].clone()
+
+
+def _spread_out(living: Tensor, latents: Tensor, m: int, generator: torch.Generator) -> Tensor:
+    if len(living):
+        nearest = (latents - living[assign(latents, living)]).square().sum(dim=-1)
+    else:
+        nearest = torch.ones(len(latents), device=latents.device)
+    chosen = torch.empty(m, latents.shape[1], device=latents.device)
+    for index in range(m):
+        total = nearest.sum()
+        weights = torch.where(total > 0, nearest, torch.ones_like(nearest))
+        pick = torch.multinomial(weights, 1, generator=generator)
+        chosen[index] = latents[pick[0]]
+        nearest = torch.minimum(nearest, (latents - chosen[index]).square().sum(dim=-1))
+    return chosen
+
+
+def _refine(living: Tensor, latents: Tensor, chosen: Tensor) -> Tensor:
+    k = len(living)
+    for _ in range(_REFINEMENTS):
+        codes = assign(latents, torch.cat([living, chosen]))
+        mine = codes >= k
+        sums = torch.zeros_like(chosen).index_add_(0, codes[mine] - k, latents[mine])
+        counts = torch.bincount(codes[mine] - k, minlength=len(chosen)).unsqueeze(-1)
+        chosen = torch.where(counts > 0, sums / counts.clamp(min=1), chosen)
+    return chosen
+
+
+def _separate(chosen: Tensor, living: Tensor, latents: Tensor, generator: torch.Generator) -> Tensor:
+    """Jitter rows until all are distinct; float32 keeps a thousandth of the spread apart from zero."""
+    spread = latents.std(dim=0, correction=0).mean().clamp(min=latents.abs().mean() * 1e-2).clamp(min=1e-6)
+    for _ in range(8):
+        together = torch.cat([living, chosen])
+        _, inverse, counts = torch.unique(together, dim=0, return_inverse=True, return_counts=True)
+        repeated = (counts[inverse] > 1)[len(living) :]
+        if not bool(repeated.any()):
+            break
+        noise = torch.randn(chosen.shape, generator=generator, device=chosen.device) * spread * 1e-3
+        chosen = torch.where(repeated.unsqueeze(-1), chosen + noise, chosen)
+    return chosen
+
+
+def scale_counts(counts: Tensor, present: Tensor, refill: float) -> Tensor:
+    """Return EMA counts for a codebook that was placed anew: shares as found, total as it was, none near death.
+
+    Args:
+        counts: (K,) latents per code.
+        present: (K,) EMA counts as they are.
+        refill: floor, as a fraction of the mean.
+    """
+    total = present.float().sum()
+    total = torch.where(total.isfinite() & (total > 0), total, counts.sum().float())
+    shares = counts.float() / counts.sum().clamp(min=1)
+    return torch.maximum(shares * total, refill * total / len(counts))

@@ -1,0 +1,63 @@
+"""`reset_codes`: place dead codes, or all, where latents are; table, EMA and optimizer rows together."""
+
+from __future__ import annotations
+
+import torch
+
+from collapse_guard.kmeans import fit_codebook
+from collapse_guard.policies import ResetCodes
+
+from .base import Intervention, clear_moments
+from .placement import distinct_latents, place_beside, scale_counts
+
+__all__ = ["ResetCodesIntervention"]
+
+_DEAD_BELOW = 0.1
+
+
+class ResetCodesIntervention(Intervention[ResetCodes]):
+    """Right when the codebook is bad and what updates it is sound. It permutes token ids."""
+
+    touches = frozenset({"codebook"})
+
+    def refusal(self) -> str | None:
+        """Refuse where rows cannot be written or where there is nothing to place them on."""
+        view = self.site.view
+        if (reason := view.why_not("reset")) is not None:
+            return reason
+        if not view.is_initialised():
+            return "the codebook is not initialised yet: its own start would overwrite what is written now"
+        latents = self.site.window.sample()
+        if distinct_latents(latents, 2) < 2:
+            return f"{len(latents)} finite latents with fewer than 2 distinct values: no codebook can follow them"
+        if self.params.scope == "dead" and not len(self._dead()):
+            return "no code is dead: every code has more than a tenth of the uniform share"
+        return None
+
+    def apply(self) -> str:
+        """Write the rows and clear their optimizer moments."""
+        site, view = self.site, self.site.view
+        latents = site.window.sample()
+        rows = torch.arange(view.K) if self.params.scope == "all" else self._dead()
+        present = view.ema_count.get() if view.ema_count is not None else None
+        if self.params.scope == "all" and self.params.source == "kmeans":
+            fit = fit_codebook(latents, view.K, metric=view.metric, seed=site.seed)
+            vectors, found = fit.codebook, fit.counts
+            counts = None if present is None else scale_counts(found.to(present.device), present, self.params.refill)
+        else:
+            living = torch.ones(view.K, dtype=torch.bool)
+            living[rows] = False
+            table = view.codebook().float()
+            vectors = place_beside(
+                table[living.to(table.device)], latents, len(rows), source=self.params.source, seed=site.seed
+            )
+            counts = None
+            if present is not None:
+                counts = torch.full((len(rows),), self.params.refill * float(present.float().mean()))
+        view.write_rows(rows, vectors, counts)
+        clear_moments(site, rows)
+        return f"{len(rows)} of {view.K} codes placed by {self.params.source} on {len(latents)} latents"
+
+    def _dead(self) -> torch.Tensor:
+        counts = torch.as_tensor(self.site.counts)
+        return (counts < _DEAD_BELOW * counts.sum() / len(counts)).nonzero().flatten()

@@ -1,0 +1,9 @@
+"""Where codes should stand, given latents: a k-means codebook, and the nearest code of each latent.
+
+It knows tensors and nothing of quantizers. FAISS and scikit-learn are loaded when a codebook is fitted, not before.
+"""
+
+from .fit import CodebookFit, fit_codebook
+from .search import Metric, assign
+
+__all__ = ["CodebookFit", "Metric", "assign", "fit_codebook"]

@@ -1,0 +1,167 @@
+"""The nearest code of each latent, exactly and in bounded memory, on the device where the latents are.
+
+Distances are float32 whatever the surrounding autocast or matmul precision says: bfloat16 cannot tell the codes of a
+large codebook apart. There is no index and no state here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+__all__ = ["METRICS", "Metric", "assign", "squared_errors", "unit_rows"]
+
+Metric: TypeAlias = Literal["l2", "cosine"]
+METRICS: tuple[Metric, ...] = ("l2", "cosine")
+
+_BLOCK = 1 << 22  # scores held at once: 16 MiB
+_CENTRE_ROWS = 1024  # rows that decide where the origin is put
+
+
+@torch.no_grad()
+def assign(latents: Tensor, codebook: Tensor, metric: Metric = "l2") -> Tensor:
+    """Return the index of the nearest codebook row for each latent; among equal rows the lowest.
+
+    Distances are compared as |c|^2 / 2 - z.c in float32, after the origin has been moved among the codes, so that a
+    common offset costs no precision; with "cosine" both sides are normalised first. A row of the codebook with NaN or
+    Inf, or with "cosine" a zero one, is never the nearest. Such a latent has no nearest row and gets 0: leave it out.
+
+    Args:
+        latents: (N, D) floating point; N may be 0.
+        codebook: (K, D) floating point, K at least 1, moved to the latents' device.
+        metric: "l2" for the Euclidean distance, "cosine" for the angle.
+
+    Returns:
+        (N,) int64 on the latents' device, from 0 to K - 1.
+
+    Raises:
+        ValueError: shapes that do not match, or an unknown metric.
+
+    >>> assign(torch.tensor([[0.2], [2.9], [1.0]]), torch.tensor([[0.0], [2.0], [2.0]])).tolist()
+    [0, 1, 0]
+    """
+    _check(latents, codebook, metric)
+    N, K = len(latents), len(codebook)
+    codes = torch.zeros(N, dtype=torch.int64, device=latents.device)
+    with _full_precision(latents.device):
+        rows, eligible = _comparable(codebook.to(latents.device), metric)
+        origin, bias, directions = _linear_form(rows)
+        bias = bias.masked_fill(~eligible, torch.inf)
+        directions = directions.nan_to_num(0.0, 0.0, 0.0)
+        first = _first_of_equals(directions)
+        step = max(1, _BLOCK // K)
+        for start in range(0, N, step):
+            block, comparable = _comparable(latents[start : start + step], metric)
+            nearest = torch.addmm(bias, block - origin, directions.T, alpha=-1).argmin(dim=1)
+            codes[start : start + step] = first[nearest].masked_fill(~comparable, 0)
+    return codes
+
+
+@torch.no_grad()
+def squared_errors(latents: Tensor, codebook: Tensor, codes: Tensor) -> Tensor:
+    """Return |z - c|^2 for each latent and its code.
+
+    Args:
+        latents: (N, D) float32.
+        codebook: (K, D) float32 on the same device.
+        codes: (N,) int64.
+
+    Returns:
+        (N,) float32, computed from differences, hence accurate near zero.
+    """
+    errors = torch.empty(len(latents), device=latents.device)
+    step = max(1, _BLOCK // latents.shape[1])
+    for start in range(0, len(latents), step):
+        part = slice(start, start + step)
+        errors[part] = (latents[part] - codebook[codes[part]]).square().sum(dim=1)
+    return errors
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Return (N, D) rows scaled to length 1, tiny and huge ones too; a zero row stays zero."""
+    largest = rows.abs().amax(dim=1, keepdim=True)
+    scaled = rows / torch.where(largest > 0, largest, 1.0)
+    length: Tensor = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    return scaled / length.clamp(min=1.0)
+
+
+def _comparable(rows: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
+    """Return the rows in float32, normalised with "cosine", and which of them a distance can be taken from."""
+    values = rows.float()
+    comparable = values.isfinite().all(dim=1)
+    if metric == "cosine":
+        return unit_rows(values), comparable & (values != 0).any(dim=1)
+    return values, comparable
+
+
+def _linear_form(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (origin, bias, directions) with which bias - (z - origin) . directions orders the rows by distance.
+
+    The rows are divided by a power of two near their largest entry, which is exact and keeps squares in range.
+    """
+    stride = max(1, len(rows) // _CENTRE_ROWS)
+    # A median, since one runaway code must not move the origin; by sorting, since CUDA's median is not deterministic.
+    ordered = rows[::stride].nan_to_num(0.0, 0.0, 0.0).sort(dim=0).values
+    origin = ordered[(len(ordered) - 1) // 2]
+    centred = rows - origin
+    largest = centred.nan_to_num(0.0, 0.0, 0.0).abs().max()
+    directions = centred / torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent)
+    return origin, (centred * directions).sum(dim=1) / 2, directions
+
+
+def _first_of_equals(rows: Tensor) -> Tensor:
+    """Return (K,) the lowest index whose row equals each row.
+
+    A matrix product may round equal columns differently, so equal rows are told apart here and not by their scores.
+    Equal rows share a key; sorting by it brings them together.
+    """
+    weights = torch.arange(1, rows.shape[1] + 1, device=rows.device, dtype=torch.float32).mul(0.7390851).cos()
+    order = (rows * weights).sum(dim=1).argsort(stable=True)
+    place = torch.arange(len(rows), device=rows.device)
+    ordered = rows[order]
+    starts = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+    starts[1:] = (ordered[1:] != ordered[:-1]).any(dim=1)
+    start = torch.where(starts, place, 0).cummax(dim=0).values
+    return torch.empty_like(order).scatter_(0, order, order[start])
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Switch autocast and reduced matmul precision (TF32, bfloat16) off, and back as they were."""
+    # Backend by backend, as the call for all of them raises where a user has set one. "none" stands for full precision.
+    backends: list[Any] = [torch.backends.cuda, torch.backends.mkldnn]
+    products = [each.matmul for each in backends if hasattr(getattr(each, "matmul", None), "fp32_precision")]
+    reduced = [(each, each.fp32_precision) for each in products if each.fp32_precision not in ("none", "ieee")]
+    with torch.autocast(device.type, enabled=False):
+        try:
+            for product, _ in reduced:
+                product.fp32_precision = "ieee"
+            with nullcontext() if products else _full_precision_before_2_9():
+                yield
+        finally:
+            for product, precision in reduced:
+                product.fp32_precision = precision
+
+
+@contextmanager
+def _full_precision_before_2_9() -> Iterator[None]:
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _check(latents: Tensor, codebook: Tensor, metric: str) -> None:
+    if metric not in METRICS:
+        raise ValueError(f"metric: expected one of {', '.join(METRICS)}, got {metric!r}")
+    if latents.ndim != 2 or codebook.ndim != 2 or latents.shape[1] != codebook.shape[1] or codebook.numel() == 0:
+        raise ValueError(
+            "expected latents of shape (N, D) and a codebook of shape (K, D) with K and D at least 1, "
+            f"got {tuple(latents.shape)} and {tuple(codebook.shape)}"
+        )

@@ -1,0 +1,101 @@
+"""Rows that no latent backs: with fewer distinct latents than codes, each is a code, and what is left stands near them.
+
+A surplus row is never zero and never equal to another row: of two equal rows only one can be chosen, and a zero row
+attracts every small latent. It stands off from the code that it copies by `JITTER` times the spread of the latents
+(root mean squared distance from their mean), at least by `JITTER_FLOOR` times the largest entry in each direction (by
+`JITTER` where rows have length 1 or all latents are zero), and at random up to twice that: far above what float32
+resolves, and small against the data. Rows that still coincide, as they may in one dimension, are drawn again with twice
+the jitter.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .backends import Points
+from .search import assign, squared_errors, unit_rows
+
+__all__ = ["distinct_rows", "jittered_copies", "place_rows", "spread_of"]
+
+JITTER = 1e-2
+JITTER_FLOOR = 16 * float(np.finfo(np.float32).eps)
+
+_BLOCK = 1 << 16  # points held in float64 at once
+
+
+def distinct_rows(points: Points, most: int) -> Points | None:
+    """Return the distinct rows in order of first appearance, or None as soon as there are more than `most`."""
+    seen: dict[bytes, int] = {}
+    for index, row in enumerate(points + np.float32(0)):  # + 0 turns -0.0 into 0.0
+        seen.setdefault(row.tobytes(), index)
+        if len(seen) > most:
+            return None
+    return points[list(seen.values())]
+
+
+def place_rows(rows: Tensor, init: Tensor | None, K: int) -> Tensor:
+    """Return (n,) the code that each of n <= K distinct rows becomes.
+
+    Without a codebook to start from, the first n codes. With one, a code goes to the closest of the rows that have it
+    as their nearest, so that its meaning stays; the remaining rows take the free codes in order.
+    """
+    if init is None:
+        return torch.arange(len(rows))
+    wanted = assign(rows, init)
+    taken: dict[int, int] = {}
+    for row in squared_errors(rows, init, wanted).argsort(stable=True).tolist():
+        taken.setdefault(int(wanted[row]), row)
+    kept = {row: code for code, row in taken.items()}
+    free = (code for code in range(K) if code not in taken)
+    return torch.tensor([kept[row] if row in kept else next(free) for row in range(len(rows))])
+
+
+def jittered_copies(used: Points, weights: Points, surplus: int, spread: float, seed: int, *, unit: bool) -> Points:
+    """Return rows beside the used ones, evenly shared out among them, the rest beside those used most.
+
+    Args:
+        used: (m, D) the rows that latents back, m at least 1.
+        weights: (m,) their counts.
+        surplus: how many rows to return.
+        spread: `spread_of` the latents.
+        seed: of the jitter.
+        unit: project the rows to length 1; D is then at least 2.
+
+    Returns:
+        (surplus, D) float32, different from each other and from the used rows, none zero.
+    """
+    generator = np.random.default_rng(seed)
+    D = used.shape[1]
+    order = np.argsort(-weights, kind="stable")
+    sources = used[order[np.arange(surplus) % len(used)]]
+    floor = JITTER if unit else JITTER_FLOOR * math.sqrt(D) * float(np.abs(used).max())
+    length = max(JITTER * spread, floor) or JITTER
+    taken = {row.tobytes() for row in used + np.float32(0)} | {np.zeros(D, dtype=np.float32).tobytes()}
+    copies = np.empty_like(sources)
+    pending = list(range(surplus))
+    while pending:
+        offsets = generator.normal(size=(len(pending), D))
+        offsets *= length * generator.uniform(1, 2, size=(len(pending), 1)) / np.linalg.norm(offsets, axis=1)[:, None]
+        drawn = (sources[pending] + offsets).astype(np.float32)
+        if unit:
+            drawn = unit_rows(torch.from_numpy(drawn)).numpy()
+        again = []
+        for index, row in zip(pending, drawn + np.float32(0), strict=True):
+            if row.tobytes() in taken:
+                again.append(index)
+            else:
+                taken.add(row.tobytes())
+                copies[index] = row
+        pending, length = again, 2 * length
+    return copies
+
+
+def spread_of(points: Points) -> float:
+    """Root mean squared distance of the points (n, D) from their mean, summed in float64."""
+    mean = points.mean(axis=0, dtype=np.float64)
+    blocks = (points[start : start + _BLOCK] for start in range(0, len(points), _BLOCK))
+    return math.sqrt(sum(float(np.square(block - mean).sum()) for block in blocks) / len(points))

@@ -1,0 +1,84 @@
+"""The durable event log: one JSON object a line, flushed line by line."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from collapse_guard.events import SCHEMA, Event
+
+__all__ = ["JsonLinesSink", "read_events"]
+
+_logger = logging.getLogger("collapse_guard")
+
+
+class JsonLinesSink:
+    """Appends events to `<log dir>/collapse_guard/events.jsonl`; the file is opened at the first event.
+
+    Args:
+        log_dir: directory of the run.
+    """
+
+    def __init__(self, log_dir: str | Path) -> None:
+        """Store the path; nothing is created yet."""
+        self.path = Path(log_dir) / "collapse_guard" / "events.jsonl"
+        self._file: TextIO | None = None
+
+    def write(self, event: Event) -> None:
+        """Append one line and flush it."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            torn = self.path.exists() and self.path.stat().st_size > 0 and not _ends_with_newline(self.path)
+            self._file = self.path.open("a", encoding="utf-8")
+            if torn:  # a run that was killed in the middle of a line must not swallow the first line of the next
+                self._file.write("\n")
+        self._file.write(json.dumps(event.as_record(), ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) == b"\n"
+
+
+def read_events(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of an event log; a torn or foreign line is skipped with a warning.
+
+    Args:
+        path: an `events.jsonl`, or a directory that holds `collapse_guard/events.jsonl`.
+
+    Raises:
+        FileNotFoundError: there is no event log there.
+        ValueError: a record has a newer schema than this version reads.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "collapse_guard" / "events.jsonl"
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                _logger.warning("%s:%d is not a whole JSON line (a torn write?); skipped", path, number)
+                continue
+            if not isinstance(record, dict):
+                _logger.warning("%s:%d is not an event; skipped", path, number)
+                continue
+            if record.get("schema", 0) > SCHEMA:
+                raise ValueError(
+                    f"{path}:{number}: expected schema {SCHEMA} or older, got {record['schema']}; "
+                    "upgrade collapse_guard"
+                )
+            yield record

@@ -1,0 +1,252 @@
+"""From code counts to numbers: how much of a codebook is in use, and how much could be.
+
+Pure functions in float64 on the host. Counts are additive: count per window and per rank, add the vectors, and only
+then ask for a number (a mean of perplexities is not a perplexity). Nothing here touches modules, devices or ranks, and
+nothing is added inside a logarithm, so one used code reads exactly 1.0.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "dead_fraction",
+    "effective_rank",
+    "entropy",
+    "perplexity",
+    "perplexity_ceiling",
+    "top_share",
+    "usage",
+]
+
+#: What `numpy.asarray` takes: an array, a nested sequence, a tensor on the CPU.
+Values: TypeAlias = "npt.ArrayLike | Tensor"
+Array: TypeAlias = npt.NDArray[np.float64]
+
+_ASYMPTOTIC_FROM = 10_000  # tokens per code
+_TAIL_EXPONENT = 60.0  # mass left out of the binomial sum: below 2 exp(-60), about 2e-26
+
+
+def entropy(counts: Values) -> float:
+    """Entropy of the code distribution in nats, from 0 to ln K.
+
+    H = -sum p ln p over the codes with p = count / total > 0 (Shannon 1948, section 6).
+
+    Args:
+        counts: (K,) non-negative integers, not all zero.
+
+    Raises:
+        ValueError: no counts, a negative or non-finite count, only zeros, or more than one axis.
+
+    >>> entropy([7, 0, 0])
+    0.0
+    >>> round(entropy([5, 5]), 6)  # ln 2
+    0.693147
+    """
+    shares = _shares(counts)
+    used = shares[shares > 0]
+    return _entropy_of(used)
+
+
+def perplexity(counts: Values) -> float:
+    """Effective number of codes in use: exp of the entropy in nats, from 1 to the number of used codes.
+
+    Args:
+        counts: (K,) non-negative integers, not all zero.
+
+    Raises:
+        ValueError: as for `entropy`.
+
+    >>> perplexity([0, 9, 0, 0])
+    1.0
+    >>> round(perplexity([5, 5, 0, 0]), 9)
+    2.0
+    """
+    shares = _shares(counts)
+    used = shares[shares > 0]
+    return min(math.exp(_entropy_of(used)), float(used.size))
+
+
+def usage(counts: Values) -> float:
+    """Share of codes with a count above zero, above 0 and at most 1.
+
+    Args:
+        counts: (K,) non-negative integers, not all zero.
+
+    Raises:
+        ValueError: as for `entropy`.
+
+    >>> usage([5, 5, 0, 0])
+    0.5
+    """
+    return float(np.mean(_shares(counts) > 0))
+
+
+def top_share(counts: Values) -> float:
+    """Largest share of the tokens that falls on one code, from 1/K to 1.
+
+    Args:
+        counts: (K,) non-negative integers, not all zero.
+
+    Raises:
+        ValueError: as for `entropy`.
+
+    >>> top_share([6, 2, 0, 0])
+    0.75
+    """
+    return float(_shares(counts).max())
+
+
+def dead_fraction(counts: Values, dead_below: float) -> float:
+    """Share of codes used less than `dead_below` times the uniform share 1/K, from 0 to below 1.
+
+    A code without any token is dead whatever the bound; `dead_below=0` therefore counts the unused codes.
+
+    Args:
+        counts: (K,) non-negative integers, not all zero.
+        dead_below: a fraction of the uniform share, from 0 to 1.
+
+    Raises:
+        ValueError: as for `entropy`, or `dead_below` outside [0, 1].
+
+    >>> dead_fraction([96, 2, 2, 0], dead_below=0.1)  # the uniform share is 25 tokens, a tenth of it 2.5
+    0.75
+    >>> dead_fraction([96, 2, 2, 0], dead_below=0)
+    0.25
+    """
+    if not 0 <= dead_below <= 1:
+        raise ValueError(f"dead_below: expected a fraction of the uniform share, from 0 to 1, got {dead_below}")
+    values = _checked(counts)
+    bound = dead_below * float(values.sum()) / values.size
+    return float(np.mean((values == 0) | (values < bound)))
+
+
+@lru_cache(maxsize=4096)
+def perplexity_ceiling(tokens: int, K: int) -> float:
+    """Perplexity that perfectly uniform codes would show with this many tokens, from 1 to K.
+
+    exp(E[H]), with H the entropy of counts drawn Multinomial(tokens, uniform over K). By symmetry and linearity only
+    the marginal of one code matters: E[H] = ln n - (K/n) E[c ln c] with c ~ Binomial(n, 1/K). It is evaluated as
+    ln K - E[x ln x], x = cK/n, which is the same and loses no digits when n is large.
+
+    The sum runs over all c but those of total mass below 1e-18. Above 10,000 tokens per code the expansion in 1/tokens
+    replaces it; there the two agree to better than 1e-12 (relative). Codes that are spread more evenly than chance
+    would spread them read a little above this ceiling.
+
+    Args:
+        tokens: number of tokens counted, at least 1.
+        K: number of codes, at least 1.
+
+    Raises:
+        ValueError: fewer than one token or code.
+
+    >>> round(perplexity_ceiling(64, 512))
+    59
+    >>> perplexity_ceiling(1, 512)
+    1.0
+    """
+    if tokens < 1 or K < 1:
+        raise ValueError(f"expected at least 1 token and 1 code, got tokens={tokens} and K={K}")
+    if tokens == 1 or K == 1:
+        return 1.0
+    excess = _excess_expanded(tokens, K) if tokens / K > _ASYMPTOTIC_FROM else _excess_summed(tokens, K)
+    return min(max(math.exp(math.log(K) - excess), 1.0), float(K))
+
+
+def effective_rank(covariance: Values) -> float:
+    """Number of directions that a covariance really spreads over, from 1 to D.
+
+    exp of the entropy of the eigenvalues, normalised to sum to 1 (Roy and Vetterli, "The effective rank: a measure of
+    effective dimensionality", EUSIPCO 2007; the singular values of a covariance are its eigenvalues).
+
+    Args:
+        covariance: (D, D) symmetric, finite, without negative eigenvalues beyond rounding, not all zero.
+
+    Raises:
+        ValueError: the matrix is none of that. One with no spread at all has no rank: ask for its trace first.
+
+    >>> effective_rank([[4.0, 0.0], [0.0, 0.0]])
+    1.0
+    >>> round(effective_rank([[1.0, 0.0], [0.0, 1.0]]), 9)
+    2.0
+    """
+    matrix = np.asarray(covariance, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
+        raise ValueError(f"covariance: expected a square matrix of shape (D, D), got shape {matrix.shape}")
+    if not np.isfinite(matrix).all():
+        raise ValueError("covariance: expected finite entries, got NaN or Inf; leave non-finite latents out of it")
+    largest = float(np.abs(matrix).max())
+    if largest == 0:
+        raise ValueError("covariance: expected some spread, got only zeros; constant latents have no effective rank")
+    matrix = matrix / largest
+    if not np.allclose(matrix, matrix.T, rtol=0, atol=1e-4):
+        raise ValueError("covariance: expected a symmetric matrix, got one that differs from its transpose")
+    spectrum = np.linalg.eigvalsh((matrix + matrix.T) / 2)
+    if spectrum[0] < -1e-4 * spectrum[-1]:
+        raise ValueError(f"covariance: expected no negative eigenvalues, got {spectrum[0] * largest:.3g}")
+    positive = spectrum[spectrum > 0]
+    return min(math.exp(_entropy_of(positive / positive.sum())), float(positive.size))
+
+
+def _checked(counts: Values) -> Array:
+    """Return counts as a (K,) float64 array, or say what is wrong with them."""
+    values = np.asarray(counts, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"counts: expected one count per code, shape (K,) with K at least 1, got shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError("counts: expected finite numbers, got NaN or Inf")
+    if values.min() < 0:
+        raise ValueError(f"counts: expected no negative count, got {values.min():g} for code {values.argmin()}")
+    if not values.any():
+        raise ValueError(f"counts: expected at least one token, got {values.size} zeros; skip a window without tokens")
+    return values
+
+
+def _shares(counts: Values) -> Array:
+    values = _checked(counts)
+    return np.asarray(values / values.sum(), dtype=np.float64)
+
+
+def _entropy_of(shares: Array) -> float:
+    """Entropy in nats of positive shares that sum to 1; rounding never takes it below 0."""
+    return max(0.0, -float(np.sum(shares * np.log(shares))))
+
+
+def _excess_summed(tokens: int, K: int) -> float:
+    """E[x ln x] for x = cK/n, c ~ Binomial(n, 1/K), summed over the support around the mean.
+
+    Outside mean +- t lies a mass below 2 exp(-a) when t^2 = 2 a (variance + t/3) (Bernstein's inequality). The
+    probabilities come from the ratio of neighbours, p(c+1)/p(c) = (n-c) / ((c+1)(K-1)), summed in logarithms outwards
+    from the mode and normalised: no factorials, hence no loss of digits for large n.
+    """
+    mean = tokens / K
+    variance = mean * (1 - 1 / K)
+    reach = _TAIL_EXPONENT / 3 + math.sqrt(_TAIL_EXPONENT**2 / 9 + 2 * _TAIL_EXPONENT * variance)
+    low, high = max(0, math.floor(mean - reach)), min(tokens, math.ceil(mean + reach))
+    count = np.arange(low, high + 1, dtype=np.float64)
+    steps = np.log((tokens - count[:-1]) / ((count[:-1] + 1) * (K - 1)))
+    mode = min(max((tokens + 1) // K, low), high) - low
+    logarithm = np.zeros_like(count)
+    logarithm[mode + 1 :] = np.cumsum(steps[mode:])
+    logarithm[:mode] = -np.cumsum(steps[:mode][::-1])[::-1]
+    probability = np.exp(logarithm)
+    x = count / mean
+    terms = x * np.log(np.where(x > 0, x, 1.0))
+    return float(np.sum(probability * terms) / np.sum(probability))
+
+
+def _excess_expanded(tokens: int, K: int) -> float:
+    """The same for many tokens per code: Taylor's series of x ln x around 1 with the binomial's central moments.
+
+    With m = n/K, p = 1/K and q = 1 - p: q/(2m) + q(1+p)/(12 m^2) + O(1/m^3).
+    """
+    mean, p = tokens / K, 1 / K
+    return (1 - p) / (2 * mean) + (1 - p) * (1 + p) / (12 * mean**2)

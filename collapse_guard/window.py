@@ -1,0 +1,154 @@
+"""What one codebook showed since the last reading: integer counts of every token, and a few recent latents.
+
+All of it stays on the device where the quantizer runs. Recording adds to tensors in place and asks the device
+nothing, so it costs no synchronisation. The latents live in a ring of fixed size which outlasts a window, so that a
+repair may draw on more than the last few steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Window", "ring_capacity"]
+
+_PER_FORWARD = 256
+_RING_ELEMENTS = 1 << 24  # 64 MiB of float32
+
+
+def ring_capacity(K: int, D: int) -> int:
+    """Return how many latents are kept: 16 per code, at least 4096, at most 65,536 and never above 64 MiB."""
+    return max(min(max(16 * K, 4096), 65_536, _RING_ELEMENTS // D), 1)
+
+
+class Window:
+    """Counts and recent latents of one codebook.
+
+    Args:
+        K: number of codes.
+        D: dimension of a latent.
+        seed: of the private stream that picks which latents are kept.
+    """
+
+    def __init__(self, K: int, D: int, *, seed: int = 0) -> None:
+        """Store sizes; tensors are allocated at the first observation, on its device."""
+        self.K = K
+        self.D = D
+        self.capacity = ring_capacity(K, D)
+        self._seed = seed
+        self._counts: Tensor | None = None
+        self._latents: Tensor | None = None
+        self._valid: Tensor | None = None
+        self._generator: torch.Generator | None = None
+        self._added = 0  # latents ever added
+        self._added_before = 0  # of those, before this window began
+
+    @torch.no_grad()
+    def add(self, codes: Tensor, latents: Tensor) -> None:
+        """Count every code and keep at most 256 of the latents.
+
+        Args:
+            codes: (n,) integers; outside [0, K) is not a token.
+            latents: (n, D).
+        """
+        if codes.numel() == 0:
+            return
+        self._allocate(codes.device)
+        assert self._counts is not None
+        codes = codes.long()
+        valid = (codes >= 0) & (codes < self.K)
+        # What is not a token lands in an extra bin: filtering would have to ask the device how many are left.
+        bins = torch.where(valid, codes, self.K)
+        tallies = self._counts[: self.K + 1]
+        tallies.scatter_add_(0, bins, torch.ones_like(bins))
+        finite = latents.sum(dim=-1, dtype=torch.float32).isfinite()
+        self._counts[self.K + 1] += (valid & ~finite).sum()
+        self._keep(latents, valid)
+
+    def _allocate(self, device: torch.device) -> None:
+        if self._counts is None or self._counts.device != device:
+            self._counts = torch.zeros(self.K + 2, dtype=torch.int64, device=device)
+            self._latents = torch.zeros(self.capacity, self.D, dtype=torch.float32, device=device)
+            self._valid = torch.zeros(self.capacity, dtype=torch.bool, device=device)
+            self._generator = torch.Generator(device=device).manual_seed(self._seed)
+            self._added = self._added_before = 0
+
+    def _keep(self, latents: Tensor, valid: Tensor) -> None:
+        assert self._latents is not None
+        assert self._valid is not None
+        n, most = latents.shape[0], min(_PER_FORWARD, self.capacity)
+        if n > most:
+            chosen = torch.randperm(n, generator=self._generator, device=latents.device)[:most]
+            latents, valid, n = latents[chosen], valid[chosen], most
+        start = self._added % self.capacity
+        head = min(n, self.capacity - start)
+        self._latents[start : start + head] = latents[:head]
+        self._valid[start : start + head] = valid[:head]
+        if head < n:
+            self._latents[: n - head] = latents[head:]
+            self._valid[: n - head] = valid[head:]
+        self._added += n
+
+    @property
+    def tallies(self) -> Tensor | None:
+        """(K + 2,) int64 on the device: uses of each code, then non-tokens, then tokens with a non-finite latent."""
+        return self._counts
+
+    def spread(self, most: int) -> tuple[Tensor, Tensor]:
+        """Return up to `most` latents spread evenly over this window, (n, D), and which are tokens, (n,) bool."""
+        if self._latents is None or self._valid is None:
+            return torch.zeros(0, self.D), torch.zeros(0, dtype=torch.bool)
+        available = min(self._added - self._added_before, self.capacity)
+        n = min(most, available)
+        offsets = torch.arange(n, device=self._latents.device) * available // max(n, 1)
+        rows = (self._added - available + offsets) % self.capacity
+        return self._latents[rows], self._valid[rows]
+
+    def sample(self) -> Tensor:
+        """Return every finite latent in the ring that belongs to a token, (n, D). Waits for the device."""
+        if self._latents is None or self._valid is None:
+            return torch.zeros(0, self.D)
+        held = min(self._added, self.capacity)
+        latents, valid = self._latents[:held], self._valid[:held]
+        return latents[valid & latents.isfinite().all(dim=-1)]
+
+    def restart(self) -> None:
+        """Begin a new window: counts at zero; the ring keeps its latents."""
+        if self._counts is not None:
+            self._counts.zero_()
+        self._added_before = self._added
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the window as plain data and tensors."""
+        state: dict[str, Any] = {"added": self._added, "added_before": self._added_before}
+        if self._counts is not None and self._latents is not None and self._valid is not None:
+            assert self._generator is not None
+            state |= {"counts": self._counts.cpu(), "latents": self._latents.cpu(), "valid": self._valid.cpu()}
+            state["generator"] = self._generator.get_state()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Restore a window on a device; a state of another K or D is refused.
+
+        Raises:
+            ValueError: the state belongs to a codebook of another size.
+        """
+        if "counts" not in state:
+            return
+        if state["counts"].numel() != self.K + 2 or state["latents"].shape != (self.capacity, self.D):
+            raise ValueError(
+                f"expected the window of a {self.K} x {self.D} codebook, got one of "
+                f"{state['counts'].numel() - 2} x {state['latents'].shape[-1]}; it was not restored"
+            )
+        self._allocate(device)
+        assert self._counts is not None
+        assert self._latents is not None
+        assert self._valid is not None
+        self._counts.copy_(state["counts"])
+        self._latents.copy_(state["latents"])
+        self._valid.copy_(state["valid"])
+        if self._generator is not None and state["generator"].numel() == self._generator.get_state().numel():
+            self._generator.set_state(state["generator"])
+        self._added, self._added_before = int(state["added"]), int(state["added_before"])

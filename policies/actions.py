@@ -1,0 +1,143 @@
+"""What a ladder may name: actions and their parameters, as plain values.
+
+An action here is a name and a validated set of numbers. What it does to a quantizer is written elsewhere, under the
+same name; a policy can name actions, never code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .duration import Duration, PositiveSteps
+from .errors import suggest
+
+__all__ = [
+    "Action",
+    "Alert",
+    "DecayCommitment",
+    "FallbackTokenizer",
+    "ResetCodes",
+    "action_named",
+    "actions",
+    "register_action",
+]
+
+
+class Action(BaseModel):
+    """Base of the parameters of every action; subclass it, give it a name, and register it.
+
+    Attributes:
+        action: the name that a ladder uses, in snake_case.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    action: ClassVar[str]
+
+    def describe(self) -> str:
+        """Return the action as one would call it: `reset_codes(scope=all, source=kmeans, refill=0.5)`."""
+        return f"{self.action}({', '.join(f'{name}={value}' for name, value in self)})"
+
+
+class ResetCodes(Action):
+    """Put codes back where the latents are.
+
+    Attributes:
+        scope: `dead` codes only, or `all` of them.
+        source: where new vectors come from: `kmeans` centroids of sampled latents, or the latents in the `reservoir`.
+        refill: moving-average count given to a revived code, as a fraction of the mean count, in (0, 1].
+    """
+
+    action: ClassVar[str] = "reset_codes"
+
+    scope: Literal["dead", "all"] = "dead"
+    source: Literal["kmeans", "reservoir"] = "kmeans"
+    refill: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
+class DecayCommitment(Action):
+    """Multiply the commitment weight by a factor, so that the encoder is pulled less towards few codes.
+
+    Attributes:
+        factor: what the weight is multiplied by, in (0, 1).
+        floor: the weight is never taken below this, above 0.
+    """
+
+    action: ClassVar[str] = "decay_commitment"
+
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    floor: Annotated[float, Field(gt=0)] = 0.01
+
+
+class FallbackTokenizer(Action):
+    """Take the update away from the quantizer: a k-means codebook stands in for its own.
+
+    Attributes:
+        backend: the library that fits it, `faiss` or `sklearn`.
+        refit_every: the first wait before it follows the moving latents, 1 step or more.
+        refit_growth: each later wait is so many times the one before, 1 or more: an encoder settles.
+        refit_iterations: k-means iterations of one refit, 1 or more.
+    """
+
+    action: ClassVar[str] = "fallback_tokenizer"
+
+    backend: Literal["faiss", "sklearn"] = "faiss"
+    refit_every: PositiveSteps = Duration(50, "steps")
+    refit_growth: Annotated[float, Field(ge=1)] = 1.5
+    refit_iterations: Annotated[int, Field(ge=1)] = 5
+
+
+class Alert(Action):
+    """Touch nothing: a rung that only tells."""
+
+    action: ClassVar[str] = "alert"
+
+
+_ACTIONS: dict[str, type[Action]] = {
+    model.action: model for model in (ResetCodes, DecayCommitment, FallbackTokenizer, Alert)
+}
+
+_RUNG_OPTIONS = {"action", "params", "repeat", "within"}
+
+
+def actions() -> Mapping[str, type[Action]]:
+    """Return the known actions by name: a live view that cannot be written to."""
+    return MappingProxyType(_ACTIONS)
+
+
+def register_action(name: str, model: type[Action]) -> None:
+    """Let policies name one more action.
+
+    Args:
+        name: the name in a ladder, in snake_case; it must equal `model.action`.
+        model: its parameters. Registering the same model again changes nothing.
+
+    Raises:
+        ValueError: if the name belongs to another model, to an option of a rung, or is not the model's own.
+    """
+    declared = getattr(model, "action", None)
+    if name != declared:
+        expected = f"expected {model.__name__} to declare `action: ClassVar[str] = {name!r}`"
+        raise ValueError(f"{expected}, got {declared!r}. An action carries its own name, for the log.")
+    if not name.isidentifier() or name in _RUNG_OPTIONS:
+        reserved = ", ".join(sorted(_RUNG_OPTIONS))
+        raise ValueError(f"expected an action name in snake_case other than {reserved}, got {name!r}. Choose another.")
+    if _ACTIONS.setdefault(name, model) is not model:
+        taken = _ACTIONS[name]
+        raise ValueError(f"expected a new action name, got {name!r}, which is {taken.__module__}.{taken.__qualname__}.")
+
+
+def action_named(name: str) -> type[Action]:
+    """Return the parameters' model of an action.
+
+    Raises:
+        LookupError: for an unknown name; the message lists the known ones.
+    """
+    try:
+        return _ACTIONS[name]
+    except KeyError:
+        raise LookupError(f"unknown action {name!r}. {suggest(name, _ACTIONS)}") from None

@@ -1,0 +1,258 @@
+"""Conditions: what `when`, `clear` and `success` may say about a reading, and how it is decided.
+
+The language is deliberately small: a comparison of one field with one number, a list (all must hold), or `any:` with a
+list of which one is enough; an entry of a list may be such a condition itself. The text is taken apart by a regular expression and never evaluated as code.
+
+Logic has three values (Kleene, Introduction to Metamathematics, 1952, section 64): a field that is missing or NaN makes
+its comparison unknown, `None`, which neither fires nor clears a rule; the whole is unknown only where the known
+comparisons do not decide it.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
+
+from .errors import MismatchError, Place, quote, suggest
+from .reading import NUMERIC_FIELDS, Reading
+
+__all__ = ["Comparison", "Condition", "ConditionField", "Test"]
+
+Test: TypeAlias = Callable[[Reading], "bool | None"]
+"""A compiled condition: whether a reading satisfies it, or `None` where that cannot be known."""
+
+_OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+_OPPOSITE = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
+_MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
+
+_NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
+_NAME = r"[A-Za-z_]\w*"
+_SIGN = r"<=|>=|==|!=|<|>"
+_COMPARISON = re.compile(rf"\s*({_NAME})\s*({_SIGN})\s*({_NUMBER})\s*")
+_REVERSED = re.compile(rf"\s*({_NUMBER})\s*({_SIGN})\s*({_NAME})\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One field of a reading against one number.
+
+    Attributes:
+        field: a name in `NUMERIC_FIELDS`.
+        sign: `<`, `<=`, `>`, `>=`, `==` or `!=`.
+        threshold: a finite number.
+    """
+
+    field: str
+    sign: str
+    threshold: float
+
+    @classmethod
+    def parse(cls, text: object) -> Comparison:
+        """Read `field sign number`.
+
+        >>> Comparison.parse("perplexity < 1.5")
+        Comparison(field='perplexity', sign='<', threshold=1.5)
+
+        Raises:
+            MismatchError: with the likely correction.
+        """
+        match = _COMPARISON.fullmatch(text) if isinstance(text, str) else None
+        if match is None:
+            raise MismatchError("a comparison such as `perplexity < 1.5`", quote(text), _correction(text))
+        field, sign, number = match.groups()
+        if field not in NUMERIC_FIELDS:
+            raise MismatchError("a numeric field of a reading", quote(field), suggest(field, NUMERIC_FIELDS))
+        if not math.isfinite(float(number)):
+            raise MismatchError("a finite number", _ellipsis(number))
+        return cls(field, sign, float(number))
+
+    def negated(self) -> Comparison:
+        """Return the comparison that holds exactly where this one is known not to."""
+        return Comparison(self.field, _OPPOSITE[self.sign], self.threshold)
+
+    def compile(self) -> Test:
+        """Return a fast test of a reading; `None` where the field is missing or NaN."""
+        field_of, compare, threshold = operator.attrgetter(self.field), _OPERATORS[self.sign], self.threshold
+
+        def test(reading: Reading) -> bool | None:
+            value = field_of(reading)
+            return None if value is None or value != value else compare(value, threshold)
+
+        return test
+
+    def measure(self, reading: Reading) -> str:
+        """Write the field with its value, precisely enough to tell it from the threshold: `perplexity 1.00`."""
+        value = getattr(reading, self.field)
+        if value is None or isinstance(value, int):
+            return f"{self.field} {'unknown' if value is None else value}"
+        compare = _OPERATORS[self.sign]
+
+        def tells(text: str) -> bool:
+            shown = float(text)
+            return compare(shown, self.threshold) is compare(value, self.threshold) and (shown == 0) is (value == 0)
+
+        rounded = (f"{value:.{places}f}" for places in range(2, 9))
+        return f"{self.field} {next(filter(tells, rounded), repr(value))}"
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.sign} {self.threshold:.15g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Parts of which all must hold, or any one.
+
+    Attributes:
+        parts: one or more comparisons or conditions.
+        any: whether one of them is enough.
+    """
+
+    parts: tuple[Comparison | Condition, ...]
+    any: bool = False
+
+    def __post_init__(self) -> None:
+        """Write what both spellings of a single part mean in one way, so that equal conditions are equal."""
+        if len(self.parts) == 1:
+            object.__setattr__(self, "any", False)
+
+    @classmethod
+    def parse(cls, value: object) -> Condition:
+        """Read a condition as YAML gives it; a `Condition` is returned as it is.
+
+        >>> str(Condition.parse([{"any": ["perplexity >= 10", "usage > 0.5"]}, "relative_error < 1"]))
+        '(perplexity >= 10 or usage > 0.5) and relative_error < 1'
+
+        Raises:
+            MismatchError: whose `place` is the comparison that is wrong.
+        """
+        if isinstance(value, Condition):
+            return value
+        if isinstance(value, Mapping):
+            if set(value) != {"any"}:
+                hint = "Write `any: [...]`, or a plain list of comparisons that must all hold."
+                raise MismatchError("a comparison, a list, or a mapping with the one key `any`", quote(value), hint)
+            return cls(_parts(value["any"], ("any",)), any=True)
+        if isinstance(value, (list, tuple)):
+            return cls(_parts(value, ()))
+        return cls((Comparison.parse(value),))
+
+    def negated(self) -> Condition:
+        """Return the condition that holds exactly where this one is known not to (De Morgan)."""
+        return Condition(tuple(part.negated() for part in self.parts), any=not self.any)
+
+    def compile(self) -> Test:
+        """Return a fast test of a reading: true, false, or `None` for unknown."""
+        tests = [part.compile() for part in self.parts]
+        if len(tests) == 1:
+            return tests[0]
+        decisive = self.any  # the one answer of a part that settles the whole
+
+        def test(reading: Reading) -> bool | None:
+            verdict: bool | None = not decisive
+            for part in tests:
+                answer = part(reading)
+                if answer is decisive:
+                    return decisive
+                if answer is None:
+                    verdict = None
+            return verdict
+
+        return test
+
+    def measure(self, reading: Reading) -> str:
+        """Write the compared fields with their values: `perplexity 1.00, perplexity_ratio 0.01`."""
+        return ", ".join(dict.fromkeys(part.measure(reading) for part in self._comparisons()))
+
+    def explain(self, reading: Reading) -> str:
+        """Write the comparisons that hold, with values: `perplexity 1.00 < 1.5 and usage 0.01 < 0.5`."""
+        true = (part for part in self._comparisons() if part.compile()(reading))
+        texts = (f"{part.measure(reading)} {part.sign} {part.threshold:.15g}" for part in true)
+        return " and ".join(dict.fromkeys(texts))
+
+    def plain(self) -> Any:
+        """Return the condition as YAML would hold it, in its canonical spelling."""
+        texts = [part.plain() if isinstance(part, Condition) else str(part) for part in self.parts]
+        return texts[0] if len(texts) == 1 else {"any": texts} if self.any else texts
+
+    def _comparisons(self) -> Iterator[Comparison]:
+        for part in self.parts:
+            if isinstance(part, Condition):
+                yield from part._comparisons()
+            else:
+                yield part
+
+    def __str__(self) -> str:
+        texts = (f"({part})" if isinstance(part, Condition) and len(part.parts) > 1 else str(part) for part in self.parts)
+        return (" or " if self.any else " and ").join(texts)
+
+
+def _parts(values: object, place: Place) -> tuple[Comparison | Condition, ...]:
+    """Parse the entries of a list; a mismatch is placed at the entry that is wrong."""
+    if not isinstance(values, (list, tuple)) or not values:
+        raise MismatchError("a list of comparisons", quote(values), "Write at least one comparison.", place=place)
+    return tuple(_part(value, (*place, index)) for index, value in enumerate(values))
+
+
+def _part(value: object, place: Place) -> Comparison | Condition:
+    try:
+        condition = Condition.parse(value)
+    except MismatchError as wrong:
+        raise wrong.below(place) from None
+    return condition.parts[0] if len(condition.parts) == 1 else condition
+
+
+def _correction(text: object) -> str:
+    """Guess what the author of a text that is no comparison meant to write."""
+    if not isinstance(text, str):
+        return "Write a field, then < <= > >= == or !=, then a number."
+    if reversed_ := _REVERSED.fullmatch(text):
+        return f"Put the field on the left: `{reversed_[3]} {_MIRRORED[reversed_[2]]} {reversed_[1]}`."
+    if re.search(r"\b(and|or)\b|&|\|", text):
+        return "For several comparisons write a list, or `any: [...]` where one is enough."
+    if len(re.findall(_SIGN, text)) > 1:
+        return "Write one comparison for each side of a range, as a list."
+    if "%" in text:
+        return "Write a fraction: 0.5, not 50%."
+    if re.fullmatch(rf"\s*{_NAME}\s*=\s*{_NUMBER}\s*", text):
+        return "Equality is written `==`."
+    return "Write a field, then < <= > >= == or !=, then a number."
+
+
+def _ellipsis(number: str) -> str:
+    return number if len(number) <= 20 else f"{number[:17]}..."
+
+
+def _plain(condition: Condition) -> Any:
+    return condition.plain()
+
+
+_TEXT_SCHEMA = {"type": "string", "pattern": rf"^\s*{_NAME}\s*({_SIGN})\s*{_NUMBER}\s*$"}
+_ENTRY_SCHEMA: dict[str, Any] = {"anyOf": [_TEXT_SCHEMA]}
+_LIST_SCHEMA = {"type": "array", "minItems": 1, "items": _ENTRY_SCHEMA}
+_ANY_SCHEMA = {
+    "type": "object",
+    "properties": {"any": _LIST_SCHEMA},
+    "required": ["any"],
+    "additionalProperties": False,
+}
+
+ConditionField: TypeAlias = Annotated[
+    Condition,
+    PlainValidator(Condition.parse),
+    PlainSerializer(_plain),
+    WithJsonSchema({"anyOf": [_TEXT_SCHEMA, _LIST_SCHEMA, _ANY_SCHEMA]}),
+]
+"""Pydantic field type of a condition."""

@@ -1,0 +1,174 @@
+"""YAML to plain data, remembering where everything stood.
+
+Only what a policy needs is understood: text, numbers, true/false, null, lists and mappings with text keys. Tags that
+would build objects, keys written twice and aliases that explode become problems with a line and a column; nothing of
+them is executed or expanded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from .errors import Place, Problem, quote
+
+__all__ = ["Document", "read_document"]
+
+_MOST_CHARACTERS, _MOST_NODES, _MOST_LEVELS = 200_000, 10_000, 20
+_TAG = "tag:yaml.org,2002:"
+
+
+class _Loader(yaml.SafeLoader):
+    """Takes plain words and numbers as YAML 1.2 does: `on` is a word, `010` is ten, `1e-3` is a number."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _kind, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", [*"~nN", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
+    ("int", r"[-+]?[0-9]+", [*"-+0123456789"]),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", None),
+):
+    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(f"^(?:{_pattern})$"), _first or [*"-+.0123456789"])
+
+_SCALARS: dict[str, Callable[[str], Any]] = {
+    _TAG + "str": str,
+    _TAG + "int": int,
+    _TAG + "float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
+    _TAG + "bool": lambda text: {"true": True, "false": False}[text.lower()],
+    _TAG + "null": lambda _: None,
+}
+
+
+class _TooMuchError(Exception):
+    """The document is larger or deeper than any policy; reading stops."""
+
+
+@dataclass(slots=True)
+class Document:
+    """Plain data and its positions.
+
+    Attributes:
+        file: what problems call it.
+        data: what it holds; `None` if it could not be read at all.
+        problems: what is wrong with the YAML itself.
+        values: line and column, from 1, of the value at each place. keys: of the key that it stands under.
+    """
+
+    file: str
+    data: Any = None
+    problems: list[Problem] = field(default_factory=list)
+    values: dict[Place, tuple[int, int]] = field(default_factory=dict)
+    keys: dict[Place, tuple[int, int]] = field(default_factory=dict)
+
+    def position(self, place: Place, *, at_key: bool = False) -> tuple[int, int] | tuple[None, None]:
+        """Return line and column of a place, or of the nearest one above it; `(None, None)` where there is no text."""
+        if at_key and place in self.keys:
+            return self.keys[place]
+        while place and place not in self.values:
+            place = place[:-1]
+        return self.values.get(place, (None, None))
+
+    def complain(self, where: tuple[int, int], message: str, expected: str, got: str, hint: str = "") -> None:
+        """Add a problem of the YAML itself."""
+        line, column = where
+        self.problems.append(
+            Problem(
+                file=self.file,
+                line=line,
+                column=column,
+                rule=None,
+                message=message,
+                expected=expected,
+                got=got,
+                hint=hint,
+            )
+        )
+
+
+def read_document(text: str, file: str) -> Document:
+    """Read one YAML document; what is wrong with it is listed in its `problems`."""
+    document = Document(file)
+    try:
+        if len(text) > _MOST_CHARACTERS:
+            raise _TooMuchError
+        root = yaml.compose(text, Loader=_Loader)
+        if root is None:
+            document.complain((1, 1), "file", "a policy", "nothing", "Begin with `version: 1`.")
+        else:
+            document.data = _Walk(document).value(root, ())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        line = "".join(text.splitlines()[where[0] - 1 : where[0]])
+        hint = "Indent with spaces." if "\t" in line else "Look at the line above, too."
+        message = f"YAML: {(error.problem or 'unreadable').removeprefix('but ')}"
+        document.complain(where, message, "well-formed YAML", quote(line.strip() or None), hint)
+    except yaml.reader.ReaderError as error:
+        *above, start = text[: error.position].split("\n")
+        where = (len(above) + 1, len(start) + 1)
+        document.complain(where, "YAML", "printable text", f"character {error.character:#04x}")
+    except (_TooMuchError, RecursionError):
+        expected = f"at most {_MOST_CHARACTERS} characters, and {_MOST_NODES} values in {_MOST_LEVELS} levels"
+        document.complain((1, 1), "YAML", expected, "more", "Aliases count as often as they are used.")
+    return document
+
+
+class _Walk:
+    """One walk over the tree of nodes that PyYAML composed."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.seen_count = 0
+
+    def value(self, node: yaml.Node, place: Place) -> Any:
+        """Return the plain value of a node, and note where it stands."""
+        self.seen_count += 1
+        if self.seen_count > _MOST_NODES or len(place) > _MOST_LEVELS:
+            raise _TooMuchError
+        where = self.document.values[place] = _position(node)
+        if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
+            return self.mapping(node, place)
+        if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
+            return [self.value(item, (*place, index)) for index, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
+            return self.scalar(node)
+        expected = "text, a number, true, false, null, a list or a mapping"
+        hint = "A policy can name actions, never code."
+        self.document.complain(where, "YAML", expected, f"the tag {node.tag.replace(_TAG, '!!')}", hint)
+        return None
+
+    def mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
+        """Return a mapping; of a key written twice the first counts."""
+        plain: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            where = _position(key_node)
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.document.complain(where, "YAML", "a key of plain text", "a list or a mapping", "Name the key.")
+                continue
+            key = key_node.value  # as written: `on`, `yes` and `1` are names here
+            if key in plain:
+                line, _ = self.document.keys[(*place, key)]
+                hint = f"It is in line {line} already; remove one of the two."
+                self.document.complain(where, "YAML", "each key once", f"{quote(key)} again", hint)
+                continue
+            self.document.keys[(*place, key)] = where
+            plain[key] = self.value(value_node, (*place, key))
+        return plain
+
+    def scalar(self, node: yaml.ScalarNode) -> Any:
+        """Return text, a number, a truth value or `None`."""
+        try:
+            return _SCALARS[node.tag](node.value)
+        except (KeyError, ValueError):
+            kind = node.tag.removeprefix(_TAG)
+            self.document.complain(_position(node), "YAML", f"a value of type {kind}", quote(node.value))
+            return None
+
+
+def _position(node: yaml.Node) -> tuple[int, int]:
+    return node.start_mark.line + 1, node.start_mark.column + 1

@@ -1,0 +1,142 @@
+"""The plan: a policy made ready to decide quickly.
+
+Conditions become plain functions, durations plain numbers, ladders tuples. It is built once per engine, so that
+nothing is parsed, validated or described while readings come in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .actions import Action
+from .condition import Condition, Test
+from .duration import Duration
+from .reading import Reading
+from .references import inhibitors_first
+from .schema import Policy, Rule
+from .states import RuleState
+
+__all__ = ["Plan", "RulePlan", "RungPlan"]
+
+
+@dataclass(frozen=True, slots=True)
+class RungPlan:
+    """One rung: its action, how often it may fail in a row, and how long each try may take."""
+
+    index: int
+    action: str
+    params: Action
+    description: str
+    repeat: int
+    within: Duration
+
+
+@dataclass(frozen=True, slots=True)
+class RulePlan:
+    """One rule, with the rules that silence it and with the conditions compiled."""
+
+    name: str
+    severity: str
+    when: Condition
+    clear: Condition
+    success: Condition
+    holds: Test
+    clears: Test
+    succeeds: Test
+    hold: int
+    clear_hold: int
+    cooldown: Duration
+    within: Duration
+    rungs: tuple[RungPlan, ...]
+    inhibits: frozenset[str]
+    inhibited_by: tuple[str, ...]
+
+    def next_rung(self, failed: tuple[str, ...]) -> RungPlan | None:
+        """Return the first rung that has not failed, or `None` when all have."""
+        return next((rung for rung in self.rungs if rung.description not in failed), None)
+
+    def open_rung(self, state: RuleState) -> RungPlan | None:
+        """Return the rung whose intervention is open, or `None` if a changed policy no longer has it."""
+        return next((rung for rung in self.rungs if rung.description == state.tried), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole policy: rules in the order in which they are judged, inhibitors first."""
+
+    rules: tuple[RulePlan, ...]
+    observes: bool
+    warmup: int
+    min_tokens: int
+    settle: int
+    interventions: int
+    refill_after: int | None
+
+    @classmethod
+    def of(cls, policy: Policy) -> Plan:
+        """Compile a policy."""
+        by_name = {rule.name: rule for rule in policy.rules}
+        order = inhibitors_first({rule.name: rule.inhibits for rule in policy.rules})
+        refill = policy.budget.refill_after
+        return cls(
+            rules=tuple(_rule_plan(by_name[name], policy) for name in order),
+            observes=policy.mode == "observe",
+            warmup=policy.warmup_steps,
+            min_tokens=policy.sample.min_tokens,
+            settle=policy.sample.settle,
+            interventions=policy.budget.interventions,
+            refill_after=refill.count if refill else None,
+        )
+
+    def rule(self, name: str) -> RulePlan:
+        """Return the rule of that name.
+
+        Raises:
+            LookupError: if the policy has none; the message lists those it has.
+        """
+        for rule in self.rules:
+            if rule.name == name:
+                return rule
+        known = ", ".join(rule.name for rule in self.rules)
+        raise LookupError(f"expected a rule of this policy ({known}), got {name!r}.")
+
+
+def _rule_plan(rule: Rule, policy: Policy) -> RulePlan:
+    clears, success = _clears(rule), rule.verify.success
+    return RulePlan(
+        name=rule.name,
+        severity=rule.severity,
+        when=rule.when,
+        clear=rule.clear_when,
+        success=success or rule.clear_when,
+        holds=rule.when.compile(),
+        clears=clears,
+        succeeds=success.compile() if success else clears,
+        hold=rule.for_,
+        clear_hold=rule.clear_for,
+        cooldown=rule.cooldown,
+        within=rule.verify.within,
+        rungs=tuple(
+            RungPlan(
+                index=index,
+                action=rung.action,
+                params=rung.params,
+                description=rung.params.describe(),
+                repeat=rung.repeat,
+                within=rung.within or rule.verify.within,
+            )
+            for index, rung in enumerate(rule.ladder)
+        ),
+        inhibits=frozenset(rule.inhibits),
+        inhibited_by=tuple(other.name for other in policy.rules if rule.name in other.inhibits),
+    )
+
+
+def _clears(rule: Rule) -> Test:
+    """Return the test of a rule being over: its `clear` holds, and its `when` does not."""
+    holds, clears = rule.when.compile(), rule.clear_when.compile()
+
+    def test(reading: Reading) -> bool | None:
+        return False if holds(reading) else clears(reading)
+
+    return test

@@ -1,0 +1,85 @@
+"""The reading: what a policy may look at, as plain numbers.
+
+A reading is the frozen record of one codebook over one window. It is produced elsewhere (from integer code counts
+and a few sampled latents); this module only fixes the names, the units and the ranges that policies, logs and
+reports share. Nothing here knows torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+__all__ = ["NUMERIC_FIELDS", "Reading"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One codebook, one window of tokens, at one optimizer step.
+
+    Values that could not be measured (no latents sampled yet, no such knob on the quantizer) are `None`.
+
+    Attributes:
+        step: optimizer steps completed when the window closed, counted by the guard itself, from 1.
+        codebook: name of the codebook, the module path of its quantizer.
+        K: number of codes. D: dimension of a code.
+        tokens: number of codes counted in the window; masked positions and dropped levels are not tokens.
+        perplexity: exp of the entropy (nats) of the pooled code counts, in [1, K]; 0 where there are no tokens.
+        ceiling: the perplexity that perfectly uniform codes would show with this many tokens, in [1, K].
+        perplexity_ratio: perplexity / ceiling; about 1 for uniform codes.
+        usage: share of codes with a count above zero, in [0, 1].
+        dead_fraction: share of codes with a count below `dead_below` times the uniform share, in [0, 1].
+        top_share: largest share of tokens on one code, in [0, 1].
+        stage: "train" or "eval".
+        epoch: epochs begun, from 0; `None` in a loop that does not say.
+        norm_ratio: median norm of all K codes / median norm of the latents.
+        used_norm_ratio: the same over used codes only.
+        latent_rank: effective rank of the latents, in [1, D]: exp of the entropy of the normalised covariance
+            spectrum. codebook_rank: the same of the codebook.
+        latent_variance: E|z - mean z|^2.
+        relative_error: E|z - q|^2 / E|z - mean z|^2 of the sampled latents under the codebook as it is now.
+        finite_fraction: share of latents without NaN or Inf, in [0, 1].
+        commitment_weight: coefficient of the loss term that pulls the encoder towards the codes.
+        decay: decay of the codebook's moving average, in [0, 1].
+        loss: the value that the user named for verification.
+    """
+
+    step: int
+    codebook: str
+    K: int
+    D: int
+    tokens: int
+    perplexity: float
+    ceiling: float
+    perplexity_ratio: float
+    usage: float
+    dead_fraction: float
+    top_share: float
+    stage: str = "train"
+    epoch: int | None = None
+    norm_ratio: float | None = None
+    used_norm_ratio: float | None = None
+    latent_rank: float | None = None
+    codebook_rank: float | None = None
+    latent_variance: float | None = None
+    relative_error: float | None = None
+    finite_fraction: float | None = None
+    commitment_weight: float | None = None
+    decay: float | None = None
+    loss: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the reading as a plain dict of strings, numbers and `None`, in field order."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Reading:
+        """Rebuild a reading from `as_dict`; unknown keys (from a newer version) are ignored."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{key: value for key, value in record.items() if key in known})
+
+
+NUMERIC_FIELDS: tuple[str, ...] = tuple(
+    field.name for field in fields(Reading) if field.name not in {"codebook", "stage"}
+)
+"""Names that a condition may use on its left side."""

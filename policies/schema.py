@@ -1,0 +1,278 @@
+"""The policy language, version 1: what a file may hold, with types, ranges and defaults.
+
+Pydantic models, frozen and strict: an unknown key, a number where a duration is needed or a rule that inhibits a
+stranger is refused here, so the engine never meets one. Nothing in this module reads files or decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializeAsAny,
+    Strict,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from .actions import Action, action_named, actions
+from .condition import Condition, ConditionField
+from .diagnosis import mismatches_of
+from .duration import Duration, DurationField, PositiveDuration, PositiveSteps, Steps
+from .errors import MismatchError, MismatchesError, quote, suggest
+from .references import reference_mismatches
+
+__all__ = ["Budget", "Clear", "Mode", "Policy", "Rule", "Rung", "Sample", "Severity", "Verify"]
+
+Mode = Literal["observe", "act"]
+Severity = Literal["info", "warning", "critical"]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Part(BaseModel):
+    """Common behaviour of every part of a policy: frozen, strict, no unknown keys, no infinities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Sample(_Part):
+    """How often the guard takes a reading, and when a reading is evidence.
+
+    Attributes:
+        every: cadence while all is well. when_suspect: cadence while a rule is pending, firing or verifying.
+        min_tokens: a reading of fewer tokens gives no verdict.
+        settle: readings that pass after an intervention before one counts as evidence, 0 or more.
+        dead_below: a code is dead if used less than this fraction of the uniform share, in (0, 1].
+    """
+
+    every: PositiveSteps = Duration(50, "steps")
+    when_suspect: PositiveSteps = Duration(10, "steps")
+    min_tokens: Count = 256
+    settle: Annotated[int, Field(ge=0)] = 1
+    dead_below: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+    @property
+    def every_steps(self) -> int:
+        """Optimizer steps between two readings while all is well."""
+        return self.every.count
+
+    @property
+    def when_suspect_steps(self) -> int:
+        """Optimizer steps between two readings while a codebook is suspect; never more than `every_steps`."""
+        return min(self.when_suspect.count, self.every.count)
+
+
+class Budget(_Part):
+    """How much may be done to a run.
+
+    Attributes:
+        interventions: actions in the run, 1 or more.
+        refill_after: the budget is whole again after so many steps with every codebook healthy; `null`: never.
+    """
+
+    interventions: Count = 20
+    refill_after: PositiveSteps | None = Duration(2000, "steps")
+
+
+class Clear(_Part):
+    """When a rule that fired is over: its own threshold, apart from the one that fires (hysteresis).
+
+    Attributes:
+        when: what must hold; `None`: the opposite of the rule's `when`.
+        for_: consecutive readings (YAML `for`); `None`: as many as the rule's `for`.
+    """
+
+    when: ConditionField | None = None
+    for_: Annotated[Count | None, Field(alias="for")] = None
+
+
+class Verify(_Part):
+    """How an intervention is judged.
+
+    Attributes:
+        within: how long it may take to succeed, counted from the step of the action.
+        success: what must hold for as many readings as `clear` asks; `None`: that the rule clears.
+    """
+
+    within: PositiveDuration = Duration(200, "steps")
+    success: ConditionField | None = None
+
+
+class Rung(_Part):
+    """One step of a ladder.
+
+    In YAML a bare name (`reset_codes`), or the action with its parameters and, beside it, options:
+    `{decay_commitment: {factor: 0.25}, repeat: 3, within: 300 steps}`.
+
+    Attributes:
+        action: name of the action. params: its validated parameters.
+        repeat: how often it may fail in a row before it is undone and the next rung has its turn, 1 or more.
+        within: overrides the rule's `verify.within`.
+    """
+
+    action: str
+    params: SerializeAsAny[Action]
+    repeat: Count = 1
+    within: PositiveDuration | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_yaml(cls, value: object) -> object:
+        if isinstance(value, Mapping) and isinstance(value.get("params"), Action):
+            return value
+        written = {value: None} if isinstance(value, str) else value
+        if not isinstance(written, Mapping) or not written:
+            raise MismatchError("an action, such as `reset_codes` or `reset_codes: {scope: all}`", quote(value))
+        action = _only_action(written)
+        model = action_named(action)
+        try:
+            params = model.model_validate({} if written[action] is None else written[action])
+        except ValidationError as error:
+            raise MismatchesError(mismatches_of(error, model, (action,))) from None
+        return {"action": action, "params": params, **{key: written[key] for key in written if key != action}}
+
+    @model_serializer
+    def _to_yaml(self) -> dict[str, Any]:
+        within = {"within": str(self.within)} if self.within else {}
+        return {self.action: self.params.model_dump(mode="json"), "repeat": self.repeat, **within}
+
+
+class Rule(_Part):
+    """One rule: what is wrong, for how long, how loudly to say so, and what to do about it.
+
+    Attributes:
+        name: unique in the policy; letters, digits, `_` and `-`.
+        when: what is wrong. for_: consecutive readings before it fires (YAML `for`).
+        clear: when it is over. severity: `critical` means collapsed, `warning` degraded, `info` neither.
+        inhibits: rules that stay quiet on a codebook while this one is anything but armed there.
+        cooldown: pause after an intervention has ended, before the rule may fire again.
+        verify: how interventions are judged. ladder: what to try, in order; empty: alert only.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$", examples=["collapsed"])]
+    when: Annotated[ConditionField, Field(examples=["perplexity < 1.5"])]
+    for_: Annotated[Count, Field(alias="for", examples=[2])] = 1
+    clear: Clear = Clear()
+    severity: Severity = "warning"
+    inhibits: Annotated[tuple[str, ...], Strict(False)] = ()
+    cooldown: DurationField = Duration(0, "steps")
+    verify: Verify = Verify()
+    ladder: Annotated[tuple[Rung, ...], Strict(False)] = ()
+
+    @property
+    def clear_when(self) -> Condition:
+        """The condition that ends the rule, given or derived."""
+        return self.clear.when or self.when.negated()
+
+    @property
+    def clear_for(self) -> int:
+        """Consecutive readings that `clear_when` must hold."""
+        return self.clear.for_ or self.for_
+
+    @model_validator(mode="after")
+    def _no_rung_twice(self) -> Rule:
+        seen: set[str] = set()
+        for index, rung in enumerate(self.ladder):
+            described = rung.params.describe()
+            if described in seen:
+                hint = "A failed rung is not tried again; for several tries in a row write `repeat: 2` beside it."
+                raise MismatchError("rungs that differ", described, hint, place=("ladder", index))
+            seen.add(described)
+        return self
+
+
+class Policy(_Part):
+    """A whole policy file.
+
+    Attributes:
+        version: of the language; 1.
+        name: for logs and reports.
+        mode: `act`, or `observe`: decide and log, touch nothing.
+        sample: see `Sample`. warmup: no verdict before this step. budget: see `Budget`.
+        rules: at least one, judged in this order, except that a rule goes before those it inhibits.
+    """
+
+    version: Annotated[Literal[1], Field(examples=[1])]
+    name: Annotated[str, Field(min_length=1)] = "custom"
+    mode: Mode = "act"
+    sample: Sample = Sample()
+    warmup: Steps = Duration(0, "steps")
+    budget: Budget = Budget()
+    rules: Annotated[tuple[Rule, ...], Strict(False), Field(json_schema_extra={"minItems": 1})]
+
+    _source: str = PrivateAttr(default="<mapping>")
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _not_newer(cls, value: object) -> object:
+        if isinstance(value, int) and value > 1:
+            raise MismatchError("version 1", quote(value), "The file is for a newer collapse_guard: upgrade.")
+        return value
+
+    @model_validator(mode="after")
+    def _rules_fit_together(self) -> Policy:
+        if not self.rules:
+            raise MismatchError("at least one rule", "an empty list", place=("rules",))
+        if wrong := reference_mismatches([(rule.name, rule.inhibits) for rule in self.rules]):
+            raise MismatchesError(wrong)
+        return self
+
+    @property
+    def warmup_steps(self) -> int:
+        """Optimizer steps before the first verdict."""
+        return self.warmup.count
+
+    @property
+    def source(self) -> str:
+        """Where the policy came from: path of its file, name of the preset, or `<mapping>`."""
+        return self._source
+
+    def with_source(self, source: str) -> Policy:
+        """Return a copy that says it came from `source`."""
+        copy = self.model_copy()
+        copy._source = source
+        return copy
+
+    def with_mode(self, mode: Mode) -> Policy:
+        """Return a copy in another mode."""
+        return self.model_copy(update={"mode": mode})
+
+    def fingerprint(self) -> str:
+        """Return 12 hex digits of the policy's meaning: equal for files that differ in layout or spelling only."""
+        canonical = json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def _only_action(rung: Mapping[str, Any]) -> str:
+    """Return the one key of a rung that names an action.
+
+    Raises:
+        MismatchesError: for every key that is neither the action nor an option of a rung.
+    """
+    options = ("repeat", "within")
+    candidates = [key for key in rung if key not in options]
+    if not candidates:
+        raise MismatchError("an action beside its options", quote(rung), f"Known: {', '.join(actions())}.")
+    action = next((key for key in candidates if key in actions()), None)
+
+    def wrong(key: str) -> MismatchError:
+        if action is None:
+            expected, hint = "an action", suggest(key, actions())
+        elif key in actions():
+            expected, hint = "one action a rung", "Begin a new rung with `-`."
+        else:
+            expected, hint = "an option of a rung", suggest(key, options)
+        return MismatchError(expected, quote(key), hint, place=(key,), at_key=True)
+
+    if action is None or len(candidates) > 1:
+        raise MismatchesError(wrong(key) for key in candidates if key != action)
+    return action

@@ -1,0 +1,170 @@
+"""State: what the engine remembers between readings, and nothing that a policy says.
+
+Frozen, and plain data once written out (dict, list, str, numbers, `None`), so that a checkpoint that carries it stays
+loadable with `weights_only=True`. Its size depends on the number of codebooks and rules, not on the length of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from .decisions import Skip, Word
+from .reading import Reading
+
+__all__ = ["CodebookState", "EngineState", "Phase", "RuleState"]
+
+SCHEMA = 1
+"""Version of the written form."""
+
+
+class Phase(Word):
+    """Where a rule stands on one codebook."""
+
+    ARMED = "armed", "the condition does not hold"
+    PENDING = "pending", "the condition holds, not yet for long enough"
+    FIRING = "firing", "the rule has fired and is not over"
+    VERIFYING = "verifying", "an intervention was applied and is being judged"
+    COOLING = "cooling", "an intervention has ended; the rule pauses"
+    EXHAUSTED = "exhausted", "nothing more can be tried until the rule clears"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleState:
+    """One rule on one codebook.
+
+    Attributes:
+        phase: where it stands.
+        holds: whether the condition held at the last reading that could tell.
+        held: consecutive readings that the condition has held.
+        cleared: consecutive readings that the rule has been clear, or the intervention a success.
+        skipped: reason of the latest recorded skip, while its streak lasts.
+        failed: descriptions of the actions that failed here; a changed ladder cannot confuse them.
+        tried: description of the action tried last. tries: how often in a row. rung: its index in the ladder.
+        attempt: number of the open intervention, reported or not. before: the last reading before it.
+        since_step, since_epoch: where the open intervention, or the cooling, began.
+        readings: readings since then. evidence: how many of them could tell success from failure.
+    """
+
+    phase: Phase = Phase.ARMED
+    holds: bool = False
+    held: int = 0
+    cleared: int = 0
+    skipped: Skip | None = None
+    failed: tuple[str, ...] = ()
+    tried: str | None = None
+    tries: int = 0
+    rung: int | None = None
+    attempt: int | None = None
+    before: Reading | None = None
+    since_step: int = 0
+    since_epoch: int | None = None
+    readings: int = 0
+    evidence: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state as plain data."""
+        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        return plain | {
+            "phase": self.phase.value,
+            "skipped": self.skipped.value if self.skipped else None,
+            "failed": list(self.failed),
+            "before": self.before.as_dict() if self.before else None,
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> RuleState:
+        """Rebuild a state from `to_dict`."""
+        return replace(
+            cls(**plain),
+            phase=Phase(plain["phase"]),
+            skipped=_skip(plain["skipped"]),
+            failed=tuple(plain["failed"]),
+            before=Reading.from_dict(plain["before"]) if plain["before"] else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodebookState:
+    """One codebook.
+
+    Attributes:
+        rules: states by rule name; a rule that is not in it is armed.
+        judged: whether a reading has given a verdict yet.
+        skipped: why readings give no verdict at present.
+        settling_after: action whose effect is still settling. settled: readings that have passed since.
+    """
+
+    rules: Mapping[str, RuleState] = field(default_factory=dict)
+    judged: bool = False
+    skipped: Skip | None = None
+    settling_after: str | None = None
+    settled: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state as plain data."""
+        return {
+            "rules": {name: rule.to_dict() for name, rule in self.rules.items()},
+            "judged": self.judged,
+            "skipped": self.skipped.value if self.skipped else None,
+            "settling_after": self.settling_after,
+            "settled": self.settled,
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> CodebookState:
+        """Rebuild a state from `to_dict`."""
+        rules = {name: RuleState.from_dict(rule) for name, rule in plain["rules"].items()}
+        return replace(cls(**plain), rules=rules, skipped=_skip(plain["skipped"]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineState:
+    """A run.
+
+    Attributes:
+        codebooks: states by codebook name, for every codebook seen.
+        attempts: interventions asked for in the run; the latest has this number.
+        spent: interventions charged to the budget since it was last whole.
+        calm_since: step from which every codebook has been healthy, while something of the budget is spent.
+    """
+
+    codebooks: Mapping[str, CodebookState] = field(default_factory=dict)
+    attempts: int = 0
+    spent: int = 0
+    calm_since: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state as plain data, with the version of its form."""
+        return {
+            "schema": SCHEMA,
+            "attempts": self.attempts,
+            "spent": self.spent,
+            "calm_since": self.calm_since,
+            "codebooks": {name: book.to_dict() for name, book in self.codebooks.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> EngineState:
+        """Rebuild a state from `to_dict`.
+
+        Raises:
+            ValueError: if it was written in another form.
+        """
+        if plain.get("schema") != SCHEMA:
+            found = plain.get("schema")
+            raise ValueError(
+                f"expected engine state of schema {SCHEMA}, got {found!r}. "
+                "Resume with the version of collapse_guard that wrote the checkpoint, or start the guard afresh."
+            )
+        return cls(
+            codebooks={name: CodebookState.from_dict(book) for name, book in plain["codebooks"].items()},
+            attempts=plain["attempts"],
+            spent=plain["spent"],
+            calm_since=plain["calm_since"],
+        )
+
+
+def _skip(value: str | None) -> Skip | None:
+    return None if value is None else Skip(value)

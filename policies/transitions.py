@@ -1,0 +1,290 @@
+"""The life of one rule on one codebook: armed, pending, firing, verifying, cooling, exhausted.
+
+    armed -> pending -> firing -> verifying -> cooling -> armed
+                          |  ^       |
+                          |  +-------+   failed: the next rung, at the same reading
+                          +-> exhausted  every rung failed, or the budget is spent; over when the rule clears
+
+One function per phase, each taking the old state and returning the new one. Time is the step of the turn; nothing here
+keeps a clock, and nothing acts: an ACT decision only asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from .decisions import DecisionKind, Outcome, Skip
+from .duration import Duration
+from .plan import RulePlan, RungPlan
+from .reading import Reading
+from .states import Phase, RuleState
+from .turn import Turn, action_of
+
+__all__ = ["advance", "begin_verifying", "close", "fail", "starve"]
+
+
+def advance(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
+    """Take the reading of the turn into account; the old state itself is returned where nothing changes."""
+    holds = rule.holds(turn.reading)
+    if holds is not None and holds is not state.holds:
+        state = replace(state, holds=holds)
+    return _PHASES[state.phase](turn, rule, state, holds)
+
+
+def begin_verifying(state: RuleState) -> RuleState:
+    """Return the state of a rule whose intervention has been applied."""
+    return replace(state, phase=Phase.VERIFYING, cleared=0, readings=0, evidence=0)
+
+
+def starve(turn: Turn) -> None:
+    """Let a reading without a verdict count against the time of an open verification, if there is one."""
+    occupant = turn.occupant()
+    if occupant is not None and occupant[1].phase is Phase.VERIFYING:
+        rule, state = occupant
+        turn.put(rule, _without_evidence(turn, rule, replace(state, readings=state.readings + 1)))
+
+
+def close(
+    turn: Turn, rule: RulePlan, state: RuleState, outcome: Outcome, reason: str, *, after: Reading | None
+) -> RuleState:
+    """End the open intervention other than by failure, and begin to cool down."""
+    turn.record_outcome(rule, state, outcome, reason, after=after)
+    return RuleState(
+        phase=Phase.COOLING,
+        holds=state.holds,
+        failed=state.failed,
+        since_step=turn.step,
+        since_epoch=turn.reading.epoch,
+    )
+
+
+def fail(
+    turn: Turn, rule: RulePlan, state: RuleState, reason: str, *, again: bool = True, applied: bool = True
+) -> RuleState:
+    """End the open intervention as failed, and go on to the next try or rung at once.
+
+    The rung has failed, and all that it has done is to be undone, when it has no try left or may not try `again`. An
+    action that was not `applied` has done nothing itself, so only earlier tries can be undone.
+    """
+    rung = rule.open_rung(state)
+    last = not again or rung is None or state.tries >= rung.repeat
+    turn.record_outcome(
+        rule,
+        state,
+        Outcome.FAILED,
+        reason,
+        after=turn.reading if applied else None,
+        rollback=last and (applied or state.tries > 1),
+    )
+    failed = (*state.failed, state.tried) if last and state.tried else state.failed
+    state = RuleState(
+        phase=Phase.FIRING,
+        holds=state.holds,
+        held=state.held,
+        failed=failed,
+        tried=state.tried,
+        tries=0 if last else state.tries,
+    )
+    inhibitor = turn.inhibitor(rule)
+    return _act(turn, rule, state) if inhibitor is None else _hush(turn, rule, state, inhibitor)
+
+
+def _armed(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> RuleState:
+    """Armed or pending: count readings until the rule fires."""
+    if holds is None:
+        return state
+    if not holds:
+        if state.phase is Phase.ARMED and state.skipped is None:
+            return state
+        return replace(state, phase=Phase.ARMED, held=0, skipped=None)
+    inhibitor = turn.inhibitor(rule)
+    if inhibitor is not None and not turn.is_pending(inhibitor):
+        return _hush(turn, rule, state, inhibitor)
+    held = state.held + 1
+    explanation = rule.when.explain(turn.reading)
+    if held >= rule.hold:
+        if inhibitor is not None:
+            return _wait_for(turn, rule, replace(state, phase=Phase.PENDING, held=held), inhibitor)
+        turn.record(DecisionKind.ALERT, rule, f"{explanation} for {_readings(held)}", before=turn.reading)
+        return _act(turn, rule, replace(state, phase=Phase.FIRING, held=held, cleared=0, skipped=None))
+    if state.phase is Phase.ARMED:
+        turn.record(DecisionKind.PENDING, rule, f"{explanation}: {held} of {rule.hold} readings")
+    return replace(state, phase=Phase.PENDING, held=held, skipped=None)
+
+
+def _firing(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> RuleState:
+    """Fired, with nothing being verified: try to act while the condition holds, or else clear."""
+    if state.attempt is not None:  # asked for, not reported yet
+        return state
+    if not holds:
+        return _clearing(turn, rule, state, holds)
+    inhibitor = turn.inhibitor(rule)
+    if inhibitor is not None:
+        return _wait_for(turn, rule, state, inhibitor) if turn.is_pending(inhibitor) else _hush(turn, rule, state, inhibitor)
+    return _act(turn, rule, state if state.cleared == 0 else replace(state, cleared=0))
+
+
+def _clearing(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> RuleState:
+    """Fired or exhausted: count clear readings until the rule is over."""
+    clear = rule.clears(turn.reading)
+    if clear is None:
+        return state
+    if not clear:
+        return state if state.cleared == 0 else replace(state, cleared=0)
+    cleared = state.cleared + 1
+    if cleared < rule.clear_hold:
+        return replace(state, cleared=cleared)
+    turn.record(DecisionKind.CLEARED, rule, f"{rule.clear.explain(turn.reading)} for {_readings(cleared)}")
+    return replace(state, phase=Phase.ARMED, held=0, cleared=0, skipped=None)
+
+
+def _verifying(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> RuleState:
+    """Judge the open intervention: success must last, failure is stated at the deadline."""
+    state = replace(state, readings=state.readings + 1)
+    rung = rule.open_rung(state)
+    if rung is None:
+        reason = f"the policy has changed and no longer has {state.tried}"
+        return close(turn, rule, state, Outcome.INCONCLUSIVE, reason, after=turn.reading)
+    success = rule.succeeds(turn.reading)
+    if success is None:
+        return _without_evidence(turn, rule, state)
+    if success:
+        state = replace(state, cleared=state.cleared + 1, evidence=state.evidence + 1)
+        if state.cleared < rule.clear_hold:
+            return state
+        reason = f"{rule.success.explain(turn.reading)} for {_readings(state.cleared)} after {rung.action}"
+        return close(turn, rule, state, Outcome.RECOVERED, reason, after=turn.reading)
+    if _left(rung.within, turn, state) > 0:
+        return replace(state, cleared=0, evidence=state.evidence + 1)
+    wanted = f"{rule.success} for {_readings(rule.clear_hold)}"
+    return fail(turn, rule, state, f"{rule.success.measure(turn.reading)} after {rung.within}, wanted {wanted}")
+
+
+def _without_evidence(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
+    """Verifying, at a reading that cannot tell: give up at the deadline, or at twice the time if others could tell."""
+    rung = rule.open_rung(state)
+    within = rung.within if rung else rule.within
+    grace = within.count if state.evidence else 0
+    if _left(within, turn, state) + grace > 0:
+        return state
+    reason = f"no usable reading to tell within {within} whether {action_of(state)} held"
+    return close(turn, rule, state, Outcome.INCONCLUSIVE, reason, after=turn.reading)
+
+
+def _cooling(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> RuleState:
+    """Wait; say so once if the rule would otherwise fire."""
+    state = replace(state, readings=state.readings + 1)
+    left = _left(rule.cooldown, turn, state)
+    if left <= 0:
+        return _armed(turn, rule, RuleState(holds=state.holds, failed=state.failed), holds)
+    if holds is None:
+        return state
+    if not holds:
+        return replace(state, held=0, skipped=None)
+    state = replace(state, held=state.held + 1)
+    if state.held < rule.hold:
+        return state
+    return turn.skip(rule, state, Skip.COOLING_DOWN, f"cooling down: {left} of {rule.cooldown} left")
+
+
+def _act(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
+    """Ask for the first action that has not failed here, or record why there is none."""
+    if not rule.rungs:
+        return state
+    rung = rule.next_rung(state.failed)
+    if rung is None:
+        tried = ", ".join(each.description for each in rule.rungs)
+        turn.record(DecisionKind.EXHAUSTED, rule, f"every rung has failed: {tried}")
+        return replace(state, phase=Phase.EXHAUSTED, skipped=None)
+    facts: dict[str, Any] = {"action": rung.action, "params": rung.params, "rung": rung.index}
+    if turn.plan.observes:
+        return turn.skip(rule, state, Skip.OBSERVING, f"observe mode: would {rung.description}", **facts)
+    if turn.spent >= turn.plan.interventions:
+        reason = f"budget of {turn.plan.interventions} interventions is spent"
+        return replace(turn.skip(rule, state, Skip.BUDGET_SPENT, reason, **facts), phase=Phase.EXHAUSTED)
+    if not _has_room(turn, rule, state):
+        return turn.skip(rule, state, Skip.OCCUPIED, "another intervention is being verified", **facts)
+    return _ask(turn, rule, state, rung)
+
+
+def _has_room(turn: Turn, rule: RulePlan, state: RuleState) -> bool:
+    """Whether nothing else is open on the codebook; the verification of an inhibited rule is ended to make it so."""
+    occupant = turn.occupant(besides=rule)
+    if occupant is None:
+        return True
+    other, open_state = occupant
+    if other.name not in rule.inhibits or open_state.phase is not Phase.VERIFYING:
+        return False
+    turn.put(rule, state)  # the other rule must see itself inhibited, or it would climb its own ladder
+    turn.put(other, fail(turn, other, open_state, f"{rule.name} fired meanwhile", again=False))
+    return True
+
+
+def _ask(turn: Turn, rule: RulePlan, state: RuleState, rung: RungPlan) -> RuleState:
+    """Issue the ACT decision, charge it to the budget, and open the intervention."""
+    turn.spent += 1
+    turn.attempts += 1
+    tries = state.tries + 1 if state.tried == rung.description else 1
+    nth = f", try {tries} of {rung.repeat}" if rung.repeat > 1 else ""
+    place = f"rung {rung.index + 1} of {len(rule.rungs)}{nth}"
+    turn.record(
+        DecisionKind.ACT,
+        rule,
+        f"{place}: {rung.description} at {rule.when.measure(turn.reading)}",
+        action=rung.action,
+        params=rung.params,
+        rung=rung.index,
+        attempt=turn.attempts,
+        before=turn.reading,
+    )
+    return replace(
+        state,
+        skipped=None,
+        cleared=0,
+        tried=rung.description,
+        tries=tries,
+        rung=rung.index,
+        attempt=turn.attempts,
+        before=turn.reading,
+        since_step=turn.step,
+        since_epoch=turn.reading.epoch,
+    )
+
+
+def _hush(turn: Turn, rule: RulePlan, state: RuleState, inhibitor: str) -> RuleState:
+    """Return an armed state that counts from the beginning once the inhibiting rule is done."""
+    if state.phase is not Phase.ARMED or state.held:
+        state = replace(state, phase=Phase.ARMED, held=0, cleared=0)
+    return turn.skip(rule, state, Skip.INHIBITED, f"inhibited by {inhibitor}")
+
+
+def _wait_for(turn: Turn, rule: RulePlan, state: RuleState, inhibitor: str) -> RuleState:
+    """Return the state as it is while a pending rule may yet fire; what was counted stays if it does not."""
+    return turn.skip(rule, state, Skip.INHIBITED, f"inhibited by {inhibitor}, which is pending")
+
+
+def _left(span: Duration, turn: Turn, state: RuleState) -> int:
+    """Return how much of a span is left since the intervention, or the cooling, began; 0 or less when it is over."""
+    if span.unit == "steps":
+        return span.count - (turn.step - state.since_step)
+    if span.unit == "readings":
+        return span.count - state.readings
+    if turn.reading.epoch is None or state.since_epoch is None:
+        return span.count
+    return span.count - (turn.reading.epoch - state.since_epoch)
+
+
+def _readings(count: int) -> str:
+    return f"{count} reading" if count == 1 else f"{count} readings"
+
+
+_PHASES: dict[Phase, Callable[[Turn, RulePlan, RuleState, bool | None], RuleState]] = {
+    Phase.ARMED: _armed,
+    Phase.PENDING: _armed,
+    Phase.FIRING: _firing,
+    Phase.VERIFYING: _verifying,
+    Phase.COOLING: _cooling,
+    Phase.EXHAUSTED: _clearing,
+}

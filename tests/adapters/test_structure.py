@@ -1,0 +1,240 @@
+"""Home-made quantizers are recognised by what they do, and left alone where that cannot be confirmed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from collapse_guard import NoQuantizerError, discover
+from collapse_guard.adapters import CodebookView, GenericVQ
+from tests import quantizers
+
+K, D = 16, 8
+RECOGNISED: list[tuple[type[nn.Module], tuple[str, str, str], str, tuple[int, ...]]] = [
+    (quantizers.Plain, ("omega", "alpha", "rho"), "l2", (4, 6, D)),
+    (quantizers.Normalising, ("omega", "alpha", "rho"), "l2", (4, 6, D)),
+    (quantizers.Cosine, ("omega", "alpha", "rho"), "cosine", (4, 6, D)),
+    (quantizers.ChannelFirstOneHot, ("weight", "moving", "seen"), "l2", (3, D, 4, 2)),
+    (quantizers.Transposed, ("table", "sums", "counts"), "l2", (4, 6, D)),
+]
+IDS = [case[0].__name__ for case in RECOGNISED]
+
+
+def only_view(module: nn.Module) -> CodebookView:
+    (view,) = discover(nn.Sequential(nn.Identity(), module)).views
+    return view
+
+
+@pytest.mark.parametrize(("kind", "names", "metric", "shape"), RECOGNISED, ids=IDS)
+def test_the_table_the_sum_and_the_count_are_told_apart(
+    kind: type[nn.Module], names: tuple[str, str, str], metric: str, shape: tuple[int, ...]
+) -> None:
+    view = only_view(kind())
+    assert (view.name, view.adapter, view.kind, view.K, view.D, view.metric) == (
+        "1",
+        "ema-structure",
+        "ema",
+        K,
+        D,
+        metric,
+    )
+    assert tuple(ref.attribute for ref in view.refs().values()) == names
+
+
+@pytest.mark.parametrize(("kind", "names", "metric", "shape"), RECOGNISED, ids=IDS)
+def test_codes_and_latents_agree_with_an_independent_search(
+    kind: type[nn.Module], names: tuple[str, str, str], metric: str, shape: tuple[int, ...]
+) -> None:
+    module = kind().eval()
+    view = only_view(module)
+    x = torch.randn(shape)
+    observation = view.reader((x,), {}, module(x))
+    assert observation is not None
+    latents, table = observation.latents.numpy().astype(np.float64), view.codebook().numpy().astype(np.float64)
+    assert latents.shape == (x.numel() // D, D)
+    if metric == "cosine":
+        table = table / np.linalg.norm(table, axis=1, keepdims=True)
+        latents = latents / np.linalg.norm(latents, axis=1, keepdims=True)
+    distances = ((latents[:, None] - table[None]) ** 2).sum(-1)
+    np.testing.assert_array_equal(observation.codes.numpy(), distances.argmin(1))
+
+
+@pytest.mark.parametrize(("kind", "names", "metric", "shape"), RECOGNISED, ids=IDS)
+def test_recognition_changes_no_bit_of_the_module_and_no_random_stream(
+    kind: type[nn.Module], names: tuple[str, str, str], metric: str, shape: tuple[int, ...]
+) -> None:
+    module = kind()
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    stream = torch.random.get_rng_state()
+    discover(module)
+    assert torch.equal(torch.random.get_rng_state(), stream)
+    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize(("kind", "names", "metric", "shape"), RECOGNISED, ids=IDS)
+def test_written_rows_survive_the_next_training_forward(
+    kind: type[nn.Module], names: tuple[str, str, str], metric: str, shape: tuple[int, ...]
+) -> None:
+    """Rows far from every latent are not hit, so that the EMA step must leave them where they were written."""
+    module = kind().train()
+    view = only_view(module)
+    module(torch.randn(shape))
+    rows, vectors = torch.tensor([3, 5]), torch.full((2, D), 40.0) + torch.arange(D) * 3
+    vectors[1] *= -1
+    view.write_rows(rows, vectors, torch.tensor([2.0, 3.0]))
+    written = view.codebook()[rows].clone()
+    x = torch.randn(shape) * 1e-3
+    module(x)
+    observation = view.reader((x,), {}, module.eval()(x))
+    assert observation is not None
+    unhit = [index for index in range(2) if int(rows[index]) not in observation.codes]
+    assert unhit
+    torch.testing.assert_close(view.codebook()[rows][unhit], written[unhit], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "names", "metric", "shape"), RECOGNISED, ids=IDS)
+def test_a_frozen_codebook_is_bit_equal_after_training_forwards_which_go_on_as_before(
+    kind: type[nn.Module], names: tuple[str, str, str], metric: str, shape: tuple[int, ...]
+) -> None:
+    module = kind().train()
+    view = only_view(module)
+    keys = list(module.state_dict())
+    view.freeze()
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    identities = [id(ref.whole()) for ref in view.refs().values()]
+    for _ in range(3):
+        module(torch.randn(shape, requires_grad=True))
+        assert [id(ref.whole()) for ref in view.refs().values()] == identities
+    assert list(module.state_dict()) == keys
+    for ref in view.refs().values():
+        assert torch.equal(dict(module.state_dict())[_key(module, ref.whole())], ref.whole())
+    frozen = {_key(module, ref.whole()) for ref in view.refs().values()}
+    assert all(torch.equal(before[key], module.state_dict()[key]) for key in frozen)
+    view.unfreeze()
+    module(torch.randn(shape))
+    assert not all(torch.equal(before[key], module.state_dict()[key]) for key in frozen)
+
+
+def _key(module: nn.Module, tensor: torch.Tensor) -> str:
+    named = (*module.named_parameters(), *module.named_buffers())
+    return next(key for key, value in named if value is tensor)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (quantizers.Projected, "neither its input nor its L2-normalised input"),
+        (quantizers.Silent, "its forward returns no codes"),
+    ],
+)
+def test_what_cannot_be_confirmed_is_reported_with_the_reason(kind: type[nn.Module], reason: str) -> None:
+    with pytest.raises(NoQuantizerError, match=reason) as error:
+        discover(nn.Sequential(kind()))
+    assert "GenericVQ" in str(error.value)
+
+
+def test_beside_a_recognised_quantizer_the_unrecognised_one_is_listed() -> None:
+    found = discover(nn.Sequential(quantizers.Plain(), quantizers.Silent()))
+    assert [view.name for view in found.views] == ["0"]
+    assert [item.name for item in found.unrecognised] == ["1"]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Linear(8, 8), nn.ReLU()),
+        nn.LSTMCell(8, 8),
+        nn.BatchNorm1d(8),
+        nn.Embedding(16, 8),
+        nn.TransformerEncoderLayer(8, 2, batch_first=True),
+        nn.MaxPool2d(2, return_indices=True),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_models_without_a_quantizer_are_refused_clearly(model: nn.Module) -> None:
+    with pytest.raises(NoQuantizerError, match="found no quantizer to guard"):
+        discover(model)
+
+
+def test_a_codebook_of_one_code_is_refused() -> None:
+    with pytest.raises(NoQuantizerError, match="K = 1"):
+        discover(quantizers.Plain(K=1))
+
+
+def test_a_collapsed_codebook_is_recognised_all_the_same() -> None:
+    module = quantizers.Plain()
+    with torch.no_grad():
+        module.omega.fill_(3.0)
+        module.alpha.zero_()
+    assert only_view(module).table.attribute == "omega"
+
+
+def test_the_commitment_weight_and_the_decay_are_read_and_set_live() -> None:
+    module = quantizers.Plain().train()
+    view = only_view(module)
+    assert view.commitment is not None
+    assert view.decay is not None
+    assert (view.commitment.get(), view.decay.get()) == (0.25, 0.9)
+    x = torch.randn(5, D)
+    first = float(module.eval()(x)[1])
+    view.commitment.set(0.5)
+    assert float(module(x)[1]) == pytest.approx(2 * first)
+
+
+def test_an_explicit_description_wins_and_its_mistakes_are_named() -> None:
+    model = nn.Sequential(quantizers.Learnable())
+    described = GenericVQ(table="embedding.weight", codes=lambda output: output[2], commitment="beta")
+    (view,) = discover(model, {"0": described}).views
+    assert (view.adapter, view.kind, view.K, view.D) == ("explicit", "learnable", K, D)
+    observation = view.reader((x := torch.randn(2, 5, D),), {}, model(x))
+    assert observation is not None
+    nearest = torch.cdist(x.reshape(-1, D), view.codebook()).argmin(1)
+    assert torch.equal(observation.codes, nearest)
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "message"),
+    [
+        ("9", {"table": "embedding.weight"}, "the model has no module '9'"),
+        ("0", {"table": "weight"}, "has no tensor 'weight'; it has: embedding.weight"),
+        ("0", {"table": "embedding.weight", "metric": "dot"}, "expected metric 'l2' or 'cosine', got 'dot'"),
+        ("0", {"table": "embedding.weight", "ema_sum": "embedding.weight"}, "both ema_sum and ema_count"),
+        ("0", {"table": "beta"}, "expected a tensor, got float"),
+    ],
+)
+def test_a_wrong_description_says_what_is_wrong(path: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        discover(nn.Sequential(quantizers.Learnable()), {path: GenericVQ(codes=lambda output: output[2], **arguments)})
+
+
+def test_a_frozen_learnable_table_stands_still_although_the_optimizer_steps() -> None:
+    model = nn.Sequential(quantizers.Learnable())
+    view = discover(model, {"0": GenericVQ(table="embedding.weight", codes=lambda output: output[2])}).views[0]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    view.freeze()
+    before = view.codebook().clone()
+    for _ in range(3):
+        optimizer.zero_grad()
+        _, loss, _ = model(torch.randn(6, D, requires_grad=True))
+        loss.backward()
+        optimizer.step()
+        view.hold()
+        assert torch.equal(view.codebook(), before)
+    view.unfreeze()
+    _, loss, _ = model(torch.randn(6, D))
+    loss.backward()
+    optimizer.step()
+    assert not torch.equal(view.codebook(), before)
+
+
+def test_normalised_latents_are_what_the_codebook_is_compared_with() -> None:
+    module = quantizers.Normalising().eval()
+    x = torch.randn(3, 4, D) * 7
+    observation = only_view(module).reader((x,), {}, module(x))
+    assert observation is not None
+    torch.testing.assert_close(observation.latents, functional.normalize(x, dim=-1).reshape(-1, D))

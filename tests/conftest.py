@@ -1,0 +1,20 @@
+"""What every test starts from: an importable checkout, one torch thread, and the same examples on every run."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from hypothesis import settings
+
+from tests.checkout import install_finder
+
+install_finder()
+
+# More threads change the order of floating-point sums, and slow down arrays of this size.
+torch.set_num_threads(1)
+
+# HYPOTHESIS_PROFILE=explore looks for examples that nobody has seen yet.
+settings.register_profile("ci", derandomize=True, deadline=None, database=None)
+settings.register_profile("explore", max_examples=2000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

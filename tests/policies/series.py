@@ -1,0 +1,86 @@
+"""What the tests of policies share: readings from few numbers, small policies, and a run that answers every ACT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from collapse_guard.policies import Decision, DecisionKind, Policy, PolicyEngine, Reading, load_policy
+
+K = 256
+CEILING = 217.0
+
+
+def reading(step: int, perplexity: float = 100.0, codebook: str = "vq", **fields: Any) -> Reading:
+    """A reading of 2,048 tokens on 256 codes; whatever is not named looks healthy."""
+    values: dict[str, Any] = {
+        "K": K,
+        "D": 16,
+        "tokens": 2048,
+        "ceiling": CEILING,
+        "perplexity_ratio": perplexity / CEILING,
+        "usage": 0.9,
+        "dead_fraction": 0.1,
+        "top_share": 0.05,
+        "relative_error": 0.1,
+    }
+    return Reading(step=step, codebook=codebook, perplexity=perplexity, **(values | fields))
+
+
+def series(perplexities: Iterable[float], *, start: int = 10, every: int = 10, **fields: Any) -> list[Reading]:
+    """One reading after another, `every` steps apart."""
+    return [reading(start + every * i, perplexity, **fields) for i, perplexity in enumerate(perplexities)]
+
+
+def rule(name: str = "collapsed", when: Any = "perplexity < 1.5", **fields: Any) -> dict[str, Any]:
+    """A rule as YAML would hold it."""
+    return {"name": name, "when": when, **fields}
+
+
+def policy(*rules: dict[str, Any], **fields: Any) -> Policy:
+    """A checked policy whose readings count at once: nothing warms up and nothing settles."""
+    return load_policy({"version": 1, "sample": {"settle": 0}, "rules": list(rules), **fields})
+
+
+class Run:
+    """An engine with a guard's manners: every ACT is answered at once, with `applies`, and all decisions are kept."""
+
+    def __init__(self, policy: Policy, applies: Callable[[Decision], bool] = lambda _: True) -> None:
+        self.engine = PolicyEngine(policy)
+        self.applies = applies
+        self.decisions: list[Decision] = []
+
+    def feed(self, readings: Iterable[Reading]) -> Run:
+        """Observe readings one after another."""
+        for each in readings:
+            self._take(self.engine.observe(each))
+        return self
+
+    def finish(self, step: int) -> Run:
+        """End the run."""
+        self._take(self.engine.finish(step))
+        return self
+
+    def _take(self, decisions: tuple[Decision, ...]) -> None:
+        for decision in decisions:
+            self.decisions.append(decision)
+            if decision.kind is DecisionKind.ACT:
+                applied = self.applies(decision)
+                self._take(self.engine.report(decision, applied, "" if applied else "not today"))
+
+    @property
+    def told(self) -> list[str]:
+        """All decisions, one line each: step, rule, kind, and the action, outcome or reason that tells most."""
+        return [brief(decision) for decision in self.decisions]
+
+
+def brief(decision: Decision) -> str:
+    """One line: `70 collapsed outcome #1 reset_codes failed, rolled back`."""
+    words = [str(decision.step), decision.rule or "-", decision.kind.value]
+    if decision.attempt is not None:
+        words.append(f"#{decision.attempt} {decision.action}")
+    if decision.outcome is not None:
+        words.append(decision.outcome.value + (", rolled back" if decision.rollback else ""))
+    if decision.skip is not None:
+        words.append(decision.skip.value)
+    return " ".join(words)

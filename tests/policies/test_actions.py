@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, ClassVar
+
+import pytest
+from pydantic import Field
+
+from collapse_guard.policies import (
+    Action,
+    Alert,
+    DecayCommitment,
+    FallbackTokenizer,
+    PolicyError,
+    ResetCodes,
+    action_named,
+    actions,
+    load_policy,
+    register_action,
+)
+from tests.policies.series import policy, rule
+
+
+class FreezeEncoder(Action):
+    """An action of somebody else's."""
+
+    action: ClassVar[str] = "freeze_encoder"
+
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    """Register `freeze_encoder` for one test."""
+    register_action("freeze_encoder", FreezeEncoder)
+    yield
+    registry = action_named.__globals__["_ACTIONS"]
+    del registry["freeze_encoder"]
+
+
+def test_built_in_actions_describe_themselves_as_a_call() -> None:
+    described = [ResetCodes(scope="all"), DecayCommitment(), FallbackTokenizer(), Alert()]
+    assert [action.describe() for action in described] == [
+        "reset_codes(scope=all, source=kmeans, refill=0.5)",
+        "decay_commitment(factor=0.25, floor=0.01)",
+        "fallback_tokenizer(backend=faiss, refit_every=50 steps, refit_growth=1.5, refit_iterations=5)",
+        "alert()",
+    ]
+
+
+def test_built_in_actions_are_known_by_their_names() -> None:
+    assert list(actions()) == ["reset_codes", "decay_commitment", "fallback_tokenizer", "alert"]
+    assert action_named("reset_codes") is ResetCodes
+
+
+def test_an_unknown_action_lists_the_known_ones() -> None:
+    with pytest.raises(
+        LookupError, match=r"unknown action 'reset_code'. Did you mean `reset_codes`\? Known: reset_codes, "
+    ):
+        action_named("reset_code")
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_registered_action_can_be_named_by_a_policy() -> None:
+    loaded = policy(rule(ladder=[{"freeze_encoder": {"share": 0.5}}]))
+    assert loaded.rules[0].ladder[0].params == FreezeEncoder(share=0.5)
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_registered_action_is_checked_like_any_other() -> None:
+    with pytest.raises(PolicyError, match=r"ladder\[0\].freeze_encoder.share: expected a number of at most 1, got 2"):
+        policy(rule(ladder=[{"freeze_encoder": {"share": 2.0}}]))
+
+
+@pytest.mark.usefixtures("registered")
+def test_registering_the_same_action_again_changes_nothing() -> None:
+    register_action("freeze_encoder", FreezeEncoder)
+    assert action_named("freeze_encoder") is FreezeEncoder
+
+
+def test_a_name_that_is_taken_is_refused() -> None:
+    class Impostor(ResetCodes):
+        """Would replace a built-in action."""
+
+    with pytest.raises(ValueError, match=r"expected a new action name, got 'reset_codes', which is .*\.ResetCodes"):
+        register_action("reset_codes", Impostor)
+    assert action_named("reset_codes") is ResetCodes
+
+
+@pytest.mark.parametrize("name", ["repeat", "within", "freeze-encoder"])
+def test_a_name_that_a_rung_cannot_hold_is_refused(name: str) -> None:
+    class Misnamed(Action):
+        """Bears a name that means something else in a rung."""
+
+        action: ClassVar[str] = name
+
+    with pytest.raises(
+        ValueError, match="expected an action name in snake_case other than action, params, repeat, within"
+    ):
+        register_action(name, Misnamed)
+
+
+def test_an_action_must_carry_the_name_that_it_is_registered_under() -> None:
+    class Nameless(Action):
+        """Forgot to say what it is called."""
+
+    with pytest.raises(
+        ValueError, match=r"expected Nameless to declare `action: ClassVar\[str\] = 'nameless'`, got None"
+    ):
+        register_action("nameless", Nameless)
+
+
+def test_actions_cannot_be_added_behind_the_registry() -> None:
+    with pytest.raises(TypeError):
+        actions()["mine"] = FreezeEncoder  # type: ignore[index]  # pyright: ignore[reportIndexIssue]
+
+
+def test_parameters_cannot_be_changed_afterwards() -> None:
+    params = load_policy("default").rules[1].ladder[0].params
+    with pytest.raises(ValueError, match="frozen"):
+        params.scope = "dead"  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]

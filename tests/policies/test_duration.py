@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from collapse_guard.policies import Duration
+
+
+@given(st.integers(0, 10**17), st.sampled_from(["steps", "readings", "epochs"]))
+def test_a_duration_survives_being_written_and_read(count: int, unit: Any) -> None:
+    assert Duration.parse(str(Duration(count, unit))) == Duration(count, unit)
+
+
+@pytest.mark.parametrize(
+    ("written", "canonical"),
+    [
+        ("50 steps", "50 steps"),
+        ("1 steps", "1 step"),
+        (" 2epoch ", "2 epochs"),
+        (Duration(0, "readings"), "0 readings"),
+    ],
+)
+def test_a_duration_has_one_canonical_spelling(written: object, canonical: str) -> None:
+    assert str(Duration.parse(written)) == canonical
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (100, "a duration with its unit, such as `50 steps`, got 100. Write `100 steps`, or `readings` or `epochs`."),
+        (True, "a duration with its unit, such as `50 steps`, got true. Write a whole number, then steps, readings or epochs."),
+        (None, "a duration with its unit, such as `50 steps`, got nothing. Write a whole number, then steps, readings or epochs."),
+        ("1.5 epochs", "a duration with its unit, such as `50 steps`, got '1.5 epochs'. Write a whole number, then steps, readings or epochs."),
+        ("5 minutes", "the unit steps, readings or epochs, got '5 minutes'. A policy reads no clock."),
+    ],
+)  # fmt: skip
+def test_what_is_no_duration_is_refused_with_the_next_move(written: object, message: str) -> None:
+    with pytest.raises(ValueError, match="expected") as caught:
+        Duration.parse(written)
+    assert str(caught.value) == f"expected {message}"

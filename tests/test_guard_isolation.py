@@ -1,0 +1,136 @@
+"""The promise to break nothing: whatever fails in or around the guard, the run goes on and is left clean."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+
+from collapse_guard import Event, GenericVQ, Guard, NoQuantizerError, read_events
+from tests import quantizers
+from tests.loops import Recorder, digits_model, train
+
+
+def test_nan_latents_raise_an_alert_and_not_an_exception() -> None:
+    recorder = Recorder()
+    model = digits_model(repaired=True)
+
+    def poison(step: int) -> None:
+        if step == 60:
+            with torch.no_grad():
+                cast(nn.Linear, model.encoder[0]).weight.fill_(float("nan"))
+
+    with Guard("default", console=False, sinks=[recorder]) as guard:
+        train(model, 120, guard, before_step=poison)
+    (alert,) = [event for event in recorder.of("alert") if event.fields["rule"] == "non_finite"]
+    assert 60 < alert.step <= 110
+    assert "NaN or Inf" in alert.fields["why"]
+    assert recorder.of("fault") == []
+
+
+def test_a_torn_last_line_is_skipped_and_the_next_run_appends_after_it(tmp_path: Path, caplog: Any) -> None:
+    with Guard("observe", console=False, log_dir=tmp_path) as guard:
+        train(digits_model(), 10, guard)
+    path = tmp_path / "collapse_guard" / "events.jsonl"
+    whole = len(path.read_text().splitlines())
+    with path.open("a") as file:
+        file.write('{"schema": 1, "event": "rea')
+    with Guard("observe", console=False, log_dir=tmp_path) as guard:
+        train(digits_model(), 10, guard)
+    assert len(list(read_events(path))) == 2 * whole
+    assert "torn" in caplog.text
+
+
+class Broken(Recorder):
+    """A sink that fails after its first event."""
+
+    def write(self, event: Event) -> None:
+        super().write(event)
+        if len(self.events) > 1:
+            raise OSError("disk full")
+
+
+def test_a_sink_that_raises_is_switched_off_and_said_once(caplog: Any) -> None:
+    broken, healthy = Broken(), Recorder()
+    with Guard("default", console=False, sinks=[broken, healthy]) as guard:
+        train(digits_model(), 30, guard)
+    assert len(broken.events) == 2
+    (fault,) = healthy.of("fault")
+    assert fault.fields["reason"] == "Broken raised OSError: disk full; it is switched off, training goes on"
+    assert caplog.text.count("disk full") == 1
+
+
+def test_a_probe_that_raises_is_switched_off_and_said_once() -> None:
+    def raising(output: Any) -> torch.Tensor:
+        raise RuntimeError("codes are elsewhere")
+
+    recorder = Recorder()
+    model = nn.Sequential(quantizers.Learnable())
+    adapters = {"0": GenericVQ(table="embedding.weight", codes=raising)}
+    with Guard("default", console=False, sinks=[recorder], adapters=adapters) as guard:
+        guard.attach(model)
+        for _ in range(3):
+            model(torch.randn(4, 8))
+            guard.step()
+    (fault,) = recorder.of("fault")
+    assert "codes are elsewhere" in fault.fields["reason"]
+
+
+def test_an_intervention_that_raises_puts_everything_back_and_the_ladder_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from collapse_guard.interventions import reset_codes
+
+    def raising(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(reset_codes, "clear_moments", raising)
+    recorder = Recorder()
+    with Guard("default", console=False, sinks=[recorder]) as guard:
+        train(digits_model(), 40, guard)
+    reset, fallback = recorder.of("intervention")
+    assert (reset.fields["result"], fallback.fields["result"]) == ("refused", "applied")
+    assert "RuntimeError: no memory; everything was put back" in reset.fields["summary"]
+
+
+def test_hooks_and_sinks_are_released_when_the_loop_raises() -> None:
+    recorder = Recorder()
+    model = digits_model()
+    guard = Guard("default", console=False, sinks=[recorder])
+
+    def interrupt(step: int) -> None:
+        if step == 100:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), guard:
+        train(model, 200, guard, before_step=interrupt)
+    assert recorder.closed == 1
+    assert recorder.of("summary")
+    assert [o.fields["outcome"] for o in recorder.of("outcome")] == ["failed", "inconclusive"]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_copy_of_a_guarded_model_is_not_watched_and_can_be_pickled() -> None:
+    model = digits_model()
+    with Guard("default", console=False) as guard:
+        train(model, 90, guard)
+        twin, again = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+        tokens = guard._probes["quantizer"].window.tallies
+        assert tokens is not None
+        before = tokens.clone()
+        for other in (twin, again):
+            other.train()(torch.rand(8, 64))
+        assert torch.equal(tokens, before)
+        assert torch.equal(twin.state_dict()["quantizer.codebook"], model.state_dict()["quantizer.codebook"]) is False
+
+
+def test_a_model_without_a_quantizer_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    guard = Guard("default", console=False, log_dir=tmp_path)
+    with pytest.raises(NoQuantizerError, match="found no quantizer to guard in Linear"):
+        guard.attach(nn.Linear(2, 2))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,165 @@
+"""Windows count every token; readings agree with independent numpy computations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from collapse_guard import GenericVQ, discover
+from collapse_guard.adapters import CodebookView
+from collapse_guard.measure import read_window
+from collapse_guard.window import Window, ring_capacity
+from tests import quantizers
+
+K, D = 16, 8
+
+
+def view_of(table: Tensor) -> CodebookView:
+    quantizer = quantizers.Learnable(*table.shape)
+    with torch.no_grad():
+        quantizer.embedding.weight.copy_(table)
+    described = GenericVQ(table="embedding.weight", codes=lambda output: output[2], commitment="beta")
+    return discover(nn.Sequential(quantizer), {"0": described}).views[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16])
+def test_every_token_is_counted_and_what_is_none_is_not(dtype: torch.dtype) -> None:
+    window = Window(K, D)
+    codes = torch.tensor([0, 0, 5, -1, 15, 16, -7], dtype=dtype)
+    window.add(codes, torch.randn(7, D))
+    assert window.tallies is not None
+    assert window.tallies[:K].tolist() == [2, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
+    assert window.tallies[K:].tolist() == [3, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_reading_agrees_with_numpy(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(K, D, generator=generator) * 4
+    latents = (torch.randn(300, D, generator=generator) + 1).to(dtype)
+    codes = torch.randint(0, 5, (300,), generator=generator)
+    window, view = Window(K, D), view_of(table)
+    for part in range(3):
+        window.add(codes[part * 100 : part * 100 + 100], latents[part * 100 : part * 100 + 100])
+    reading, counts = read_window(window, view, step=7, epoch=1, loss=0.5)
+    z, c = latents.double().numpy(), table.double().numpy()
+    expected = np.bincount(codes.numpy(), minlength=K)
+    np.testing.assert_array_equal(counts, expected)
+    p = expected[expected > 0] / 300
+    assert reading.perplexity == pytest.approx(math.exp(-sum(x * math.log(x) for x in p)), rel=1e-12)
+    assert (reading.step, reading.epoch, reading.loss, reading.tokens, reading.K, reading.D) == (7, 1, 0.5, 300, K, D)
+    assert (reading.usage, reading.top_share) == (5 / 16, expected.max() / 300)
+    assert reading.dead_fraction == 11 / 16
+    assert reading.finite_fraction == 1.0
+    assert reading.commitment_weight == 0.25
+    norms, lengths = np.linalg.norm(c, axis=1), np.linalg.norm(z, axis=1)
+
+    def lower_median(values: np.ndarray) -> float:
+        return float(np.sort(values)[(len(values) - 1) // 2])
+
+    assert reading.norm_ratio == pytest.approx(lower_median(norms) / lower_median(lengths), rel=1e-5)
+    assert reading.used_norm_ratio == pytest.approx(lower_median(norms[:5]) / lower_median(lengths), rel=1e-5)
+    variance = ((z - z.mean(0)) ** 2).sum(1).mean()
+    assert reading.latent_variance == pytest.approx(variance, rel=1e-5)
+    error = ((z[:, None] - c[None]) ** 2).sum(-1).min(1).mean()
+    assert reading.relative_error == pytest.approx(error / variance, rel=1e-4)
+    assert reading.latent_rank == pytest.approx(_effective_rank(z), rel=1e-4)
+    assert reading.codebook_rank == pytest.approx(_effective_rank(c), rel=1e-4)
+
+
+def _effective_rank(rows: np.ndarray) -> float:
+    singular = np.linalg.svd(rows - rows.mean(0), compute_uv=False) ** 2
+    share = singular / singular.sum()
+    share = share[share > 1e-12]
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def test_the_reference_collapse_reads_exactly_one() -> None:
+    window = Window(256, 4)
+    window.add(torch.full((640,), 9), torch.randn(640, 4))
+    reading, _ = read_window(window, view_of(torch.randn(256, 4)), step=1)
+    assert reading.perplexity == 1.0
+
+
+def test_an_empty_window_reads_nothing_and_does_not_raise() -> None:
+    reading, counts = read_window(Window(K, D), view_of(torch.randn(K, D)), step=1)
+    assert (reading.tokens, reading.perplexity, reading.relative_error, counts.sum()) == (0, 0.0, None, 0)
+
+
+def test_tokens_with_nan_latents_are_counted_apart() -> None:
+    window = Window(K, D)
+    latents = torch.randn(40, D)
+    latents[:10, 3] = float("nan")
+    latents[10:12, 0] = float("inf")
+    codes = torch.arange(40) % K
+    codes[0] = -1
+    window.add(codes, latents)
+    reading, _ = read_window(window, view_of(torch.randn(K, D)), step=1)
+    assert reading.finite_fraction == pytest.approx(1 - 11 / 39)
+    assert reading.relative_error is not None
+    assert math.isfinite(reading.relative_error)
+    assert len(window.sample()) == 28
+
+
+def test_constant_latents_have_no_variance_and_no_rank() -> None:
+    window = Window(K, D)
+    window.add(torch.zeros(50, dtype=torch.long), torch.ones(50, D))
+    reading, _ = read_window(window, view_of(torch.randn(K, D)), step=1)
+    assert (reading.latent_variance, reading.latent_rank, reading.relative_error) == (0.0, None, None)
+
+
+def test_the_ring_keeps_the_newest_latents_of_several_windows() -> None:
+    window = Window(2, 1)
+    for value in range(40):
+        window.add(torch.zeros(256, dtype=torch.long), torch.full((256, 1), float(value)))
+        window.restart()
+    assert window.capacity == ring_capacity(2, 1) == 4096
+    assert window.sample().unique().tolist() == [float(value) for value in range(24, 40)]
+    window.add(torch.zeros(10, dtype=torch.long), torch.full((10, 1), 99.0))
+    assert window.spread(512)[0].unique().tolist() == [99.0]
+
+
+def test_large_forwards_are_thinned_by_the_windows_own_stream() -> None:
+    before = torch.random.get_rng_state()
+    kept = []
+    for _ in range(2):
+        window = Window(4, 2, seed=5)
+        window.add(torch.zeros(5000, dtype=torch.long), torch.arange(10000.0).reshape(5000, 2))
+        kept.append(window.sample())
+    assert torch.equal(kept[0], kept[1])
+    assert kept[0].shape == (256, 2)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_restored_window_goes_on_bit_equal() -> None:
+    first, second = Window(K, D, seed=3), Window(K, D, seed=3)
+    for index in range(30):
+        codes = torch.randint(K, (300,), generator=torch.Generator().manual_seed(index))
+        latents = torch.randn(300, D, generator=torch.Generator().manual_seed(index))
+        if index == 17:
+            state = first.state_dict()
+            second.load_state_dict(state, torch.device("cpu"))
+        first.add(codes, latents)
+        if index >= 17:
+            second.add(codes, latents)
+    assert torch.equal(first.sample(), second.sample())
+    assert first.tallies is not None
+    assert second.tallies is not None
+    assert torch.equal(first.tallies, second.tallies)
+
+
+def test_the_window_of_another_codebook_is_refused() -> None:
+    window = Window(K, D)
+    window.add(torch.zeros(3, dtype=torch.long), torch.zeros(3, D))
+    with pytest.raises(ValueError, match="expected the window of a 8 x 8 codebook, got one of 16 x 8"):
+        Window(8, 8).load_state_dict(window.state_dict(), torch.device("cpu"))
+
+
+def test_memory_is_bounded_for_wide_and_large_codebooks() -> None:
+    assert ring_capacity(16384, 64) == 65_536
+    assert ring_capacity(16384, 4096) * 4096 * 4 <= 64 << 20
+    assert ring_capacity(2, 100_000_000) == 1
