@@ -79,6 +79,7 @@ class Guard:
         self._log = EventLog()
         self._engine = PolicyEngine(self.policy)
         self._is_attached = False
+        self._state_at_close: dict[str, Any] | None = None
         self._probes: dict[str, Probe] = {}
         self._ledger: Ledger | None = None
         self._first: dict[str, Reading] = {}
@@ -108,7 +109,7 @@ class Guard:
             self.policy = self.policy.with_mode("observe")
             self._engine = PolicyEngine(self.policy)
         self._open_sinks()
-        self._is_attached = True
+        self._is_attached, self._state_at_close = True, None
         self._probes = {}
         self._attached_at, self._seconds = time.perf_counter(), 0.0
         self._ledger = Ledger(self._log, optimizers, seed=self._seed)
@@ -139,6 +140,8 @@ class Guard:
             return
         try:
             assert self._ledger is not None
+            # What is saved after the end must be able to go on: with verifications open, not settled for the summary.
+            self._state_at_close = self.state_dict()
             self._ledger.carry_out(self._engine.finish(self._step), self._engine, self._probes)
             total = time.perf_counter() - self._attached_at
             self._log.emit(
@@ -233,7 +236,12 @@ class Guard:
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all state as plain data and tensors; a checkpoint with it still loads with `weights_only=True`."""
+        """Return all state as plain data and tensors; a checkpoint with it still loads with `weights_only=True`.
+
+        After `close` it is the state that the run ended in, verifications still open: a resumed run goes on from there.
+        """
+        if self._state_at_close is not None:
+            return self._state_at_close
         return {
             "schema": _STATE_SCHEMA,
             "step": self._step,

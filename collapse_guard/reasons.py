@@ -47,9 +47,8 @@ def _norms(reading: Reading) -> str | None:
         return None
     if ratio > _LONG_CODES:
         return (
-            f"code norms are {ratio:.0f} times the latents' norm, so every input falls on the shortest code: what "
-            "updates the codebook makes it grow (an EMA count normalised to a fraction and not multiplied back by n "
-            "does)"
+            f"code norms are {ratio:.0f} times the latents' norm, so every input falls on the shortest code. What "
+            "updates the codebook makes it grow, as an EMA count does that is normalised and never multiplied back by n"
         )
     if ratio < _SHORT_CODES:
         return (

@@ -125,7 +125,8 @@ class Window:
         state: dict[str, Any] = {"added": self._added, "added_before": self._added_before}
         if self._counts is not None and self._latents is not None and self._valid is not None:
             assert self._generator is not None
-            state |= {"counts": self._counts.cpu(), "latents": self._latents.cpu(), "valid": self._valid.cpu()}
+            tensors = {"counts": self._counts, "latents": self._latents, "valid": self._valid}
+            state |= {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
             state["generator"] = self._generator.get_state()
         return state
 

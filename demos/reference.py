@@ -18,7 +18,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from rich import get_console
+from rich import box, get_console
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -32,20 +32,25 @@ from .quantizer import ReferenceQuantizer
 __all__ = ["ARMS", "Arm", "ArmResult", "run_arm", "run_reference"]
 
 
+def _repaired() -> ReferenceQuantizer:
+    return ReferenceQuantizer(repaired=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Arm:
     """One way to train: which quantizer, and whether guarded."""
 
     name: str
+    meaning: str
     quantizer: Callable[[], ReferenceQuantizer] | None
     guarded: bool = False
 
 
 ARMS: dict[str, Arm] = {
-    "without": Arm("without VQ", None),
-    "collapsed": Arm("reference VQ", ReferenceQuantizer),
-    "guarded": Arm("reference VQ, guarded", ReferenceQuantizer, guarded=True),
-    "repaired": Arm("factor put back, guarded", lambda: ReferenceQuantizer(repaired=True), guarded=True),
+    "without": Arm("without VQ", "the same tokens, L2-normalised, not quantised", None),
+    "collapsed": Arm("collapsed", "the reference quantizer", ReferenceQuantizer),
+    "guarded": Arm("guarded", "the reference quantizer under the default policy", ReferenceQuantizer, guarded=True),
+    "repaired": Arm("repaired", "the factor put back, guarded too", _repaired, guarded=True),
 }
 
 
@@ -55,7 +60,8 @@ class ArmResult:
 
     Attributes:
         accuracy: share of test images classified right.
-        train_perplexity: of the last epoch's codes; `None` without a quantizer, as the next two.
+        train_perplexity: of one batch's codes, the median over the last epoch; `None` without a quantizer, as the next
+            two. Not pooled: this collapse falls on another code from step to step, which pooling would hide.
         eval_perplexity: of the test set's codes.
         usage: share of codes used on the test set.
         interventions: action and result of each, in order.
@@ -140,7 +146,7 @@ def _measure(
     recorder: _Recorder,
     seconds: float,
 ) -> ArmResult:
-    trained = torch.cat([codes.flatten() for codes in recorder.codes]) if recorder.codes else None
+    trained = [quantizer.perplexity(codes) for codes in recorder.codes] if quantizer is not None else []
     logits, codes, _ = model.eval()(test[0])
     alerts = [event.fields for event in recorder.events if event.event == "alert"]
     steps = [event.step for event in recorder.events if event.event == "alert"]
@@ -148,7 +154,7 @@ def _measure(
     done = summary["interventions"] if summary is not None else []
     return ArmResult(
         accuracy=float((logits.argmax(dim=-1) == test[1]).float().mean()),
-        train_perplexity=quantizer.perplexity(trained) if quantizer is not None and trained is not None else None,
+        train_perplexity=statistics.median(trained) if trained else None,
         eval_perplexity=quantizer.perplexity(codes) if quantizer is not None and codes is not None else None,
         usage=len(codes.unique()) / len(quantizer.codebook) if quantizer is not None and codes is not None else None,
         interventions=tuple(f"{item['action']} {item['result']}" for item in done),
@@ -185,10 +191,12 @@ def run_reference(
                 run_dir = log_dir / f"{key}-{seed}"
                 results[key].append(run_arm(arm, seed, epochs=epochs, log_dir=run_dir, console=tell))
                 if tell:
-                    console.print(f"Event log: {run_dir / 'collapse_guard' / 'events.jsonl'}\n", style="dim")
-            console.print(_progress(seed, results), style="dim")
+                    console.print(
+                        f"Event log: {run_dir / 'collapse_guard' / 'events.jsonl'}\n", style="dim", soft_wrap=True
+                    )
+            console.print(_progress(seed, results), style="dim", soft_wrap=True)
     _print_table(console, results, epochs)
-    console.print(_conclude(results))
+    console.print(_conclude(results), soft_wrap=True)
     return results
 
 
@@ -213,19 +221,28 @@ def _progress(seed: int, results: dict[str, list[ArmResult]]) -> str:
 
 def _print_table(console: Console, results: dict[str, list[ArmResult]], epochs: int) -> None:
     seeds = len(results["without"])
-    table = Table(title=f"Handwritten digits, {epochs} epochs, mean of {seeds} seeds (min - max)", title_justify="left")
-    for column in ("arm", "test accuracy", "train perplexity", "eval perplexity", "usage", "interventions"):
-        table.add_column(column)
+    title = f"Handwritten digits, {epochs} epochs, mean of {seeds} seeds (min - max)"
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for column in ("arm", "test accuracy", "perplexity\nbatch / test", "usage"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("interventions", overflow="fold")
     for key, runs in results.items():
         accuracies = [run.accuracy for run in runs]
-        accuracy = f"{statistics.mean(accuracies):.3f} ({min(accuracies):.3f} - {max(accuracies):.3f})"
-        numbers = [
+        train, evaluation, usage = (
             _mean([getattr(run, name) for run in runs]) for name in ("train_perplexity", "eval_perplexity", "usage")
-        ]
-        usage = f"{numbers[2]:.1%}" if numbers[2] is not None else "-"
-        perplexities = [f"{number:.1f}" if number is not None else "-" for number in numbers[:2]]
-        table.add_row(ARMS[key].name, accuracy, *perplexities, usage, _tally(ARMS[key], runs))
+        )
+        table.add_row(
+            ARMS[key].name,
+            f"{statistics.mean(accuracies):.3f} ({min(accuracies):.3f}-{max(accuracies):.3f})",
+            "-" if train is None or evaluation is None else f"{train:.1f} / {evaluation:.1f}",
+            "-" if usage is None else f"{usage:.1%}",
+            _tally(ARMS[key], runs),
+        )
     console.print(table)
+    for arm in ARMS.values():
+        console.print(f"{arm.name}: {arm.meaning}", style="dim", soft_wrap=True)
+    note = "perplexity: of a training batch's 64 tokens (median of the last epoch) / of the test set's 720 tokens"
+    console.print(note, style="dim", soft_wrap=True)
 
 
 def _mean(values: list[float | None]) -> float | None:
@@ -238,7 +255,7 @@ def _tally(arm: Arm, runs: list[ArmResult]) -> str:
     if not arm.guarded:
         return "-"
     done = [name for run in runs for name in run.interventions]
-    return "\n".join(f"{name} {done.count(name)}x" for name in dict.fromkeys(done)) or f"none in {len(runs)} runs"
+    return ",\n".join(f"{name} {done.count(name)}x" for name in dict.fromkeys(done)) or f"none in {len(runs)} runs"
 
 
 def _conclude(results: dict[str, list[ArmResult]]) -> str:
@@ -252,10 +269,12 @@ def _conclude(results: dict[str, list[ArmResult]]) -> str:
     )
     if not ratios or without <= collapsed:
         return "No collapse was seen: the runs are too short to show it."
+    low, high = f"{min(ratios):.0f}", f"{max(ratios):.0f}"
+    times = low if low == high else f"{low} to {high}"
     return (
         f"Root cause, as the readings show it: at the alert (step {min(steps)}) the code norms stood at "
-        f"{min(ratios):.0f} to {max(ratios):.0f} times the latents' norm; the EMA update multiplies every code by "
-        "about n, so a reset cannot hold and the update itself had to be taken away. The guard closed "
+        f"{times} times the latents' norm; the EMA update multiplies every code by about n, so a reset "
+        "cannot hold and the update itself had to be taken away. The guard closed "
         f"{(held - collapsed) / (without - collapsed):.1%} of the gap between collapsed and without VQ, for "
         f"{statistics.mean(shares):.1%} of the run's time (these runs have steps of about a millisecond)."
     )

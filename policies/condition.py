@@ -1,7 +1,8 @@
 """Conditions: what `when`, `clear` and `success` may say about a reading, and how it is decided.
 
 The language is deliberately small: a comparison of one field with one number, a list (all must hold), or `any:` with a
-list of which one is enough; an entry of a list may be such a condition itself. The text is taken apart by a regular expression and never evaluated as code.
+list of which one is enough; an entry of a list may be such a condition itself. The text is taken apart by a regular
+expression and never evaluated as code.
 
 Logic has three values (Kleene, Introduction to Metamathematics, 1952, section 64): a field that is missing or NaN makes
 its comparison unknown, `None`, which neither fires nor clears a rule; the whole is unknown only where the known
@@ -195,7 +196,7 @@ class Condition:
                 yield part
 
     def __str__(self) -> str:
-        texts = (f"({part})" if isinstance(part, Condition) and len(part.parts) > 1 else str(part) for part in self.parts)
+        texts = (f"({part})" if isinstance(part, Condition) else str(part) for part in self.parts)
         return (" or " if self.any else " and ").join(texts)
 
 
@@ -239,20 +240,20 @@ def _plain(condition: Condition) -> Any:
     return condition.plain()
 
 
+def _list_of(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the JSON schemas of the two kinds of list."""
+    entries = {"type": "array", "minItems": 1, "items": entry}
+    either = {"type": "object", "properties": {"any": entries}, "required": ["any"], "additionalProperties": False}
+    return [entries, either]
+
+
 _TEXT_SCHEMA = {"type": "string", "pattern": rf"^\s*{_NAME}\s*({_SIGN})\s*{_NUMBER}\s*$"}
-_ENTRY_SCHEMA: dict[str, Any] = {"anyOf": [_TEXT_SCHEMA]}
-_LIST_SCHEMA = {"type": "array", "minItems": 1, "items": _ENTRY_SCHEMA}
-_ANY_SCHEMA = {
-    "type": "object",
-    "properties": {"any": _LIST_SCHEMA},
-    "required": ["any"],
-    "additionalProperties": False,
-}
+_ENTRY_SCHEMA = {"anyOf": [_TEXT_SCHEMA, *_list_of(_TEXT_SCHEMA)]}  # as deep as anyone should nest
 
 ConditionField: TypeAlias = Annotated[
     Condition,
     PlainValidator(Condition.parse),
     PlainSerializer(_plain),
-    WithJsonSchema({"anyOf": [_TEXT_SCHEMA, _LIST_SCHEMA, _ANY_SCHEMA]}),
+    WithJsonSchema({"anyOf": [_TEXT_SCHEMA, *_list_of(_ENTRY_SCHEMA)]}),
 ]
 """Pydantic field type of a condition."""

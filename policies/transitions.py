@@ -122,7 +122,8 @@ def _firing(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) ->
         return _clearing(turn, rule, state, holds)
     inhibitor = turn.inhibitor(rule)
     if inhibitor is not None:
-        return _wait_for(turn, rule, state, inhibitor) if turn.is_pending(inhibitor) else _hush(turn, rule, state, inhibitor)
+        quieten = _wait_for if turn.is_pending(inhibitor) else _hush
+        return quieten(turn, rule, state, inhibitor)
     return _act(turn, rule, state if state.cleared == 0 else replace(state, cleared=0))
 
 

@@ -91,11 +91,9 @@ class Turn:
         )
 
     def inhibitor(self, rule: RulePlan) -> str | None:
-        """Return the first rule that keeps this one quiet here and now."""
-        for name in rule.inhibited_by:
-            if self.rules.get(name, ARMED).phase is not Phase.ARMED:
-                return name
-        return None
+        """Return a rule that keeps this one quiet here and now; one that is only pending where no other does."""
+        at_work = [name for name in rule.inhibited_by if self.rules.get(name, ARMED).phase is not Phase.ARMED]
+        return min(at_work, key=self.is_pending, default=None)
 
     def is_pending(self, name: str) -> bool:
         """Whether a rule counts readings and has not fired yet."""

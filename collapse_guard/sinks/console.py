@@ -1,8 +1,8 @@
 """The console alert log: tables at the start and the end, one line for each thing that happened in between.
 
-Printed through rich's shared console, which Lightning's RichProgressBar uses too, and between the bars of tqdm, so
-that live bars survive. Where the output is no terminal, plain lines. Names from the model are printed as text, never
-as markup.
+Printed through rich's shared console, which Lightning's RichProgressBar uses too, and between the bars of tqdm, so that
+live bars survive. On a terminal long texts wrap beside their label; elsewhere every entry is one plain line, so that a
+log file can be searched. Names from the model are printed as text, never as markup or terminal control.
 """
 
 from __future__ import annotations
@@ -10,18 +10,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
-from rich import get_console
-from rich.console import Console, JustifyMethod, RenderableType
+from rich import box, get_console
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from collapse_guard.events import Event
 
-__all__ = ["ConsoleSink"]
+__all__ = ["ConsoleSink", "plain"]
 
-_SEVERITY_STYLES = {"info": "cyan", "warning": "bold yellow", "critical": "bold red"}
-_RESULT_STYLES = {
+_STYLES = {
+    "info": "cyan",
+    "warning": "bold yellow",
+    "critical": "bold red",
     "recovered": "bold green",
     "failed": "bold red",
     "refused": "yellow",
@@ -31,7 +35,20 @@ _RESULT_STYLES = {
     "degraded": "yellow",
     "collapsed": "bold red",
 }
-_INDENT = " " * 14
+_STEP_WIDTH, _LABEL_WIDTH = 11, 12
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One entry of the log: what happened at a step, and further lines that belong to it."""
+
+    step: str
+    label: str
+    style: str
+    text: str
+
+
+_Line = _Entry | Table | Text
 
 
 class ConsoleSink:
@@ -44,14 +61,14 @@ class ConsoleSink:
     def __init__(self, console: Console | None = None) -> None:
         """Store the console."""
         self._given = console
-        self._render: Mapping[str, Callable[[Event], list[RenderableType]]] = {
+        self._render: Mapping[str, Callable[[Event], list[_Line]]] = {
             "attached": _attached,
             "resumed": _resumed,
             "alert": _alert,
             "intervention": _intervention,
             "outcome": _outcome,
-            "cleared": _cleared,
-            "exhausted": _exhausted,
+            "cleared": _ruling("green"),
+            "exhausted": _ruling("bold red"),
             "skip": _skip,
             "fault": _fault,
             "summary": _summary,
@@ -66,10 +83,18 @@ class ConsoleSink:
         console = self._given or get_console()
         with _between_bars():
             for line in lines:
-                console.print(line, soft_wrap=isinstance(line, Text) and not console.is_terminal)
+                if isinstance(line, _Entry):
+                    _print_entry(console, line)
+                else:
+                    console.print(line)
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def plain(value: object) -> str:
+    """Return text that cannot steer a terminal: control characters become a replacement character."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(value))
 
 
 @contextmanager
@@ -83,131 +108,119 @@ def _between_bars() -> Iterator[None]:
         yield
 
 
-def plain(value: object) -> str:
-    """Return text that cannot steer a terminal: control characters become a replacement character."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(value))
+def _print_entry(console: Console, entry: _Entry) -> None:
+    step = Text(entry.step.ljust(_STEP_WIDTH), style="dim")
+    label, text = Text(entry.label.ljust(_LABEL_WIDTH), style=entry.style), Text(plain(entry.text))
+    if not console.is_terminal:
+        console.print(Text("  ").join([step, label, text]), soft_wrap=True)
+        return
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(width=_STEP_WIDTH)
+    grid.add_column(width=_LABEL_WIDTH)
+    grid.add_column(overflow="fold")
+    grid.add_row(step, label, text)
+    console.print(grid)
 
 
-def _line(event: Event, label: str, style: str, text: str) -> Text:
-    head = Text(f"step {event.step:>6}  ", style="dim")
-    return Text.assemble(head, (f"{label:<9} ", style), Text(plain(text)), overflow="fold")
+def _at(event: Event, label: str, style: str, text: str) -> _Entry:
+    return _Entry(f"step {event.step:>6}", label, style, text)
 
 
-def _more(label: str, text: str) -> Text:
-    return Text.assemble((f"{_INDENT}{label}: ", "dim"), Text(plain(text)), overflow="fold")
+def _more(label: str, text: str) -> _Entry:
+    return _Entry("", label, "dim", text)
 
 
-def _attached(event: Event) -> list[RenderableType]:
+def _attached(event: Event) -> list[_Line]:
     fields = event.fields
-    table = Table(
-        title_justify="left",
-        title=Text(f"collapse_guard: policy {plain(fields['policy'])}, mode {fields['mode']}", style="bold"),
-    )
-    columns: tuple[tuple[str, JustifyMethod], ...] = (
-        ("codebook", "left"),
-        ("K", "right"),
-        ("D", "right"),
-        ("adapter", "left"),
-        ("supports", "left"),
-    )
-    for column, justify in columns:
-        table.add_column(column, justify=justify, overflow="fold")
+    table = Table(title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.title = Text(f"collapse_guard: policy {plain(fields['policy'])}, mode {fields['mode']}")
+    for column in ("codebook", "K", "D", "adapter", "supports"):
+        table.add_column(column, overflow="fold")
     for view in fields["codebooks"]:
         adapter = f"{view['adapter']} ({view['kind']}, {view['metric']})"
-        supports = ", ".join(view["supports"])
-        table.add_row(*(Text(plain(cell)) for cell in (view["name"], view["K"], view["D"], adapter, supports)))
-    lines: list[RenderableType] = [table]
+        cells = (view["name"], view["K"], view["D"], adapter, ", ".join(view["supports"]))
+        table.add_row(*(Text(plain(cell)) for cell in cells))
+    lines: list[_Line] = [table]
     for view in fields["codebooks"]:
-        lines += [_more(f"{plain(view['name'])} cannot {capability}", why) for capability, why in view["lacks"].items()]
-    lines += [_more(f"not watched {plain(item['name'])}", item["reason"]) for item in fields["unrecognised"]]
+        lines += [_more("cannot", f"{view['name']}: {name}: {why}") for name, why in view["lacks"].items()]
+    lines += [_more("not watched", f"{item['name']}: {item['reason']}") for item in fields["unrecognised"]]
     return lines
 
 
-def _resumed(event: Event) -> list[RenderableType]:
+def _resumed(event: Event) -> list[_Line]:
     changed = "; the policy has changed since, the new one counts" if event.fields["policy_changed"] else ""
-    return [_line(event, "RESUMED", "bold cyan", f"policy {event.fields['policy']}{changed}")]
+    return [_at(event, "RESUMED", "bold cyan", f"policy {event.fields['policy']}{changed}")]
 
 
-def _alert(event: Event) -> list[RenderableType]:
+def _alert(event: Event) -> list[_Line]:
     fields = event.fields
-    style = _SEVERITY_STYLES.get(fields["severity"], "bold")
-    lines: list[RenderableType] = [
-        _line(event, fields["severity"].upper(), style, f"{fields['codebook']}: {fields['rule']}: {fields['reason']}")
-    ]
+    text = f"{fields['codebook']}: {fields['rule']}: {fields['reason']}"
+    lines: list[_Line] = [_at(event, fields["severity"].upper(), _STYLES.get(fields["severity"], "bold"), text)]
     reading = fields.get("reading")
     if reading is not None:
-        numbers = (
-            f"{reading['usage']:.1%} of {reading['K']} codes used by {reading['tokens']} tokens "
-            f"(uniform codes would show perplexity {reading['ceiling']:.0f})"
-        )
-        lines.append(_more("seen", numbers))
+        used = f"{reading['tokens']} tokens used {reading['usage']:.1%} of {reading['K']} codes"
+        lines.append(_more("seen", f"{used}; uniform codes would show perplexity {reading['ceiling']:.0f}"))
     if "why" in fields:
         lines.append(_more("why", fields["why"]))
     return lines
 
 
-def _intervention(event: Event) -> list[RenderableType]:
+def _intervention(event: Event) -> list[_Line]:
     fields = event.fields
     label = "ACT" if fields["result"] == "applied" else "REFUSED"
-    style = _RESULT_STYLES[fields["result"]]
-    return [
-        _line(
-            event, label, style, f"{fields['codebook']}: {fields['action']} #{fields['attempt']}: {fields['summary']}"
-        )
-    ]
+    text = f"{fields['codebook']}: {fields['action']} #{fields['attempt']}: {fields['summary']}"
+    return [_at(event, label, _STYLES[fields["result"]], text)]
 
 
-def _outcome(event: Event) -> list[RenderableType]:
+def _outcome(event: Event) -> list[_Line]:
     fields = event.fields
     undone = f"; undone: #{', #'.join(str(number) for number in fields['undone'])}" if fields["undone"] else ""
     text = f"{fields['codebook']}: {fields['action']} #{fields['attempt']}: {fields['reason']}{undone}"
-    return [_line(event, fields["outcome"].upper(), _RESULT_STYLES[fields["outcome"]], text)]
+    return [_at(event, fields["outcome"].upper(), _STYLES[fields["outcome"]], text)]
 
 
-def _cleared(event: Event) -> list[RenderableType]:
-    text = f"{event.fields['codebook']}: {event.fields['rule']}: {event.fields['reason']}"
-    return [_line(event, "CLEARED", "green", text)]
+def _ruling(style: str) -> Callable[[Event], list[_Line]]:
+    """Return a renderer of what a rule came to."""
+
+    def render(event: Event) -> list[_Line]:
+        fields = event.fields
+        return [_at(event, event.event.upper(), style, f"{fields['codebook']}: {fields['rule']}: {fields['reason']}")]
+
+    return render
 
 
-def _exhausted(event: Event) -> list[RenderableType]:
-    text = f"{event.fields['codebook']}: {event.fields['rule']}: {event.fields['reason']}"
-    return [_line(event, "EXHAUSTED", "bold red", text)]
-
-
-def _skip(event: Event) -> list[RenderableType]:
+def _skip(event: Event) -> list[_Line]:
     if "action" not in event.fields:  # a skipped candidate is for the log; an action that was not taken is for people
         return []
-    text = f"{event.fields['codebook']}: {event.fields['rule']}: {event.fields['reason']}"
-    return [_line(event, "SKIPPED", "cyan", text)]
+    return [
+        _at(event, "SKIPPED", "cyan", f"{event.fields['codebook']}: {event.fields['rule']}: {event.fields['reason']}")
+    ]
 
 
-def _fault(event: Event) -> list[RenderableType]:
-    return [_line(event, "FAULT", "bold magenta", f"{event.fields['where']}: {event.fields['reason']}")]
+def _fault(event: Event) -> list[_Line]:
+    return [_at(event, "FAULT", "bold magenta", f"{event.fields['where']}: {event.fields['reason']}")]
 
 
-def _summary(event: Event) -> list[RenderableType]:
+def _summary(event: Event) -> list[_Line]:
     fields = event.fields
-    table = Table(title=Text(f"collapse_guard: summary after {event.step} steps", style="bold"), title_justify="left")
-    for column in ("codebook", "health", "perplexity first > last", "usage", "interventions"):
+    table = Table(title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.title = Text(f"collapse_guard: summary after {event.step} steps")
+    for column in ("codebook", "health", "perplexity", "usage", "interventions"):
         table.add_column(column, overflow="fold")
     for book in fields["codebooks"]:
         first, last = book["first"] or book["last"], book["last"]
         done = [item for item in fields["interventions"] if item["codebook"] == book["name"]]
-        told = Text("\n").join(
-            Text.assemble(
-                f"#{item['attempt']} step {item['step']} {plain(item['action'])} ",
-                (item["result"] + (", undone" if item["undone"] else ""), _RESULT_STYLES.get(item["result"], "")),
-            )
-            for item in done
-        )
         table.add_row(
             Text(plain(book["name"])),
-            Text(book["health"], _RESULT_STYLES.get(book["health"], "")),
-            f"{first['perplexity']:.2f} > {last['perplexity']:.2f} of {book['K']}",
+            Text(book["health"], _STYLES.get(book["health"], "")),
+            f"{first['perplexity']:.1f} to {last['perplexity']:.1f} of {book['K']}",
             f"{last['usage']:.1%}",
-            told if done else Text("none", "dim"),
+            Text("\n").join(_told(item) for item in done) if done else Text("none", "dim"),
         )
-    share = (
-        f"the guard took {fields['guard_seconds']:.2f} s of {fields['run_seconds']:.2f} s ({fields['guard_share']:.1%})"
-    )
-    return [table, Text(share, style="dim")]
+    share = f"the guard took {fields['guard_seconds']:.2f} s of {fields['run_seconds']:.2f} s"
+    return [table, Text(f"{share} ({fields['guard_share']:.1%})", style="dim")]
+
+
+def _told(item: Mapping[str, Any]) -> Text:
+    result = item["result"] + (", undone" if item["undone"] else "")
+    return Text.assemble(f"step {item['step']} {plain(item['action'])} ", (result, _STYLES.get(item["result"], "")))

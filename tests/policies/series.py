@@ -32,9 +32,11 @@ def series(perplexities: Iterable[float], *, start: int = 10, every: int = 10, *
     return [reading(start + every * i, perplexity, **fields) for i, perplexity in enumerate(perplexities)]
 
 
-def rule(name: str = "collapsed", when: Any = "perplexity < 1.5", **fields: Any) -> dict[str, Any]:
-    """A rule as YAML would hold it."""
-    return {"name": name, "when": when, **fields}
+def rule(
+    name: str = "collapsed", when: Any = "perplexity < 1.5", *, hold: int | None = None, **fields: Any
+) -> dict[str, Any]:
+    """A rule as YAML would hold it; `hold` stands for `for`, which Python keeps to itself."""
+    return {"name": name, "when": when, **({"for": hold} if hold else {}), **fields}
 
 
 def policy(*rules: dict[str, Any], **fields: Any) -> Policy:

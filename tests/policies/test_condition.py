@@ -32,14 +32,15 @@ def plain_answer(comparison: Comparison, seen: Reading) -> bool | None:
     value, threshold = getattr(seen, comparison.field), comparison.threshold
     if value is None or math.isnan(value):
         return None
-    return {
+    answers: dict[str, bool] = {
         "<": value < threshold,
         "<=": not value > threshold,
         ">": value > threshold,
         ">=": not value < threshold,
         "==": not value < threshold and not value > threshold,
         "!=": value < threshold or value > threshold,
-    }[comparison.sign]
+    }
+    return answers[comparison.sign]
 
 
 def possible_answers(part: Comparison | Condition, seen: Reading) -> set[bool]:
@@ -102,7 +103,8 @@ def test_a_condition_that_is_one_already_is_taken_as_it_is() -> None:
     ],
 )
 def test_an_explanation_shows_numbers_that_bear_it_out(condition: Any, fields: dict[str, Any], explained: str) -> None:
-    seen = reading(1, 1.0, **({"usage": 0.25} | fields))
+    values: dict[str, Any] = {"usage": 0.25} | fields
+    seen = reading(1, 1.0, **values)
     assert Condition.parse(condition).explain(seen) == explained
 
 

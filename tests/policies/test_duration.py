@@ -28,16 +28,20 @@ def test_a_duration_has_one_canonical_spelling(written: object, canonical: str) 
 
 
 @pytest.mark.parametrize(
-    ("written", "message"),
+    ("written", "got", "hint"),
     [
-        (100, "a duration with its unit, such as `50 steps`, got 100. Write `100 steps`, or `readings` or `epochs`."),
-        (True, "a duration with its unit, such as `50 steps`, got true. Write a whole number, then steps, readings or epochs."),
-        (None, "a duration with its unit, such as `50 steps`, got nothing. Write a whole number, then steps, readings or epochs."),
-        ("1.5 epochs", "a duration with its unit, such as `50 steps`, got '1.5 epochs'. Write a whole number, then steps, readings or epochs."),
-        ("5 minutes", "the unit steps, readings or epochs, got '5 minutes'. A policy reads no clock."),
+        (100, "100", "Write `100 steps`, or `readings` or `epochs`."),
+        (True, "true", "Write a whole number, then steps, readings or epochs."),
+        (None, "nothing", "Write a whole number, then steps, readings or epochs."),
+        ("1.5 epochs", "'1.5 epochs'", "Write a whole number, then steps, readings or epochs."),
     ],
-)  # fmt: skip
-def test_what_is_no_duration_is_refused_with_the_next_move(written: object, message: str) -> None:
+)
+def test_what_is_no_duration_is_refused_with_the_next_move(written: object, got: str, hint: str) -> None:
     with pytest.raises(ValueError, match="expected") as caught:
         Duration.parse(written)
-    assert str(caught.value) == f"expected {message}"
+    assert str(caught.value) == f"expected a duration with its unit, such as `50 steps`, got {got}. {hint}"
+
+
+def test_an_unknown_unit_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"expected the unit steps, readings or epochs, got '5 minutes'\."):
+        Duration.parse("5 minutes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def test_observe_is_default_in_another_mode() -> None:
 def test_a_codebook_used_evenly_is_left_alone(name: str, k: int, tokens: int) -> None:
     """Also a tiny one, whose perplexity is always below 5, and a huge one that sees few tokens."""
     ceiling = min(k, tokens) * 0.9
-    fields = {"K": k, "tokens": tokens, "ceiling": ceiling, "perplexity_ratio": 0.8}
+    fields: dict[str, Any] = {"K": k, "tokens": tokens, "ceiling": ceiling, "perplexity_ratio": 0.8}
     run = Run(load_policy(name)).feed(series([0.8 * ceiling] * 20, **fields))
     assert run.decisions == []
     assert run.engine.health("vq") is Health.HEALTHY

@@ -62,7 +62,7 @@ def policies(draw: st.DrawFn) -> Policy:
         rule(
             name,
             draw(st.sampled_from(("perplexity < 5", "perplexity < 1.5", "loss > 5", ["perplexity < 5", "loss > 5"]))),
-            **{"for": draw(st.integers(1, 2))},
+            hold=draw(st.integers(1, 2)),
             clear={"for": draw(st.integers(1, 2))},
             severity=draw(st.sampled_from(("info", "warning", "critical"))),
             cooldown=draw(spans),
@@ -262,7 +262,7 @@ def test_alerts_match_a_plain_recount(holds: list[bool | None], hold: int, clear
         if streak == (clear_hold if firing else hold):
             firing, streak = not firing, 0
             expected.append((step, "alert" if firing else "cleared"))
-    run = Run(policy(rule(when="loss > 5", clear={"for": clear_hold}, **{"for": hold})))
+    run = Run(policy(rule(when="loss > 5", clear={"for": clear_hold}, hold=hold)))
     run.feed(reading(step, loss=None if each is None else 9.0 if each else 1.0) for step, each in enumerate(holds))
     told = of_kind(run.decisions, DecisionKind.ALERT, DecisionKind.CLEARED)
     assert [(decision.step, decision.kind.value) for decision in told] == expected

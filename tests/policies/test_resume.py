@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from collapse_guard.policies import Decision, Health, Phase, Policy, PolicyEngine, Reading, load_policy
+from collapse_guard.policies import Decision, Health, Phase, Policy, PolicyEngine, Reading, ResetCodes, load_policy
 from tests.policies.series import Run, policy, reading, rule, series
 
 LADDER: list[Any] = [{"decay_commitment": {}, "repeat": 2, "within": "20 steps"}, "reset_codes", "fallback_tokenizer"]
@@ -17,7 +17,7 @@ STORIES: dict[str, tuple[Policy, list[Reading]]] = {
     "reference": (load_policy("default"), series([1.0] * 7 + [80.0] * 6 + [1.0] * 9 + [math.nan, 80.0] * 6)),
     "every phase": (
         policy(
-            rule("collapsed", "perplexity < 1.5", inhibits=["collapsing"], ladder=LADDER, **{"for": 2}),
+            rule("collapsed", "perplexity < 1.5", inhibits=["collapsing"], ladder=LADDER, hold=2),
             rule("collapsing", "perplexity < 5", cooldown="2 epochs", ladder=LADDER, clear={"for": 2}),
             sample={"settle": 2},
         ),
@@ -71,8 +71,9 @@ def test_a_decision_may_be_reported_after_a_resume() -> None:
 def test_saved_state_is_plain_data() -> None:
     """Anything else would make a checkpoint unreadable with `weights_only=True`."""
 
-    def types_in(value: object) -> set[type]:
-        inner = [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+    def types_in(value: Any) -> set[type]:
+        inner = list(value) if isinstance(value, (dict, list)) else []
+        inner += value.values() if isinstance(value, dict) else []
         return {type(value)}.union(*map(types_in, inner))
 
     run = Run(*STORIES["every phase"][:1]).feed(STORIES["every phase"][1][:20])
@@ -88,7 +89,7 @@ def test_saved_state_holds_no_configuration() -> None:
 
 def test_rules_that_are_gone_are_forgotten_and_new_ones_start_armed() -> None:
     engine = Run(policy(rule("old"), rule("kept"))).feed(series([1.0])).engine
-    run = resumed(engine, policy(rule("kept"), rule("new", **{"for": 2})))
+    run = resumed(engine, policy(rule("kept"), rule("new", hold=2)))
     assert [run.engine.phase("vq", name) for name in ("kept", "new")] == [Phase.FIRING, Phase.ARMED]
     assert list(run.engine.state_dict()["codebooks"]["vq"]["rules"]) == ["kept"]
     assert run.engine.health("vq") is Health.DEGRADED
@@ -120,11 +121,19 @@ def test_a_failed_rung_is_remembered_by_what_it_was_not_by_where_it_stood() -> N
     longer = policy(rule(ladder=["decay_commitment", "reset_codes", {"reset_codes": {"scope": "all"}}]))
     run = resumed(engine, longer).feed(series([1.0], start=40))
     run.applies = lambda _: False
-    acts = [told for told in run.feed(series([100.0], start=50)).feed(series([1.0], start=60)).decisions if told.params]
-    assert [(each.step, each.action) for each in acts[:1]] == [(40, "decay_commitment")]
-    assert "reset_codes(scope=dead, source=kmeans, refill=0.5)" in engine.state_dict()["codebooks"]["vq"]["rules"][
-        "collapsed"
-    ]["failed"]
+    run.feed(series([100.0, 1.0], start=50))
+    assert run.told == [
+        "40 collapsed alert",
+        "40 collapsed act #3 decay_commitment",
+        "50 collapsed outcome #3 decay_commitment recovered",
+        "60 collapsed alert",
+        "60 collapsed act #4 decay_commitment",
+        "60 collapsed outcome #4 decay_commitment failed",
+        "60 collapsed act #5 reset_codes",
+        "60 collapsed outcome #5 reset_codes failed",
+        "60 collapsed exhausted",
+    ]
+    assert run.decisions[6].params == ResetCodes(scope="all")
 
 
 def test_tries_of_a_rung_that_is_gone_do_not_count_for_another() -> None:
@@ -152,5 +161,5 @@ def test_a_policy_that_now_only_observes_finishes_what_is_open_and_begins_nothin
 @pytest.mark.parametrize("schema", [None, 2])
 def test_state_of_another_form_is_refused(schema: int | None) -> None:
     state = PolicyEngine(load_policy("default")).state_dict() | {"schema": schema}
-    with pytest.raises(ValueError, match=rf"expected engine state of schema 1, got {schema}\. Resume with the version of"):
+    with pytest.raises(ValueError, match=rf"expected engine state of schema 1, got {schema}\. Resume"):
         PolicyEngine(load_policy("default")).load_state_dict(state)

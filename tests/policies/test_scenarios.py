@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_records_of_the_reference_story_are_complete() -> None:
     fired, ended = reading(20, 1.0), reading(70, 1.0)
     why = "perplexity 1.00 < 1.5 and perplexity_ratio 0.005 < 0.5"
     reset = ResetCodes(scope="all", source="kmeans")
-    common = {"codebook": "vq", "rule": "collapsed", "severity": "critical"}
+    common: dict[str, Any] = {"codebook": "vq", "rule": "collapsed", "severity": "critical"}
     assert of_kind[DecisionKind.PENDING] == Decision(
         kind=DecisionKind.PENDING, step=10, reason=f"{why}: 1 of 2 readings", **common
     )
@@ -108,7 +109,7 @@ def test_rule_fires_once_then_cools_down() -> None:
 
 
 def test_a_streak_of_cooling_down_is_told_again_after_a_break() -> None:
-    run = Run(policy(rule(ladder=[RESET], cooldown="100 steps", **{"for": 2})))
+    run = Run(policy(rule(ladder=[RESET], cooldown="100 steps", hold=2)))
     run.feed(series([1.0, 1.0, 100.0, 100.0, 1.0, 1.0, 1.0, 100.0, math.nan, 1.0, 1.0]))
     assert run.told[2:] == [
         "20 collapsed act #1 reset_codes",
@@ -138,7 +139,7 @@ def test_epochs_never_pass_in_a_loop_that_does_not_say_its_epoch() -> None:
 
 
 def test_pending_ends_quietly_when_the_condition_ends() -> None:
-    run = Run(policy(rule(**{"for": 3}))).feed(series([1.0, 1.0, 100.0, 1.0]))
+    run = Run(policy(rule(hold=3))).feed(series([1.0, 1.0, 100.0, 1.0]))
     assert run.told == ["10 collapsed pending", "40 collapsed pending"]
     assert run.engine.phase("vq", "collapsed") is Phase.PENDING
 
@@ -151,12 +152,12 @@ def test_a_rule_without_ladder_alerts_once_and_says_when_it_is_over() -> None:
 
 
 def test_clearing_takes_as_long_as_firing_unless_told_otherwise() -> None:
-    run = Run(policy(rule(**{"for": 3}))).feed(series([1.0] * 3 + [100.0] * 4))
+    run = Run(policy(rule(hold=3))).feed(series([1.0] * 3 + [100.0] * 4))
     assert run.told == ["10 collapsed pending", "30 collapsed alert", "60 collapsed cleared"]
 
 
 def test_an_unknown_value_neither_fires_nor_clears_nor_breaks_a_streak() -> None:
-    run = Run(policy(rule(when="loss > 9", **{"for": 2})))
+    run = Run(policy(rule(when="loss > 9", hold=2)))
     run.feed([reading(step, loss=loss) for step, loss in enumerate([10, None, 10, None, 1, math.nan, 1, None])])
     assert run.told == ["0 collapsed pending", "2 collapsed alert", "6 collapsed cleared"]
 
@@ -352,13 +353,13 @@ def test_settling_readings_are_no_evidence_for_any_rule() -> None:
 
 
 def test_eval_readings_are_ignored() -> None:
-    run = Run(policy(rule(**{"for": 2}))).feed([reading(1, 1.0), reading(2, 100.0, stage="eval"), reading(3, 1.0)])
+    run = Run(policy(rule(hold=2))).feed([reading(1, 1.0), reading(2, 100.0, stage="eval"), reading(3, 1.0)])
     assert run.told == ["1 collapsed pending", "3 collapsed alert"]
 
 
 def test_an_inhibited_rule_is_quiet_and_counts_from_the_beginning_afterwards() -> None:
-    worse = rule("collapsed", "perplexity < 1.5", inhibits=["collapsing"], **{"for": 2})
-    milder = rule("collapsing", "perplexity < 5", **{"for": 2})
+    worse = rule("collapsed", "perplexity < 1.5", inhibits=["collapsing"], hold=2)
+    milder = rule("collapsing", "perplexity < 5", hold=2)
     run = Run(policy(milder, worse)).feed(series([4.0, 1.0, 1.0, 4.0, 4.0, 4.0]))
     assert run.told == [
         "10 collapsing pending",
@@ -373,8 +374,8 @@ def test_an_inhibited_rule_is_quiet_and_counts_from_the_beginning_afterwards() -
 
 def test_a_worse_rule_that_never_comes_to_fire_does_not_keep_the_milder_one_from_it() -> None:
     """Perplexity wavers around the worse threshold and stays below the milder one all the while."""
-    worse = rule("collapsed", "perplexity < 1.5", inhibits=["collapsing"], **{"for": 2})
-    milder = rule("collapsing", "perplexity < 5", **{"for": 2})
+    worse = rule("collapsed", "perplexity < 1.5", inhibits=["collapsing"], hold=2)
+    milder = rule("collapsing", "perplexity < 5", hold=2)
     run = Run(policy(milder, worse)).feed(series([4.0, 1.0, 4.0, 1.0, 4.0]))
     assert run.told == [
         "10 collapsing pending",
@@ -521,7 +522,7 @@ def test_health_follows_the_severity_of_the_rules_concerned() -> None:
 
 
 def test_suspicion_begins_with_the_run_and_ends_with_a_healthy_reading() -> None:
-    engine = PolicyEngine(policy(rule(**{"for": 2})))
+    engine = PolicyEngine(policy(rule(hold=2)))
     suspicions = [engine.is_suspect]
     for each in [reading(10, tokens=0), *series([100.0, 1.0, 100.0, 1.0, 1.0, 100.0, 100.0], start=20)]:
         engine.observe(each)

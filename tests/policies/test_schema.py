@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -36,8 +37,8 @@ def test_a_policy_says_little_and_means_a_lot() -> None:
 
 
 def test_clear_is_derived_from_when_and_for_unless_it_is_given() -> None:
-    (derived,) = policy(rule(when=["usage < 0.1", "loss > 5"], **{"for": 4})).rules
-    (given,) = policy(rule(clear={"when": "perplexity > 9", "for": 2}, **{"for": 4})).rules
+    (derived,) = policy(rule(when=["usage < 0.1", "loss > 5"], hold=4)).rules
+    (given,) = policy(rule(clear={"when": "perplexity > 9", "for": 2}, hold=4)).rules
     assert (str(derived.clear_when), derived.clear_for) == ("usage >= 0.1 or loss <= 5", 4)
     assert (str(given.clear_when), given.clear_for) == ("perplexity > 9", 2)
 
@@ -74,7 +75,7 @@ def test_a_policy_survives_being_written_and_read(source: Any) -> None:
 
 def test_the_fingerprint_is_of_the_meaning() -> None:
     short = policy(rule(ladder=["reset_codes"]))
-    long = policy(rule(when=[" perplexity<1.50"], ladder=[{"reset_codes": {"scope": "dead"}}], **{"for": 1}))
+    long = policy(rule(when=[" perplexity<1.50"], ladder=[{"reset_codes": {"scope": "dead"}}], hold=1))
     assert short.fingerprint() == long.fingerprint()
     assert len(short.fingerprint()) == 12
     assert short.fingerprint() != short.with_mode("observe").fingerprint()
@@ -89,7 +90,7 @@ def test_another_mode_is_another_policy() -> None:
 
 def test_a_policy_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        load_policy("default").mode = "observe"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+        load_policy("default").mode = "observe"
 
 
 def test_the_json_schema_knows_the_language() -> None:
@@ -109,7 +110,7 @@ def test_models_check_themselves_without_the_loader() -> None:
 
 def test_a_long_chain_of_inhibition_is_no_circle() -> None:
     names = [f"rule{index}" for index in range(500)]
-    rules = [rule(name, inhibits=[following]) for name, following in zip(names, names[1:], strict=False)]
+    rules = [rule(name, inhibits=[following]) for name, following in pairwise(names)]
     assert len(policy(*rules, rule(names[-1])).rules) == 500
     with pytest.raises(PolicyError, match=r"rule0 -> rule1 -> rule2"):
         policy(*rules, rule(names[-1], inhibits=[names[0]]))
