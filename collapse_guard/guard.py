@@ -226,9 +226,10 @@ class Guard:
             self.readings[name] = reading
             self._first.setdefault(name, reading)
             self._ledger.note(name, counts)
+            decisions = self._engine.observe(reading)
             fields = {key: value for key, value in reading.as_dict().items() if key != "step"}
             self._log.emit("reading", self._step, health=self._engine.health(name).value, **fields)
-            self._ledger.carry_out(self._engine.observe(reading), self._engine, self._probes)
+            self._ledger.carry_out(decisions, self._engine, self._probes)
 
     def _health(self) -> dict[str, Health]:
         return {name: self._engine.health(name) for name in self._probes}

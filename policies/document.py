@@ -119,7 +119,11 @@ def read_document(text: str, file: str) -> Document:
 
 
 class _Walk:
-    """One walk over the tree of nodes that PyYAML composed."""
+    """One walk over the tree of nodes that PyYAML composed.
+
+    An alias is followed as often as it is used, so the count of values bounds what a bomb can do, and the depth what
+    an alias of itself can do.
+    """
 
     def __init__(self, document: Document) -> None:
         self.document = document

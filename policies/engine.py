@@ -18,7 +18,7 @@ from .plan import Plan
 from .reading import Reading
 from .schema import Policy
 from .states import CodebookState, EngineState, Phase
-from .transitions import advance, begin_verifying, close, fail, starve
+from .transitions import advance, close, fail, starve
 from .turn import ARMED, Turn, action_of
 
 __all__ = ["PolicyEngine", "finish", "observe", "report"]
@@ -162,7 +162,7 @@ def report(
     rule = plan.rule(decision.rule)
     turn = Turn(plan, state, book, decision.codebook, step=decision.step, reading=asked.before)
     if applied:
-        turn.put(rule, begin_verifying(asked))
+        turn.put(rule, replace(asked, phase=Phase.VERIFYING))
         book = replace(book, settling_after=decision.action, settled=0)
     else:
         because = f": {reason}" if reason else ""

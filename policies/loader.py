@@ -51,6 +51,7 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy) -> Policy:
 
 
 def _is_path(source: str) -> bool:
+    """Whether a text is meant as a path: it has a separator, the ending of a YAML file, or it exists."""
     return "/" in source or "\\" in source or source.endswith((".yaml", ".yml")) or Path(source).exists()
 
 

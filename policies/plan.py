@@ -21,7 +21,13 @@ __all__ = ["Plan", "RulePlan", "RungPlan"]
 
 @dataclass(frozen=True, slots=True)
 class RungPlan:
-    """One rung: its action, how often it may fail in a row, and how long each try may take."""
+    """One rung.
+
+    Attributes:
+        index: place in the ladder, from 0. action: name of the action. params: its parameters.
+        description: the action written as a call, by which a failed rung is remembered.
+        repeat: tries in a row. within: how long each may take.
+    """
 
     index: int
     action: str
@@ -33,7 +39,14 @@ class RungPlan:
 
 @dataclass(frozen=True, slots=True)
 class RulePlan:
-    """One rule, with the rules that silence it and with the conditions compiled."""
+    """One rule.
+
+    Attributes:
+        when, clear, success: the conditions, for messages. holds, clears, succeeds: the same, compiled.
+        hold: readings that `when` must hold. clear_hold: readings that `clear` and `success` must hold.
+        cooldown, within: as in the policy. rungs: the ladder.
+        inhibits: names of the rules that this one silences. inhibited_by: names of those that silence it.
+    """
 
     name: str
     severity: str
@@ -62,7 +75,13 @@ class RulePlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A whole policy: rules in the order in which they are judged, inhibitors first."""
+    """A whole policy.
+
+    Attributes:
+        rules: in the order in which they are judged, inhibitors first. observes: whether the mode is `observe`.
+        warmup: first step that counts. min_tokens, settle: as in `Sample`.
+        interventions: the budget. refill_after: healthy steps after which it is whole again, or `None` for never.
+    """
 
     rules: tuple[RulePlan, ...]
     observes: bool
@@ -102,6 +121,7 @@ class Plan:
 
 
 def _rule_plan(rule: Rule, policy: Policy) -> RulePlan:
+    """Compile one rule of a policy."""
     clears, success = _clears(rule), rule.verify.success
     return RulePlan(
         name=rule.name,

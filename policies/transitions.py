@@ -22,7 +22,7 @@ from .reading import Reading
 from .states import Phase, RuleState
 from .turn import Turn, action_of
 
-__all__ = ["advance", "begin_verifying", "close", "fail", "starve"]
+__all__ = ["advance", "close", "fail", "starve"]
 
 
 def advance(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
@@ -31,11 +31,6 @@ def advance(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
     if holds is not None and holds is not state.holds:
         state = replace(state, holds=holds)
     return _PHASES[state.phase](turn, rule, state, holds)
-
-
-def begin_verifying(state: RuleState) -> RuleState:
-    """Return the state of a rule whose intervention has been applied."""
-    return replace(state, phase=Phase.VERIFYING, cleared=0, readings=0, evidence=0)
 
 
 def starve(turn: Turn) -> None:
@@ -82,7 +77,6 @@ def fail(
     state = RuleState(
         phase=Phase.FIRING,
         holds=state.holds,
-        held=state.held,
         failed=failed,
         tried=state.tried,
         tries=0 if last else state.tries,
@@ -142,7 +136,10 @@ def _clearing(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) 
 
 
 def _verifying(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> RuleState:
-    """Judge the open intervention: success must last, failure is stated at the deadline."""
+    """Judge the open intervention: success must last, failure is stated at the deadline.
+
+    A streak of success that has begun in time may end after the deadline.
+    """
     state = replace(state, readings=state.readings + 1)
     rung = rule.open_rung(state)
     if rung is None:
@@ -175,7 +172,10 @@ def _without_evidence(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState
 
 
 def _cooling(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> RuleState:
-    """Wait; say so once if the rule would otherwise fire."""
+    """Wait; say so once if the rule would otherwise fire.
+
+    What held during the pause does not count afterwards: the rule begins anew, armed, at the reading that ends it.
+    """
     state = replace(state, readings=state.readings + 1)
     left = _left(rule.cooldown, turn, state)
     if left <= 0:
@@ -191,7 +191,11 @@ def _cooling(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -
 
 
 def _act(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
-    """Ask for the first action that has not failed here, or record why there is none."""
+    """Ask for the first action that has not failed here, or record why there is none.
+
+    The reasons against are weighed from the lasting to the passing: nothing left to try, a policy that only observes,
+    a spent budget (the rule is exhausted, too), another open intervention.
+    """
     if not rule.rungs:
         return state
     rung = rule.next_rung(state.failed)

@@ -47,20 +47,29 @@ def demo(
 def check(
     policies: Annotated[list[str], typer.Argument(metavar="POLICY...", help="YAML files or preset names.")],
 ) -> None:
-    """Check policy files and report every error with file, line and column."""
-    from collapse_guard.policies import PolicyError, load_policy
+    """Check policy files and report every error with file, line and column. Exits with 1 if any has errors."""
+    from collapse_guard.policies import PolicyError, load_policy, preset_names
 
-    out, failed = Console(), False
+    out, code = Console(), 0
     for source in policies:
+        if source not in preset_names() and not Path(source).is_file():
+            presets = ", ".join(preset_names())
+            _say(out, f"{source}: there is no such file. Give the path of a policy file, or a preset: {presets}.")
+            code = 2
+            continue
         try:
             policy = load_policy(source)
         except PolicyError as error:
-            out.print(str(error), markup=False, highlight=False, soft_wrap=True)
-            failed = True
+            _say(out, str(error))
+            code = max(code, 1)
         else:
             rules = ", ".join(rule.name for rule in policy.rules)
-            out.print(f"{source}: fine: {policy.name}, mode {policy.mode}, rules {rules}", markup=False, soft_wrap=True)
-    raise typer.Exit(1 if failed else 0)
+            _say(out, f"{source}: fine: {policy.name}, mode {policy.mode}, rules {rules}")
+    raise typer.Exit(code)
+
+
+def _say(out: Console, text: str) -> None:
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -185,7 +185,9 @@ def test_a_refused_rung_has_failed_and_the_next_has_its_turn_at_once() -> None:
         "10 collapsed outcome #1 reset_codes failed",
         "10 collapsed act #2 fallback_tokenizer",
     ]
-    assert run.decisions[2].reason == "reset_codes was not applied: not today"
+    refused = run.decisions[2]
+    assert refused.reason == "reset_codes was not applied: not today"
+    assert (refused.before, refused.after) == (reading(10, 1.0), None)
     assert run.engine.phase("vq", "collapsed") is Phase.VERIFYING
 
 
@@ -490,6 +492,26 @@ def test_an_exhausted_codebook_keeps_the_budget_from_being_refilled() -> None:
     assert run.engine.state_dict()["spent"] == 2
     run.feed([reading(100), reading(110), reading(120, 1.0)])
     assert run.told[-1] == "120 collapsed act #3 reset_codes"
+
+
+def test_the_wait_for_a_refill_begins_again_with_every_trouble() -> None:
+    loud = rule("loud", "loss > 5")
+    run = Run(policy(rule(ladder=[RESET]), loud, budget={"interventions": 1, "refill_after": "30 steps"}))
+    run.feed(
+        [reading(10, 1.0), reading(20), reading(30), reading(40, loss=9.0), *series([100.0] * 3, start=50, loss=1.0)]
+    )
+    assert run.engine.state_dict()["spent"] == 1
+    assert run.feed([reading(80)]).engine.state_dict()["spent"] == 0
+
+
+def test_the_wait_for_a_refill_does_not_begin_while_another_codebook_is_in_trouble() -> None:
+    loud = rule("loud", "loss > 5")
+    run = Run(policy(rule(ladder=[RESET]), loud, budget={"interventions": 1, "refill_after": "30 steps"}))
+    run.feed([reading(10, loss=9.0, codebook="loud"), reading(10, 1.0), *series([100.0] * 9, start=20)])
+    assert run.engine.state_dict()["spent"] == 1
+    run.feed([reading(110, loss=1.0, codebook="loud"), *series([100.0] * 2, start=120)])
+    assert run.engine.state_dict()["spent"] == 1
+    assert run.feed([reading(140)]).engine.state_dict()["spent"] == 0
 
 
 def test_a_budget_without_refill_stays_spent() -> None:

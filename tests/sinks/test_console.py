@@ -1,0 +1,214 @@
+"""What the console shows: whole lines off a terminal, wrapped ones on it, and nothing that a name can smuggle in."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from collapse_guard import ConsoleSink, Event
+
+READING = {"tokens": 640, "usage": 0.004, "K": 256, "ceiling": 205.0}
+STORY = [
+    Event(
+        "attached",
+        0,
+        {
+            "policy": "default",
+            "mode": "act",
+            "codebooks": [
+                {
+                    "name": "vq",
+                    "K": 256,
+                    "D": 64,
+                    "adapter": "ema-structure",
+                    "kind": "ema",
+                    "metric": "l2",
+                    "supports": ["monitor", "reset"],
+                    "lacks": {"commitment": "no weight found"},
+                },
+            ],
+            "unrecognised": [{"name": "other", "reason": "returns no codes"}],
+        },
+    ),
+    Event("reading", 10, {"codebook": "vq"}),
+    Event("pending", 10, {"codebook": "vq", "rule": "collapsed", "severity": "critical", "reason": "not yet"}),
+    Event(
+        "alert",
+        20,
+        {
+            "codebook": "vq",
+            "rule": "collapsed",
+            "severity": "critical",
+            "reason": "perplexity 1.00 < 1.5",
+            "why": "codes are long",
+            "reading": READING,
+        },
+    ),
+    Event(
+        "intervention",
+        20,
+        {
+            "codebook": "vq",
+            "rule": "collapsed",
+            "attempt": 1,
+            "action": "reset_codes",
+            "result": "applied",
+            "summary": "256 codes placed",
+        },
+    ),
+    Event(
+        "outcome",
+        70,
+        {
+            "codebook": "vq",
+            "action": "reset_codes",
+            "attempt": 1,
+            "outcome": "failed",
+            "reason": "perplexity 1.00",
+            "undone": [1],
+        },
+    ),
+    Event(
+        "intervention",
+        70,
+        {
+            "codebook": "vq",
+            "rule": "collapsed",
+            "attempt": 2,
+            "action": "fallback_tokenizer",
+            "result": "refused",
+            "summary": "no latents",
+        },
+    ),
+    Event(
+        "exhausted", 70, {"codebook": "vq", "rule": "collapsed", "severity": "critical", "reason": "every rung failed"}
+    ),
+    Event("skip", 80, {"codebook": "vq", "rule": "collapsed", "severity": "critical", "reason": "cooling down"}),
+    Event(
+        "skip",
+        80,
+        {
+            "codebook": "vq",
+            "rule": "collapsed",
+            "severity": "critical",
+            "action": "reset_codes",
+            "reason": "observe mode: would reset_codes",
+        },
+    ),
+    Event(
+        "cleared",
+        90,
+        {"codebook": "vq", "rule": "collapsed", "severity": "critical", "reason": "perplexity 80.00 >= 10"},
+    ),
+    Event("fault", 95, {"where": "vq", "reason": "its probe raised"}),
+    Event("resumed", 95, {"policy": "default", "policy_changed": True}),
+    Event(
+        "summary",
+        100,
+        {
+            "codebooks": [
+                {
+                    "name": "vq",
+                    "K": 256,
+                    "health": "healthy",
+                    "first": {"perplexity": 1.0, "usage": 0.1},
+                    "last": {"perplexity": 80.0, "usage": 0.9},
+                }
+            ],
+            "interventions": [
+                {"codebook": "vq", "step": 20, "action": "reset_codes", "result": "failed", "undone": True}
+            ],
+            "guard_seconds": 0.5,
+            "run_seconds": 10.0,
+            "guard_share": 0.05,
+        },
+    ),
+]
+
+
+def shown(events: list[Event], *, terminal: bool = False, width: int = 200) -> str:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=width, color_system=None, legacy_windows=False)
+    sink = ConsoleSink(console)
+    for event in events:
+        sink.write(event)
+    sink.close()
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_off_a_terminal_every_entry_is_one_searchable_line() -> None:
+    lines = [line.rstrip() for line in shown(STORY, width=40).splitlines() if line.startswith(("step", "     "))]
+    entries = [line for line in lines if line.startswith("step") and " #" not in line[:30]]
+    assert "step     20  CRITICAL      vq: collapsed: perplexity 1.00 < 1.5" in entries
+    assert "             why           codes are long" in lines
+    assert (
+        "             seen          640 tokens used 0.4% of 256 codes; uniform codes would show perplexity 205" in lines
+    )
+    assert "step     70  FAILED        vq: reset_codes #1: perplexity 1.00; undone: #1" in entries
+    assert "step     70  REFUSED       vq: fallback_tokenizer #2: no latents" in entries
+    assert "step     70  EXHAUSTED     vq: collapsed: every rung failed" in entries
+    assert "step     80  SKIPPED       vq: collapsed: observe mode: would reset_codes" in entries
+    assert "step     90  CLEARED       vq: collapsed: perplexity 80.00 >= 10" in entries
+    assert "step     95  FAULT         vq: its probe raised" in entries
+    assert "step     95  RESUMED       policy default; the policy has changed since, the new one counts" in entries
+
+
+def test_readings_holds_and_skipped_candidates_are_for_the_log_not_for_people() -> None:
+    text = shown(STORY)
+    assert "not yet" not in text
+    assert "cooling down" not in text
+
+
+def test_tables_show_what_is_watched_and_what_came_of_it() -> None:
+    text = shown(STORY)
+    assert "ema-structure (ema, l2)" in text
+    assert "cannot        vq: commitment: no weight found" in text
+    assert "not watched   other: returns no codes" in text
+    assert "1.0 to 80.0 of 256" in text
+    assert "step 20 reset_codes failed, undone" in text
+    assert "the guard took 0.50 s of 10.00 s (5.0%)" in text
+
+
+def test_on_a_terminal_long_texts_wrap_beside_their_label() -> None:
+    text = shown([Event("fault", 5, {"where": "vq", "reason": "word " * 40})], terminal=True, width=80)
+    lines = text.rstrip().splitlines()
+    assert len(lines) > 2
+    assert all(len(line.rstrip()) <= 80 for line in lines)
+    assert all(line.startswith(" " * 27) for line in lines[1:])
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(
+    "name", ["[bold red]vq[/]", "vq\x1b[31m\x1b]0;title\x07", "vq\r\nstep 1 CRITICAL", "[/nonsense]"]
+)
+def test_names_are_printed_as_text_and_cannot_steer_the_terminal(name: str, terminal: bool) -> None:
+    def renamed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {
+                key: name if key in ("name", "codebook", "where", "policy") else renamed(item)
+                for key, item in value.items()
+            }
+        return [renamed(item) for item in value] if isinstance(value, list) else value
+
+    text = shown(
+        [Event(event.event, event.step, renamed(event.fields)) for event in STORY], terminal=terminal, width=300
+    )
+    assert "\x1b[31m" not in text
+    assert "\x07" not in text
+    assert "\r" not in text
+    if name.startswith("["):
+        assert name in text
+
+
+def test_bars_of_tqdm_are_taken_off_the_screen_and_put_back(capsys: pytest.CaptureFixture[str]) -> None:
+    from tqdm import tqdm
+
+    with tqdm(total=3) as bar:
+        bar.update()
+        ConsoleSink(Console(width=100)).write(STORY[11])
+    captured = capsys.readouterr()
+    assert "FAULT         vq: its probe raised" in captured.out
+    assert captured.err.count("1/3") >= 2
