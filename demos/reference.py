@@ -274,8 +274,8 @@ def _conclude(results: dict[str, list[ArmResult]]) -> str:
     return (
         f"Root cause, as the readings show it: at the alert (step {min(steps)}) the code norms stood at {times} times "
         "the latents' norm; the EMA update multiplies every code by about n, so a reset cannot hold and the update "
-        f"itself had to be taken away. The guard closed {whole:.1%} of the gap between collapsed and without VQ (in the "
-        f"worst seed {min(single):.1%}), for {statistics.mean(shares):.1%} of the run's time: steps take about a "
+        f"itself had to be taken away. The guard closed {whole:.1%} of the gap between collapsed and without VQ (in "
+        f"the worst seed {min(single):.1%}), for {statistics.mean(shares):.1%} of the run's time: steps take about a "
         "millisecond here."
     )
 

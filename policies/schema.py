@@ -153,7 +153,8 @@ class Rule(_Part):
         name: unique in the policy; letters, digits, `_` and `-`.
         when: what is wrong. for_: consecutive readings before it fires (YAML `for`).
         clear: when it is over. severity: `critical` means collapsed, `warning` degraded, `info` neither.
-        inhibits: rules that stay quiet on a codebook while this one is anything but armed there.
+        inhibits: rules that stay quiet on a codebook while this one is anything but armed there, its cooldown
+            included. Once it fires they begin to count anew, and what they have open is ended as failed if it acts.
         cooldown: pause after an intervention has ended, before the rule may fire again.
         verify: how interventions are judged. ladder: what to try, in order; empty: alert only.
     """
