@@ -9,7 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format readme coverage clean
+.PHONY: help demo test test-all lint format bench readme coverage clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,9 @@ lint: $(STAMP)  ## check style, layout and types
 format: $(STAMP)  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## time what guarding costs
+	$(BIN)/python -c "from collapse_guard.demos.bench import main; main()"
 
 readme: $(STAMP)  ## run the demo and write its output into the README
 	$(BIN)/python -m tests.update_readme

@@ -195,7 +195,8 @@ class Ledger:
             if decision.rollback:
                 undone = self._undo(entry, probe, decision.step)
             elif decision.outcome is not Outcome.FAILED:
-                entry.transaction = None  # it stands; nothing will undo it any more
+                for each in self._tries(entry):
+                    each.transaction = None  # it stands; nothing will undo it any more
             if entry.intervention is not None and not entry.intervention.stays:
                 entry.intervention = None
         self._log.emit(
@@ -216,9 +217,8 @@ class Ledger:
     def _undo(self, last: Entry, probe: Probe, step: int) -> list[int]:
         """Put back every failed try of this rung, newest first; return their attempt numbers."""
         undone = []
-        for entry in reversed(self.entries):
-            same = (entry.codebook, entry.rule, entry.rung) == (last.codebook, last.rule, last.rung)
-            if not same or entry.transaction is None:
+        for entry in self._tries(last):
+            if entry.transaction is None:
                 continue
             try:
                 entry.transaction.undo()
@@ -230,6 +230,11 @@ class Ledger:
             entry.transaction = entry.intervention = None
         probe.window.restart()
         return undone
+
+    def _tries(self, entry: Entry) -> list[Entry]:
+        """Return all tries of this entry's rung on its codebook, newest first."""
+        rung = (entry.codebook, entry.rule, entry.rung)
+        return [each for each in reversed(self.entries) if (each.codebook, each.rule, each.rung) == rung]
 
     def _tell(self, decision: Decision) -> None:
         fields: dict[str, Any] = {"codebook": decision.codebook, "rule": decision.rule, "severity": decision.severity}
