@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from collapse_guard.adapters import CodebookView
-from collapse_guard.optimizer import moment_rows
+from collapse_guard.optimizer import moment_rows, unknown_state
 from collapse_guard.window import Window
 
 __all__ = ["Intervention", "InterventionError", "Site", "Transaction"]
@@ -162,6 +162,9 @@ class Transaction:
             rows = int((now != saved).reshape(len(now), -1).any(dim=-1).sum())
             norms = {"before": float(saved.float().norm()), "after": float(now.float().norm())}
             changes.append({"name": name, "shape": list(now.shape), "rows": rows, **norms})
+        if "codebook" in self._touches and self._view.table.is_parameter:
+            unknown = unknown_state(self._optimizers, cast(torch.nn.Parameter, self._view.table.whole()))
+            changes += [{"name": name, "left_alone": "row-shaped, not known to be a moment"} for name in unknown]
         weight = self._view.commitment.get() if self._view.commitment is not None else None
         if self._commitment is not None and weight != self._commitment:
             changes.append({"name": "commitment_weight", "before": self._commitment, "after": weight})

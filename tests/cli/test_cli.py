@@ -69,3 +69,17 @@ def test_a_short_demo_prints_the_alert_log_one_table_and_the_cause(tmp_path: Pat
     ):
         assert expected in done.stdout
     assert (tmp_path / "guarded-0" / "collapse_guard" / "events.jsonl").exists()
+
+
+def test_the_console_script_is_this_command_line() -> None:
+    """The same commands through typer's own runner, in this process."""
+    from typer.testing import CliRunner
+
+    from collapse_guard.cli import app
+
+    runner = CliRunner()
+    assert runner.invoke(app, ["check", "default"]).exit_code == 0
+    assert runner.invoke(app, ["check", "nothing.yaml"]).exit_code == 2
+    shown = runner.invoke(app, ["--help"])
+    assert shown.exit_code == 0
+    assert "demo" in shown.output

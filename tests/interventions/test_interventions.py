@@ -266,3 +266,14 @@ def test_an_inconsistent_codebook_is_refused(spoil: Any, message: str) -> None:
 def test_an_unknown_action_lists_the_known_ones() -> None:
     with pytest.raises(KeyError, match="known: alert, decay_commitment, fallback_tokenizer, reset_codes"):
         find_intervention("pray")
+
+
+def test_optimizer_state_that_may_be_a_master_copy_is_left_alone_and_said() -> None:
+    model, view, optimizer = learnable()
+    (parameter,) = model.parameters()
+    master = optimizer.state[parameter]["master_weight"] = torch.ones(K, D)
+    transaction = Transaction(view, [optimizer], frozenset({"codebook"}))
+    find_intervention("reset_codes")(ResetCodes(), site(view, latents(), [optimizer])).apply()
+    assert torch.equal(master, torch.ones(K, D))
+    (told,) = [change for change in transaction.manifest() if "left_alone" in change]
+    assert told["name"] == "optimizer0.master_weight"

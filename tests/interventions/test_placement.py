@@ -1,0 +1,46 @@
+"""Where codes go beside those that live: spread out, distinct, and the same for the same seed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from collapse_guard.interventions.placement import place_beside, scale_counts
+
+
+def islands(n: int = 300) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0], [50.0, 50.0]])
+    return centres[torch.arange(n) % 4] + torch.randn(n, 2, generator=generator)
+
+
+def test_new_codes_go_to_the_islands_that_no_living_code_serves() -> None:
+    living = torch.tensor([[0.0, 0.0], [50.0, 0.0]])
+    placed = place_beside(living, islands(), 2, source="kmeans", seed=3)
+    assert sorted(placed.round(decimals=-1).tolist()) == [[0.0, 50.0], [50.0, 50.0]]
+
+
+@pytest.mark.parametrize("source", ["kmeans", "reservoir"])
+@pytest.mark.parametrize("latents", [islands(4), torch.ones(30, 2), torch.zeros(30, 2)], ids=["few", "ones", "zeros"])
+def test_repeated_latents_give_distinct_codes(latents: torch.Tensor, source: Any) -> None:
+    for living in (torch.empty(0, 2), latents[:1]):
+        placed = place_beside(living, latents, 12, source=source, seed=1)
+        assert placed.shape == (12, 2)
+        assert len(torch.unique(torch.cat([living, placed]), dim=0)) == 12 + len(living)
+        assert bool(placed.isfinite().all())
+
+
+def test_a_seed_decides_every_bit_and_no_global_stream_is_touched() -> None:
+    before = torch.random.get_rng_state()
+    first, second = (place_beside(torch.empty(0, 2), islands(), 9, source="kmeans", seed=5) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_counts_keep_their_total_and_none_starts_near_death() -> None:
+    counts = scale_counts(torch.tensor([90, 10, 0, 0]), torch.tensor([5.0, 5.0, 5.0, 5.0]), 0.5)
+    torch.testing.assert_close(counts, torch.tensor([18.0, 2.5, 2.5, 2.5]))
+    broken = scale_counts(torch.tensor([3, 1]), torch.tensor([float("nan"), 1.0]), 0.5)
+    torch.testing.assert_close(broken, torch.tensor([3.0, 1.0]))
