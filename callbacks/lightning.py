@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
+from rich import get_console
 from typing_extensions import override
 
 from collapse_guard import Event, GenericVQ, Guard, Sink
@@ -72,6 +73,8 @@ class CollapseGuard(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Attach: the model is on its device, the optimizers exist, a checkpoint has been restored."""
         if getattr(trainer, "fast_dev_run", False):  # set on the instance; the class does not declare it
+            if self._console and trainer.is_global_zero:
+                get_console().print("collapse_guard: not attached: a fast_dev_run is too short to guard")
             return
         first = trainer.is_global_zero
         log_dir = self._log_dir or trainer.log_dir or trainer.default_root_dir
@@ -117,16 +120,16 @@ class CollapseGuard(pl.Callback):
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Release hooks and files; Lightning calls no teardown after an exception."""
-        self._close()
+        self._close(type(exception).__name__)
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Release what may still be held."""
         self._close()
 
-    def _close(self) -> None:
+    def _close(self, ended_by: str | None = None) -> None:
         if self.guard is not None:
-            self.guard.close()
+            self.guard.close(ended_by=ended_by)
 
     @override
     def state_dict(self) -> dict[str, Any]:

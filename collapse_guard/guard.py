@@ -17,15 +17,14 @@ import torch.distributed
 from torch import nn
 from torch.optim import Optimizer
 
-from collapse_guard.policies import Health, Policy, PolicyEngine, Reading, load_policy
+from collapse_guard.policies import Policy, PolicyEngine, Reading, load_policy
 
-from .adapters import CodebookView, GenericVQ, discover
+from .adapters import GenericVQ, discover
 from .events import EventLog, Sink
 from .ledger import Ledger
-from .measure import read_window
-from .probe import Probe
 from .reports import describe_views, summarise
 from .sinks import ConsoleSink, JsonLinesSink
+from .watch import Watch
 
 __all__ = ["Guard"]
 
@@ -66,7 +65,6 @@ class Guard:
     ) -> None:
         """Load and validate the policy; nothing is hooked, opened or printed before `attach`."""
         self.policy = load_policy(policy)
-        self.readings: dict[str, Reading] = {}
         self._log_dir = log_dir
         self._console = console
         self._extra_sinks = tuple(sinks)
@@ -80,9 +78,8 @@ class Guard:
         self._engine = PolicyEngine(self.policy)
         self._is_attached = False
         self._state_at_close: dict[str, Any] | None = None
-        self._probes: dict[str, Probe] = {}
+        self._watch = Watch((), seed=seed, fault=self._fault)
         self._ledger: Ledger | None = None
-        self._first: dict[str, Reading] = {}
         self._broken: set[str] = set()
 
     # Lifetime
@@ -98,23 +95,23 @@ class Guard:
 
         Raises:
             NoQuantizerError: there is nothing to watch; says what was looked at.
-            RuntimeError: the guard is attached already.
+            RuntimeError: the guard is attached already, or another guard watches this model.
         """
         if self.is_attached:
             raise RuntimeError("this guard is attached already; close it first, or make one guard per model")
         found = discover(model, self._adapters)
+        watch = Watch(found.views, seed=self._seed, fault=self._fault)
+        watch.install()
         optimizers = (optimizers,) if isinstance(optimizers, Optimizer) else tuple(optimizers)
         world = _world_size()
         if world > 1 and self.policy.mode == "act":
             self.policy = self.policy.with_mode("observe")
             self._engine = PolicyEngine(self.policy)
-        self._open_sinks()
+        log = self._open_sinks()
         self._is_attached, self._state_at_close = True, None
-        self._probes = {}
+        self._watch = watch
         self._attached_at, self._seconds = time.perf_counter(), 0.0
         self._ledger = Ledger(self._log, optimizers, seed=self._seed)
-        for index, view in enumerate(found.views):
-            self._watch(view, self._seed + index)
         self._log.emit(
             "attached",
             self._step,
@@ -122,6 +119,7 @@ class Guard:
             policy_source=self.policy.source,
             mode=self.policy.mode,
             policy_fingerprint=self.policy.fingerprint(),
+            log=str(log.path) if log is not None else None,
             codebooks=describe_views(found.views),
             unrecognised=[{"name": item.name, "reason": item.reason} for item in found.unrecognised],
         )
@@ -134,32 +132,38 @@ class Guard:
         """Whether the guard is watching."""
         return self._is_attached
 
-    def close(self) -> None:
-        """Settle what is open, print the summary, release hooks and files; safe to repeat and after an exception."""
+    def close(self, *, ended_by: str | None = None) -> None:
+        """Settle what is open, print the summary, release hooks and files; safe to repeat and after an exception.
+
+        Args:
+            ended_by: name of the exception that ended the run, for the summary.
+        """
         if not self.is_attached:
             return
         try:
-            assert self._ledger is not None
-            # What is saved after the end must be able to go on: with verifications open, not settled for the summary.
-            self._state_at_close = self.state_dict()
-            self._ledger.carry_out(self._engine.finish(self._step), self._engine, self._probes)
-            total = time.perf_counter() - self._attached_at
-            self._log.emit(
-                "summary",
-                self._step,
-                **summarise(self._ledger, self._first, self.readings, self._health()),
-                guard_seconds=self.seconds,
-                run_seconds=total,
-                guard_share=self.seconds / total if total > 0 else 0.0,
-            )
+            self._summarise(ended_by)
         except Exception as error:
             _logger.warning("the summary could not be written: %s: %s", type(error).__name__, error)
         finally:
-            for probe in self._probes.values():
-                probe.remove()
-                probe.view.unfreeze()
+            self._watch.release()
             self._is_attached = False
             self._log.close()
+
+    def _summarise(self, ended_by: str | None) -> None:
+        assert self._ledger is not None
+        # What is saved after the end must be able to go on: with verifications open, not settled for the summary.
+        self._state_at_close = self.state_dict()
+        self._ledger.carry_out(self._engine.finish(self._step), self._engine, self._watch.probes)
+        total = time.perf_counter() - self._attached_at
+        self._log.emit(
+            "summary",
+            self._step,
+            ended_by=ended_by,
+            **summarise(self._ledger, self._watch, self._engine),
+            guard_seconds=self.seconds,
+            run_seconds=total,
+            guard_share=self.seconds / total if total > 0 else 0.0,
+        )
 
     def __enter__(self) -> Guard:
         """Return the guard."""
@@ -169,9 +173,14 @@ class Guard:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close, whatever happened."""
-        self.close()
+        self.close(ended_by=kind.__name__ if kind is not None else None)
 
     # Life
+
+    @property
+    def readings(self) -> Mapping[str, Reading]:
+        """The latest reading of each codebook, by name."""
+        return self._watch.readings
 
     def step(self, *, loss: float | None = None, epoch: int | None = None) -> None:
         """Tell the guard that one optimizer step is complete. Reads, decides and acts where due; never raises.
@@ -186,7 +195,7 @@ class Guard:
         self._step += 1
         try:
             assert self._ledger is not None
-            self._ledger.tend(self._step, self._probes)
+            self._ledger.tend(self._step, self._watch.probes)
             if self._is_due():
                 self._read(loss, epoch)
         except Exception as error:  # the one place that catches broadly: the run is not the victim of its guard
@@ -202,7 +211,7 @@ class Guard:
     @property
     def seconds(self) -> float:
         """Time spent in the guard since it was attached: hooks, readings and interventions."""
-        return self._seconds + sum(probe.seconds for probe in self._probes.values())
+        return self._seconds + self._watch.seconds
 
     def _is_due(self) -> bool:
         sample = self.policy.sample
@@ -212,27 +221,17 @@ class Guard:
     def _read(self, loss: float | None, epoch: int | None) -> None:
         assert self._ledger is not None
         self._read_at = self._step
-        for name, probe in self._probes.items():
-            reading, counts = read_window(
-                probe.window,
-                probe.view,
-                step=self._step,
-                epoch=epoch,
-                loss=loss,
-                dead_below=self.policy.sample.dead_below,
-            )
-            if reading.tokens >= self.policy.sample.min_tokens or self._step < self.policy.warmup_steps:
-                probe.window.restart()  # a window with too few tokens for a verdict goes on instead
-            self.readings[name] = reading
-            self._first.setdefault(name, reading)
-            self._ledger.note(name, counts)
+        sample = self.policy.sample
+        enough = sample.min_tokens if self._step >= self.policy.warmup_steps else 0
+        readings = self._watch.read(
+            step=self._step, epoch=epoch, loss=loss, dead_below=sample.dead_below, min_tokens=enough
+        )
+        for reading, counts in readings:
+            self._ledger.note(reading.codebook, counts)
             decisions = self._engine.observe(reading)
             fields = {key: value for key, value in reading.as_dict().items() if key != "step"}
-            self._log.emit("reading", self._step, health=self._engine.health(name).value, **fields)
-            self._ledger.carry_out(decisions, self._engine, self._probes)
-
-    def _health(self) -> dict[str, Health]:
-        return {name: self._engine.health(name) for name in self._probes}
+            self._log.emit("reading", self._step, health=self._engine.health(reading.codebook).value, **fields)
+            self._ledger.carry_out(decisions, self._engine, self._watch.probes)
 
     # State
 
@@ -249,8 +248,7 @@ class Guard:
             "read_at": self._read_at,
             "policy": {"name": self.policy.name, "fingerprint": self.policy.fingerprint()},
             "engine": self._engine.state_dict(),
-            "windows": {name: probe.window.state_dict() for name, probe in self._probes.items()},
-            "first": {name: reading.as_dict() for name, reading in self._first.items()},
+            "watch": self._watch.state_dict(),
             "ledger": self._ledger.state_dict() if self._ledger is not None else {},
         }
 
@@ -267,34 +265,21 @@ class Guard:
             return
         self._step, self._read_at = int(state["step"]), int(state["read_at"])
         self._engine.load_state_dict(state["engine"])
-        self._first = {name: Reading.from_dict(record) for name, record in state["first"].items()}
-        for name, window in state["windows"].items():
-            try:
-                self._probes[name].window.load_state_dict(window, self._probes[name].view.codebook().device)
-            except (KeyError, ValueError) as error:
-                self._fault("resume", f"window of {name!r}: {error}")
+        self._watch.load_state_dict(state["watch"])
+        in_force: list[dict[str, Any]] = []
         if self._ledger is not None:
-            self._ledger.load_state_dict(state["ledger"], self._probes)
+            self._ledger.load_state_dict(state["ledger"], self._watch.probes)
+            in_force = self._ledger.in_force()
         before, now = state["policy"]["fingerprint"], self.policy.fingerprint()
-        self._log.emit("resumed", self._step, policy=self.policy.name, policy_changed=before != now)
+        self._log.emit("resumed", self._step, policy=self.policy.name, policy_changed=before != now, in_force=in_force)
 
     # Parts
 
-    def _watch(self, view: CodebookView, seed: int) -> None:
-        def probe_failed(error: Exception) -> None:
-            self._fault(
-                view.name, f"its probe raised {type(error).__name__}: {error}; {view.name} is no longer watched"
-            )
-
-        probe = Probe(view, seed=seed, on_error=probe_failed)
-        probe.install()
-        self._probes[view.name] = probe
-
-    def _open_sinks(self) -> None:
-        sinks: list[Sink] = [ConsoleSink()] if self._console else []
-        if self._log_dir is not None:
-            sinks.append(JsonLinesSink(self._log_dir))
-        self._log.sinks = [*sinks, *self._extra_sinks]
+    def _open_sinks(self) -> JsonLinesSink | None:
+        log = JsonLinesSink(self._log_dir) if self._log_dir is not None else None
+        own: list[Sink | None] = [ConsoleSink() if self._console else None, log]
+        self._log.sinks = [sink for sink in (*own, *self._extra_sinks) if sink is not None]
+        return log
 
     def _fault(self, where: str, reason: str) -> None:
         if (where + reason) not in self._broken:

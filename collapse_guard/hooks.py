@@ -28,6 +28,11 @@ class Hook:
         """Store the target; `None` makes an inert hook."""
         self._target = target
 
+    @property
+    def is_live(self) -> bool:
+        """Whether calling it does anything."""
+        return self._target is not None
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Forward to the target, if there is one."""
         return self._target(*args, **kwargs) if self._target is not None else None

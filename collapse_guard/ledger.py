@@ -231,6 +231,12 @@ class Ledger:
         probe.window.restart()
         return undone
 
+    def in_force(self) -> list[dict[str, Any]]:
+        """Return what stays in force, as plain data: codebook, action, and the step since when."""
+        names = ("codebook", "action", "step", "attempt")
+        standing = (entry for entry in self.entries if entry.intervention is not None and entry.intervention.stays)
+        return [{name: getattr(entry, name) for name in names} for entry in standing]
+
     def _tries(self, entry: Entry) -> list[Entry]:
         """Return all tries of this entry's rung on its codebook, newest first."""
         rung = (entry.codebook, entry.rule, entry.rung)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .adapters import CodebookView
+from .adapters import CodebookView, Observation
 from .hooks import Hook
 from .window import Window
 
@@ -33,6 +33,17 @@ class Probe:
         self.seconds = 0.0
         self._on_error = on_error
         self._handle: RemovableHandle | None = None
+        self._is_checked = False
+
+    @staticmethod
+    def is_on(module: nn.Module) -> bool:
+        """Whether a probe is recording this module."""
+        return any(isinstance(hook, Hook) and hook.is_live for hook in module._forward_hooks.values())
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether the probe is installed and has not failed."""
+        return self._handle is not None
 
     def install(self) -> None:
         """Begin to record."""
@@ -53,11 +64,32 @@ class Probe:
             with torch.no_grad():
                 observation = self.view.reader(args, kwargs, output)
                 if observation is not None:
+                    self._check(observation)
                     self.window.add(observation.codes, observation.latents)
         except Exception as error:  # the watched forward must not fail for the watcher
             self.remove()
             self._on_error(error)
         self.seconds += time.perf_counter() - start
+
+    def _check(self, observation: Observation) -> None:
+        """Look at the first observation closely: what is read wrongly must not be acted on.
+
+        Raises:
+            ValueError: codes that are no integers, not one for each latent, or out of range; latents of another width.
+        """
+        if self._is_checked:
+            return
+        codes, latents, view = observation.codes, observation.latents, self.view
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype is torch.bool:
+            raise ValueError(f"expected integer codes, got {codes.dtype}: which part of the output holds the codes?")
+        if latents.ndim != 2 or latents.shape[1] != view.D:
+            raise ValueError(f"expected latents of (n, {view.D}), got {tuple(latents.shape)}")
+        if codes.shape != (len(latents),):
+            raise ValueError(f"expected one code for each of {len(latents)} latents, got {tuple(codes.shape)}")
+        if codes.numel() and not -1 <= int(codes.min()) <= int(codes.max()) < view.K:
+            low, high = int(codes.min()), int(codes.max())
+            raise ValueError(f"expected codes from 0 to {view.K - 1} (-1 for no token), got {low} to {high}")
+        self._is_checked = True
 
 
 def _inside_backward() -> bool:

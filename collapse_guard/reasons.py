@@ -51,15 +51,14 @@ def _norms(reading: Reading) -> str | None:
             "updates the codebook makes it grow, as an EMA count does that is normalised and never multiplied back by n"
         )
     if ratio < _SHORT_CODES:
-        return (
-            f"code norms are {ratio:.3g} of the latents' norm: the codebook sits in a far corner of the latents' space"
-        )
+        return f"codes are {1 / ratio:.0f} times shorter than the latents: all of them lie near the origin"
     return None
 
 
 def _concentration(reading: Reading) -> str | None:
     if reading.top_share >= 0.5:
-        return f"one code takes {reading.top_share:.0%} of {reading.tokens} tokens; norms and latents look sound"
+        norms = f"; code norms are {reading.norm_ratio:.2g} times the latents' norm" if reading.norm_ratio else ""
+        return f"one code takes {reading.top_share:.0%} of {reading.tokens} tokens{norms}"
     if reading.dead_fraction >= 0.5:
         return f"{reading.dead_fraction:.0%} of the codes are dead in a window of {reading.tokens} tokens"
     return None

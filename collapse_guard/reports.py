@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from collapse_guard.policies import Health, Reading
+from collapse_guard.policies import PolicyEngine, Reading
 
 from .adapters import CAPABILITIES, CodebookView
 from .ledger import Ledger
+from .watch import Watch
 
 __all__ = ["describe_views", "summarise"]
 
@@ -30,21 +31,21 @@ def describe_views(views: Sequence[CodebookView]) -> list[dict[str, Any]]:
     ]
 
 
-def summarise(
-    ledger: Ledger, first: Mapping[str, Reading], last: Mapping[str, Reading], health: Mapping[str, Health]
-) -> dict[str, Any]:
+def summarise(ledger: Ledger, watch: Watch, engine: PolicyEngine) -> dict[str, Any]:
     """Return the end of the story: per codebook first and last numbers and health, and every intervention."""
     codebooks = [
         {
             "name": name,
-            "K": reading.K,
-            "health": health[name].value if name in health else "unknown",
-            "first": _numbers(first.get(name)),
-            "last": _numbers(reading),
+            "K": probe.view.K,
+            "health": engine.health(name).value,
+            "is_watched": probe.is_recording,
+            "first": _numbers(watch.first.get(name)),
+            "last": _numbers(watch.readings.get(name)),
         }
-        for name, reading in last.items()
+        for name, probe in watch.probes.items()
     ]
-    return {"codebooks": codebooks, "interventions": [entry.as_dict() for entry in ledger.entries]}
+    interventions = [entry.as_dict() for entry in ledger.entries]
+    return {"codebooks": codebooks, "interventions": interventions, "in_force": ledger.in_force()}
 
 
 def _numbers(reading: Reading | None) -> dict[str, Any] | None:

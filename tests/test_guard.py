@@ -151,7 +151,7 @@ def _train_in_pieces(model: Any, pieces: list[int], guards: list[Guard], tmp_pat
         }
         torch.save(state, tmp_path / "state.pt")
         if done < 200:
-            for probe in guard._probes.values():  # a killed run says nothing more: no summary, no outcome
+            for probe in guard._watch.probes.values():  # a killed run says nothing more: no summary, no outcome
                 probe.remove()
                 probe.view.unfreeze()
 
@@ -175,7 +175,7 @@ def test_evaluation_forwards_are_not_counted() -> None:
     model = digits_model(repaired=True)
     with Guard("observe", console=False) as guard:
         train(model, 5, guard)
-        before = guard._probes["quantizer"].window.tallies
+        before = guard._watch.probes["quantizer"].window.tallies
         assert before is not None
         kept = before.clone()
         model.eval()(torch.rand(8, 64))
@@ -191,7 +191,7 @@ def test_a_recomputed_forward_is_counted_once() -> None:
         x = torch.randn(5, 2, 8, requires_grad=True)
         for reentrant in (True, False):
             checkpoint(lambda y: quantizer(y)[0], x, use_reentrant=reentrant).sum().backward()
-        tallies = guard._probes["model"].window.tallies
+        tallies = guard._watch.probes["model"].window.tallies
         assert tallies is not None
         assert int(tallies[:16].sum()) == 20
 

@@ -120,7 +120,7 @@ def test_a_copy_of_a_guarded_model_is_not_watched_and_can_be_pickled() -> None:
     with Guard("default", console=False) as guard:
         train(model, 90, guard)
         twin, again = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
-        tokens = guard._probes["quantizer"].window.tallies
+        tokens = guard._watch.probes["quantizer"].window.tallies
         assert tokens is not None
         before = tokens.clone()
         for other in (twin, again):

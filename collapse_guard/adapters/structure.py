@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
@@ -116,20 +117,20 @@ def _structures(module: nn.Module) -> list[_Structure]:
 
 def _confirm(name: str, module: nn.Module, structure: _Structure, trials: list[Trial]) -> CodebookView | str:
     """Build a view from trials that agree with an independent search, or say why there is none."""
-    reason = "no trial forward on random latents ran and compared one of its tables with them"
+    doubts = {_Doubt.NOT_COMPARED}
     found: _Explanation | None = None
     channel_first: set[int] = set()
     for trial in trials:
         for comparison in trial.comparisons:
             explanation = _explain(comparison, trial, structure)
-            if isinstance(explanation, str):
-                reason = explanation
+            if isinstance(explanation, _Doubt):
+                doubts.add(explanation)
                 continue
             found = explanation
             channel_first |= explanation.layout.channel_first_ndims
             break
-    if found is None:
-        return reason
+    if found is None:  # several layouts were tried: the trial that came furthest tells most
+        return max(doubts, key=list(_Doubt).index).value
     layout = _Layout(structure.D, frozenset(channel_first), found.layout.normalise)
     other = structure.pair[1] if found.source == structure.pair[0] else structure.pair[0]
     count = _pick_count(module, structure, layout, found)
@@ -149,6 +150,15 @@ def _confirm(name: str, module: nn.Module, structure: _Structure, trials: list[T
     )
 
 
+class _Doubt(Enum):
+    """Why a candidate was not confirmed, in the order in which a trial may come to it."""
+
+    NOT_COMPARED = "no trial forward on random latents ran and compared one of its tables with them"
+    TABLE_TRANSFORMED = "its table is transformed before the comparison, by more than L2 normalisation"
+    OTHER_LATENTS = "what it compares with its table is neither its input nor its L2-normalised input"
+    NO_CODES = "its forward returns no codes (indices or one-hot) that equal the nearest codes"
+
+
 @dataclass(frozen=True, slots=True)
 class _Explanation:
     """What a comparison turned out to be: which table, how searched, from which latents, where the codes are."""
@@ -159,7 +169,7 @@ class _Explanation:
     codes_index: int
 
 
-def _explain(comparison: Comparison, trial: Trial, structure: _Structure) -> _Explanation | str:
+def _explain(comparison: Comparison, trial: Trial, structure: _Structure) -> _Explanation | _Doubt:
     """Read one comparison, or say why it is not the search of a quantizer."""
     raw = trial.before[comparison.source]
     raw = raw.t() if structure.transposed else raw
@@ -167,7 +177,7 @@ def _explain(comparison: Comparison, trial: Trial, structure: _Structure) -> _Ex
     plain = any(_same_up_to_scale(raw, rows) for rows in used)
     unit = functional.normalize(raw, dim=-1)
     if not plain and not any(_same_up_to_scale(unit, rows) for rows in used):
-        return "its table is transformed before the comparison, by more than L2 normalisation"
+        return _Doubt.TABLE_TRANSFORMED
     others = _as_rows(comparison.other, trial.given.numel() // structure.D, structure.D)
     for layout in _layouts(trial.given, structure.D):
         latents = layout.latents(trial.given)
@@ -175,9 +185,9 @@ def _explain(comparison: Comparison, trial: Trial, structure: _Structure) -> _Ex
             codes = assign(latents, raw if plain else unit)
             index = _find_codes(trial.output, codes, structure.K)
             if index is None:
-                return "its forward returns no codes (indices or one-hot) that equal the nearest codes"
+                return _Doubt.NO_CODES
             return _Explanation(comparison.source, "l2" if plain else "cosine", layout, index)
-    return "what it compares with its table is neither its input nor its L2-normalised input"
+    return _Doubt.OTHER_LATENTS
 
 
 def _pick_count(module: nn.Module, structure: _Structure, layout: _Layout, found: _Explanation) -> str:

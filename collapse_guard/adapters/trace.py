@@ -138,9 +138,10 @@ def run_trials(module: nn.Module, stored: Mapping[str, Tensor], D: int, *, train
 def _try(module: nn.Module, stored: Mapping[str, Tensor], shape: tuple[int, ...], training: bool) -> Trial | None:
     reference = next(iter(stored.values()))
     generator = torch.Generator().manual_seed(_TRIAL_SEED)
-    given = torch.randn(shape, generator=generator).to(reference.device, reference.dtype)
+    given = torch.randn(shape, generator=generator).to(reference.device)
     try:
-        twin = copy.deepcopy(module).train(training)
+        # in float32: in half precision codes would not equal an exact search
+        twin = copy.deepcopy(module).float().train(training)
         tensors = {name: _named(twin, name) for name in stored}
         for tensor in tensors.values():
             values = torch.randn(tensor.shape, generator=generator)

@@ -21,9 +21,14 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _root() -> None:
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     """Keep subcommands as subcommands, also while there are few."""
+    if version:
+        from collapse_guard import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
 
 
 @app.command()

@@ -28,8 +28,10 @@ class ResetCodesIntervention(Intervention[ResetCodes]):
         if not view.is_initialised():
             return "the codebook is not initialised yet: its own start would overwrite what is written now"
         latents = self.site.window.sample()
+        if len(latents) == 0:
+            return "no finite latents were seen: there is nothing to place codes on"
         if distinct_latents(latents, 2) < 2:
-            return f"{len(latents)} finite latents with fewer than 2 distinct values: no codebook can follow them"
+            return f"all {len(latents)} latents are the same: the encoder has collapsed, and no codebook can follow it"
         if self.params.scope == "dead" and not len(self._dead()):
             return "no code is dead: every code has more than a tenth of the uniform share"
         return None

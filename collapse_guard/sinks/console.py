@@ -141,6 +141,8 @@ def _attached(event: Event) -> list[_Line]:
         cells = (view["name"], view["K"], view["D"], adapter, ", ".join(view["supports"]))
         table.add_row(*(Text(plain(cell)) for cell in cells))
     lines: list[_Line] = [table]
+    if fields.get("log"):
+        lines.append(_more("event log", fields["log"]))
     for view in fields["codebooks"]:
         lines += [_more("cannot", f"{view['name']}: {name}: {why}") for name, why in view["lacks"].items()]
     lines += [_more("not watched", f"{item['name']}: {item['reason']}") for item in fields["unrecognised"]]
@@ -149,7 +151,8 @@ def _attached(event: Event) -> list[_Line]:
 
 def _resumed(event: Event) -> list[_Line]:
     changed = "; the policy has changed since, the new one counts" if event.fields["policy_changed"] else ""
-    return [_at(event, "RESUMED", "bold cyan", f"policy {event.fields['policy']}{changed}")]
+    told = [f"; {each['action']} on {each['codebook']} stays in force" for each in event.fields["in_force"]]
+    return [_at(event, "RESUMED", "bold cyan", f"policy {event.fields['policy']}{changed}{''.join(told)}")]
 
 
 def _alert(event: Event) -> list[_Line]:
@@ -204,21 +207,34 @@ def _fault(event: Event) -> list[_Line]:
 def _summary(event: Event) -> list[_Line]:
     fields = event.fields
     table = Table(title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    table.title = Text(f"collapse_guard: summary after {event.step} steps")
-    for column in ("codebook", "health", "perplexity", "usage", "interventions"):
+    ended = f", ended by {plain(fields['ended_by'])}" if fields["ended_by"] else ""
+    table.title = Text(f"collapse_guard: summary after {event.step} steps{ended}")
+    for column in ("codebook", "health", "perplexity\nfirst > last", "usage\nlast", "interventions"):
         table.add_column(column, overflow="fold")
+    held = {each["codebook"] for each in fields["in_force"]}
     for book in fields["codebooks"]:
-        first, last = book["first"] or book["last"], book["last"]
         done = [item for item in fields["interventions"] if item["codebook"] == book["name"]]
+        first, last = book["first"], book["last"]
+        seen = f"{first['perplexity']:.1f} > {last['perplexity']:.1f} of {book['K']}" if last else "no tokens seen"
+        health = book["health"] if book["is_watched"] else "not watched"
         table.add_row(
             Text(plain(book["name"])),
-            Text(book["health"], _STYLES.get(book["health"], "")),
-            f"{first['perplexity']:.1f} to {last['perplexity']:.1f} of {book['K']}",
-            f"{last['usage']:.1%}",
+            Text(health + (" (fallback)" if book["name"] in held else ""), _STYLES.get(health, "")),
+            seen,
+            f"{last['usage']:.1%}" if last else "-",
             Text("\n").join(_told(item) for item in done) if done else Text("none", "dim"),
         )
     share = f"the guard took {fields['guard_seconds']:.2f} s of {fields['run_seconds']:.2f} s"
-    return [table, Text(f"{share} ({fields['guard_share']:.1%})", style="dim")]
+    lines: list[_Line] = [table]
+    lines += [_more("in force", _standing(each)) for each in fields["in_force"]]
+    return [*lines, Text(f"{share} ({fields['guard_share']:.1%})", style="dim")]
+
+
+def _standing(item: Mapping[str, Any]) -> str:
+    return (
+        f"{item['codebook']} stands on the codebook of {item['action']} since step {item['step']}; its own update was "
+        "kept out. Evaluate freely; to train on, keep the guard or repair the update, or it will collapse again."
+    )
 
 
 def _told(item: Mapping[str, Any]) -> Text:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,8 +17,15 @@ __all__ = ["JsonLinesSink", "read_events"]
 _logger = logging.getLogger("collapse_guard")
 
 
+_FOLDER = "collapse_guard"
+
+
 class JsonLinesSink:
     """Appends events to `<log dir>/collapse_guard/events.jsonl`; the file is opened at the first event.
+
+    Where the log directory is one that Python imports from, such as a script's own, the folder is `collapse_guard_log`
+    instead: a folder `collapse_guard` there would stand in the way of the package of that name. Every line carries
+    `run`, a name of its own for each run, since runs may share a log directory.
 
     Args:
         log_dir: directory of the run.
@@ -24,7 +33,8 @@ class JsonLinesSink:
 
     def __init__(self, log_dir: str | Path) -> None:
         """Store the path; nothing is created yet."""
-        self.path = Path(log_dir) / "collapse_guard" / "events.jsonl"
+        self.path = Path(log_dir) / _folder(Path(log_dir)) / "events.jsonl"
+        self.run = uuid.uuid4().hex[:8]
         self._file: TextIO | None = None
 
     def write(self, event: Event) -> None:
@@ -35,7 +45,8 @@ class JsonLinesSink:
             self._file = self.path.open("a", encoding="utf-8")
             if torn:  # a run that was killed in the middle of a line must not swallow the first line of the next
                 self._file.write("\n")
-        self._file.write(json.dumps(event.as_record(), ensure_ascii=False, allow_nan=False) + "\n")
+        record = event.as_record() | {"run": self.run}
+        self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -43,6 +54,11 @@ class JsonLinesSink:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _folder(log_dir: Path) -> str:
+    imported_from = {Path(entry or ".").resolve() for entry in sys.path}
+    return f"{_FOLDER}_log" if log_dir.resolve() in imported_from else _FOLDER
 
 
 def _ends_with_newline(path: Path) -> bool:
@@ -55,7 +71,7 @@ def read_events(path: str | Path) -> Iterator[dict[str, Any]]:
     """Yield the records of an event log; a torn or foreign line is skipped with a warning.
 
     Args:
-        path: an `events.jsonl`, or a directory that holds `collapse_guard/events.jsonl`.
+        path: an `events.jsonl`, the folder that holds it, or the log directory of a run.
 
     Raises:
         FileNotFoundError: there is no event log there.
@@ -63,7 +79,8 @@ def read_events(path: str | Path) -> Iterator[dict[str, Any]]:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "collapse_guard" / "events.jsonl"
+        places = [path / folder / "events.jsonl" for folder in (_FOLDER, f"{_FOLDER}_log", ".")]
+        path = next((place for place in places if place.is_file()), places[0])
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from collapse_guard import ConsoleSink, Event
 
+FALLBACK = {"codebook": "vq", "action": "fallback_tokenizer", "step": 70, "attempt": 2}
 READING = {"tokens": 640, "usage": 0.004, "K": 256, "ceiling": 205.0}
 STORY = [
     Event(
@@ -104,7 +105,7 @@ STORY = [
         {"codebook": "vq", "rule": "collapsed", "severity": "critical", "reason": "perplexity 80.00 >= 10"},
     ),
     Event("fault", 95, {"where": "vq", "reason": "its probe raised"}),
-    Event("resumed", 95, {"policy": "default", "policy_changed": True}),
+    Event("resumed", 95, {"policy": "default", "policy_changed": True, "in_force": [FALLBACK]}),
     Event(
         "summary",
         100,
@@ -114,6 +115,7 @@ STORY = [
                     "name": "vq",
                     "K": 256,
                     "health": "healthy",
+                    "is_watched": True,
                     "first": {"perplexity": 1.0, "usage": 0.1},
                     "last": {"perplexity": 80.0, "usage": 0.9},
                 }
@@ -121,6 +123,8 @@ STORY = [
             "interventions": [
                 {"codebook": "vq", "step": 20, "action": "reset_codes", "result": "failed", "undone": True}
             ],
+            "ended_by": "KeyboardInterrupt",
+            "in_force": [FALLBACK],
             "guard_seconds": 0.5,
             "run_seconds": 10.0,
             "guard_share": 0.05,
@@ -153,7 +157,10 @@ def test_off_a_terminal_every_entry_is_one_searchable_line() -> None:
     assert "step     80  SKIPPED       vq: collapsed: observe mode: would reset_codes" in entries
     assert "step     90  CLEARED       vq: collapsed: perplexity 80.00 >= 10" in entries
     assert "step     95  FAULT         vq: its probe raised" in entries
-    assert "step     95  RESUMED       policy default; the policy has changed since, the new one counts" in entries
+    resumed = (
+        "policy default; the policy has changed since, the new one counts; fallback_tokenizer on vq stays in force"
+    )
+    assert f"step     95  RESUMED       {resumed}" in entries
 
 
 def test_readings_holds_and_skipped_candidates_are_for_the_log_not_for_people() -> None:
@@ -167,8 +174,11 @@ def test_tables_show_what_is_watched_and_what_came_of_it() -> None:
     assert "ema-structure (ema, l2)" in text
     assert "cannot        vq: commitment: no weight found" in text
     assert "not watched   other: returns no codes" in text
-    assert "1.0 to 80.0 of 256" in text
+    assert "1.0 > 80.0 of 256" in text
     assert "step 20 reset_codes failed, undone" in text
+    assert "healthy (fallback)" in text
+    assert "summary after 100 steps, ended by KeyboardInterrupt" in text
+    assert "vq stands on the codebook of fallback_tokenizer since step 70; its own update was kept out" in text
     assert "the guard took 0.50 s of 10.00 s (5.0%)" in text
 
 

@@ -1,0 +1,127 @@
+"""What a guard watches: one probe per codebook, the latest reading of each, and who has gone quiet.
+
+It turns windows into readings when told to. It decides nothing and writes nothing to the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from collapse_guard.policies import Reading
+
+from .adapters import CodebookView
+from .measure import read_window
+from .probe import Probe
+
+__all__ = ["Watch"]
+
+_QUIET_READINGS = 2
+
+Fault = Callable[[str, str], None]
+"""(where, reason): told once of each thing that went wrong."""
+
+
+class Watch:
+    """The probes of a run.
+
+    Args:
+        views: the codebooks.
+        seed: of the probes' random streams, one after another.
+        fault: where to say what went wrong.
+
+    Attributes:
+        probes: by codebook name. readings, first: the latest and the first reading of each, by name.
+    """
+
+    def __init__(self, views: Sequence[CodebookView], *, seed: int, fault: Fault) -> None:
+        """Make the probes; nothing is hooked before `install`."""
+        self._fault = fault
+        self._empty: dict[str, int] = {}
+        self.readings: dict[str, Reading] = {}
+        self.first: dict[str, Reading] = {}
+        self.probes: dict[str, Probe] = {
+            view.name: Probe(view, seed=seed + index, on_error=self._failure_of(view))
+            for index, view in enumerate(views)
+        }
+
+    def install(self) -> None:
+        """Begin to record.
+
+        Raises:
+            RuntimeError: another guard watches one of the quantizers.
+        """
+        for name, probe in self.probes.items():
+            if Probe.is_on(probe.view.module):
+                raise RuntimeError(f"{name} is watched by another guard already; close that one first")
+        for probe in self.probes.values():
+            probe.install()
+
+    def release(self) -> None:
+        """Stop recording and let the quantizers update their codebooks again."""
+        for probe in self.probes.values():
+            probe.remove()
+            probe.view.unfreeze()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in hooks."""
+        return sum(probe.seconds for probe in self.probes.values())
+
+    def read(
+        self, *, step: int, epoch: int | None, loss: float | None, dead_below: float, min_tokens: int
+    ) -> Iterator[tuple[Reading, np.ndarray]]:
+        """Yield a reading and its (K,) counts for each codebook that showed tokens; begin new windows.
+
+        A window with fewer than `min_tokens` tokens, too few for a verdict, goes on instead of beginning anew.
+        """
+        for name, probe in self.probes.items():
+            if not probe.is_recording:
+                continue
+            window = probe.window
+            reading, counts = read_window(window, probe.view, step=step, epoch=epoch, loss=loss, dead_below=dead_below)
+            if self._is_quiet(name, reading, step):
+                continue
+            if reading.tokens >= min_tokens:
+                window.restart()
+            self.readings[name] = reading
+            self.first.setdefault(name, reading)
+            yield reading, counts
+
+    def _is_quiet(self, name: str, reading: Reading, step: int) -> bool:
+        """Whether nothing was seen; say so when it lasts: a codebook that is not measured is not guarded."""
+        if reading.tokens:
+            self._empty[name] = 0
+            return False
+        self._empty[name] = self._empty.get(name, 0) + 1
+        if self._empty[name] == _QUIET_READINGS:
+            what = "no forward of its module in training mode has shown a code"
+            self._fault(name, f"{what} for {_QUIET_READINGS} readings, up to step {step}: it is not being measured")
+        return True
+
+    def _failure_of(self, view: CodebookView) -> Callable[[Exception], None]:
+        def failed(error: Exception) -> None:
+            self._fault(
+                view.name, f"its probe raised {type(error).__name__}: {error}; {view.name} is no longer watched"
+            )
+
+        return failed
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return windows and first readings as plain data and tensors."""
+        return {
+            "windows": {name: probe.window.state_dict() for name, probe in self.probes.items()},
+            "first": {name: reading.as_dict() for name, reading in self.first.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`; a window that does not fit is told and left out."""
+        self.first = {name: Reading.from_dict(record) for name, record in state["first"].items()}
+        for name, window in state["windows"].items():
+            try:
+                probe = self.probes[name]
+                probe.window.load_state_dict(window, probe.view.codebook().device)
+            except (KeyError, ValueError) as error:
+                self._fault("resume", f"window of {name!r}: {error}")
