@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from pathlib import Path
 from typing import Any, cast
@@ -134,3 +135,92 @@ def test_a_model_without_a_quantizer_is_refused_before_anything_is_written(tmp_p
     with pytest.raises(NoQuantizerError, match="found no quantizer to guard in Linear"):
         guard.attach(nn.Linear(2, 2))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        (lambda output: output[0], "expected integer codes, got torch.float32"),
+        (lambda output: output[2][:3], "expected one code for each of 8 latents, got (3,)"),
+        (lambda output: output[2] + 1000, "expected codes from 0 to 15 (-1 for no token), got 10"),
+    ],
+)
+def test_a_description_that_reads_something_else_is_found_out_at_the_first_forward(codes: Any, expected: str) -> None:
+    recorder = Recorder()
+    model = nn.Sequential(quantizers.Learnable())
+    adapters = {"0": GenericVQ(table="embedding.weight", codes=codes)}
+    with Guard("default", console=False, sinks=[recorder], adapters=adapters) as guard:
+        guard.attach(model)
+        for _ in range(40):
+            model(torch.randn(8, 8))
+            guard.step()
+    (fault,) = recorder.of("fault")
+    assert expected in fault.fields["reason"]
+    assert recorder.of("reading", "intervention") == []
+    assert recorder.of("summary")[0].fields["codebooks"][0]["is_watched"] is False
+
+
+def test_a_quantizer_whose_forward_is_never_called_is_not_silently_unwatched() -> None:
+    recorder = Recorder()
+    with Guard("default", console=False, sinks=[recorder]) as guard:
+        guard.attach(digits_model())
+        for _ in range(60):
+            guard.step()
+    (fault,) = recorder.of("fault")
+    assert "it is not being measured" in fault.fields["reason"]
+    assert recorder.of("summary")[0].fields["codebooks"][0]["last"] is None
+
+
+def test_a_model_is_watched_by_one_guard_at_a_time() -> None:
+    model = digits_model()
+    with Guard("observe", console=False) as first:
+        first.attach(model)
+        with pytest.raises(RuntimeError, match="watched by another guard already"):
+            Guard("observe", console=False).attach(model)
+    with Guard("observe", console=False) as second:
+        second.attach(copy.deepcopy(model))
+
+
+def test_nothing_is_repaired_while_latents_are_nan() -> None:
+    recorder = Recorder()
+    model = digits_model(repaired=True)
+
+    def poison(step: int) -> None:
+        if step == 60:
+            with torch.no_grad():
+                model.encoder[0].weight.fill_(float("nan"))
+
+    with Guard("default", console=False, sinks=[recorder]) as guard:
+        train(model, 250, guard, before_step=poison)
+    assert recorder.of("intervention") == []
+
+
+def test_the_summary_says_what_stays_in_force_and_what_ended_the_run() -> None:
+    recorder = Recorder()
+
+    def interrupt(step: int) -> None:
+        if step == 150:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Guard("default", console=False, sinks=[recorder]) as guard:
+        train(digits_model(), 200, guard, before_step=interrupt)
+    (summary,) = recorder.of("summary")
+    assert summary.fields["ended_by"] == "KeyboardInterrupt"
+    assert [item["action"] for item in summary.fields["in_force"]] == ["fallback_tokenizer"]
+
+
+def test_the_log_does_not_stand_in_the_way_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder collapse_guard in a script's own directory would be imported in place of the package."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with Guard("observe", console=False, log_dir=tmp_path) as guard:
+        train(digits_model(), 10, guard)
+    assert not (tmp_path / "collapse_guard").exists()
+    assert {record["run"] for record in read_events(tmp_path)} == {guard_run(tmp_path)}
+    assert list(read_events(tmp_path / "collapse_guard_log"))
+
+
+def guard_run(log_dir: Path) -> str:
+    (line, *_) = (log_dir / "collapse_guard_log" / "events.jsonl").read_text().splitlines()
+    run = json.loads(line)["run"]
+    assert isinstance(run, str)
+    return run

@@ -238,3 +238,10 @@ def test_normalised_latents_are_what_the_codebook_is_compared_with() -> None:
     observation = only_view(module).reader((x,), {}, module(x))
     assert observation is not None
     torch.testing.assert_close(observation.latents, functional.normalize(x, dim=-1).reshape(-1, D))
+
+
+def test_half_precision_is_no_obstacle_to_recognition() -> None:
+    module = quantizers.Plain().to(torch.bfloat16)
+    view = only_view(module)
+    assert view.table.attribute == "omega"
+    assert module.omega.dtype is torch.bfloat16
