@@ -188,7 +188,7 @@ def test_nothing_is_repaired_while_latents_are_nan() -> None:
     def poison(step: int) -> None:
         if step == 60:
             with torch.no_grad():
-                model.encoder[0].weight.fill_(float("nan"))
+                cast(nn.Linear, model.encoder[0]).weight.fill_(float("nan"))
 
     with Guard("default", console=False, sinks=[recorder]) as guard:
         train(model, 250, guard, before_step=poison)
