@@ -21,6 +21,7 @@ from .decisions import Decision, DecisionKind, Health, Outcome, Skip
 from .duration import Duration
 from .engine import PolicyEngine
 from .errors import PolicyError, Problem
+from .explain import explain_policy
 from .loader import load_policy, preset_names
 from .reading import NUMERIC_FIELDS, Reading
 from .schema import Budget, Clear, Policy, Rule, Rung, Sample, Verify
@@ -55,6 +56,7 @@ __all__ = [
     "Verify",
     "action_named",
     "actions",
+    "explain_policy",
     "load_policy",
     "preset_names",
     "register_action",

@@ -53,6 +53,26 @@ def test_bad_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_explain_prints_plain_english_and_names_as_they_are(tmp_path: Path) -> None:
+    text = "version: 1\nname: '[bold]mine[/bold]'\nrules:\n  - {name: low, when: perplexity < 2}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    done = run("explain", "mine.yaml", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "Policy [bold]mine[/bold]: it watches" in done.stdout
+    assert "It fires when perplexity is below 2, at a single reading." in done.stdout
+
+
+@pytest.mark.parametrize("command", ["explain"])
+def test_a_policy_that_cannot_be_used_is_said_on_stderr_and_exits_with_2(tmp_path: Path, command: str) -> None:
+    (tmp_path / "bad.yaml").write_text("version: 1\nrules:\n  - {name: low, when: perplexty < 2}\n")
+    for source, expected in (("bad.yaml", "bad.yaml:3:"), ("gone.yaml", "gone.yaml: there is no such file")):
+        done = run(command, source, cwd=tmp_path)
+        assert done.returncode == 2
+        assert expected in done.stderr
+        assert "Traceback" not in done.stderr
+        assert done.stdout == ""
+
+
 def test_a_short_demo_prints_the_alert_log_one_table_and_the_cause(tmp_path: Path) -> None:
     done = run("demo", "--seeds", "1", "--epochs", "4", "--log-dir", str(tmp_path))
     assert done.returncode == 0, done.stderr
