@@ -22,6 +22,7 @@ from .duration import Duration
 from .engine import PolicyEngine
 from .errors import PolicyError, Problem
 from .explain import explain_policy
+from .json_schema import policy_json_schema
 from .loader import load_policy, preset_names
 from .reading import NUMERIC_FIELDS, Reading
 from .schema import Budget, Clear, Policy, Rule, Rung, Sample, Verify
@@ -58,6 +59,7 @@ __all__ = [
     "actions",
     "explain_policy",
     "load_policy",
+    "policy_json_schema",
     "preset_names",
     "register_action",
 ]

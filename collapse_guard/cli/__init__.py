@@ -12,6 +12,7 @@ import typer
 from .check import check
 from .demo import demo
 from .explain import explain
+from .schema import schema
 
 __all__ = ["app", "main"]
 
@@ -33,7 +34,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-for _command in (demo, check, explain):
+for _command in (demo, check, explain, schema):
     app.command()(_command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,12 @@ def test_explain_prints_plain_english_and_names_as_they_are(tmp_path: Path) -> N
     assert done.returncode == 0
     assert "Policy [bold]mine[/bold]: it watches" in done.stdout
     assert "It fires when perplexity is below 2, at a single reading." in done.stdout
+
+
+def test_schema_prints_json() -> None:
+    done = run("schema")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["required"] == ["version", "rules"]
 
 
 @pytest.mark.parametrize("command", ["explain"])
