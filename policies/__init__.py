@@ -25,11 +25,16 @@ from .explain import explain_policy
 from .json_schema import policy_json_schema
 from .loader import load_policy, preset_names
 from .reading import NUMERIC_FIELDS, Reading
+from .recording import Recording, recording_of_rows, recordings_of_events
+from .replay import LIMITS as REPLAY_LIMITS
+from .replay import Replay, replay
+from .replay import compare as compare_replays
 from .schema import Budget, Clear, Policy, Rule, Rung, Sample, Verify
 from .states import Phase
 
 __all__ = [
     "NUMERIC_FIELDS",
+    "REPLAY_LIMITS",
     "Action",
     "Alert",
     "Budget",
@@ -49,6 +54,8 @@ __all__ = [
     "PolicyError",
     "Problem",
     "Reading",
+    "Recording",
+    "Replay",
     "ResetCodes",
     "Rule",
     "Rung",
@@ -57,9 +64,13 @@ __all__ = [
     "Verify",
     "action_named",
     "actions",
+    "compare_replays",
     "explain_policy",
     "load_policy",
     "policy_json_schema",
     "preset_names",
+    "recording_of_rows",
+    "recordings_of_events",
     "register_action",
+    "replay",
 ]

@@ -12,6 +12,7 @@ import typer
 from .check import check
 from .demo import demo
 from .explain import explain
+from .replay import replay
 from .schema import schema
 
 __all__ = ["app", "main"]
@@ -34,7 +35,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-for _command in (demo, check, explain, schema):
+for _command in (demo, check, explain, schema, replay):
     app.command()(_command)
 
 

@@ -1,0 +1,115 @@
+"""Replay: what a policy would have decided on a run that is over.
+
+A replay has no counterfactual. The readings are those that were recorded, whatever the policy asks for: an action is
+taken for applied, and what it would have changed cannot be known, except where the recorded run asked for the very
+same one at the same step; there its answer, refusals included, is used.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .condition import Condition
+from .decisions import Decision, DecisionKind
+from .engine import PolicyEngine
+from .reading import NUMERIC_FIELDS
+from .recording import Recording
+from .schema import Policy
+
+__all__ = ["LIMITS", "Replay", "compare", "replay"]
+
+LIMITS = (
+    "A replay cannot know what an action would have changed: the recorded readings go on as they were, and an action "
+    "is taken for applied unless the recorded run refused the same one at the same step."
+)
+"""What has to be said beside every result."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """The decisions of one policy on one recording.
+
+    Attributes:
+        policy: which decided.
+        decisions: all of them, in order.
+        readings: how many readings were looked at. codebooks: of which codebooks.
+        unknown: fields that rules look at and that the recording does not have, by rule.
+    """
+
+    policy: Policy
+    decisions: tuple[Decision, ...]
+    readings: int
+    codebooks: tuple[str, ...]
+    unknown: dict[str, tuple[str, ...]]
+
+    def counts(self) -> dict[str, int]:
+        """Count what is told aloud: `alert`, each action asked for, and each outcome.
+
+        In a policy that observes, what it would have done is counted as `observed <action>`.
+        """
+        return dict(Counter(label for decision in self.decisions if (label := _label(decision))))
+
+    def still_open(self) -> int:
+        """Return how many interventions were being judged when the recording broke off."""
+        kinds = Counter(decision.kind for decision in self.decisions)
+        return kinds[DecisionKind.ACT] - kinds[DecisionKind.OUTCOME]
+
+
+def replay(policy: Policy, recording: Recording) -> Replay:
+    """Let a policy decide on a recording, step by step."""
+    engine = PolicyEngine(policy)
+    decisions: list[Decision] = []
+    for reading in recording.readings:
+        _take(engine, recording, engine.observe(reading), decisions)
+    if recording.end is not None:
+        _take(engine, recording, engine.finish(recording.end), decisions)
+    fields = {rule.name: _fields_of(rule.when) | _fields_of(rule.clear_when) for rule in policy.rules}
+    missing = {name: tuple(sorted(each for each in used if not recording.knows(each))) for name, used in fields.items()}
+    return Replay(
+        policy=policy,
+        decisions=tuple(decisions),
+        readings=len(recording.readings),
+        codebooks=tuple(dict.fromkeys(reading.codebook for reading in recording.readings)),
+        unknown={name: unknown for name, unknown in missing.items() if unknown},
+    )
+
+
+def compare(old: Replay, new: Replay) -> list[tuple[str, int, int]]:
+    """Return what two replays of a recording count differently or alike: label, old count, new count."""
+    before, after = old.counts(), new.counts()
+    return [(label, before.get(label, 0), after.get(label, 0)) for label in dict.fromkeys([*before, *after])]
+
+
+def _take(engine: PolicyEngine, recording: Recording, made: Iterable[Decision], decisions: list[Decision]) -> None:
+    """Keep decisions, and answer each ACT among them as the recorded run did, at once and with what follows."""
+    for decision in made:
+        decisions.append(decision)
+        if decision.kind is DecisionKind.ACT:
+            refusal = recording.refusal_of(decision)
+            follow = engine.report(decision, applied=refusal is None, reason=refusal or "")
+            _take(engine, recording, follow, decisions)
+
+
+def _label(decision: Decision) -> str:
+    """Return under which name a decision is counted; empty where it is not."""
+    if decision.kind is DecisionKind.ALERT:
+        return "alert"
+    if decision.kind is DecisionKind.ACT:
+        return decision.action or ""
+    if decision.kind is DecisionKind.OUTCOME and decision.outcome is not None:
+        return f"outcome {decision.outcome.value}"
+    if decision.kind is DecisionKind.EXHAUSTED:
+        return "exhausted"
+    if decision.skip is not None and decision.action is not None:
+        return f"{decision.skip.value} {decision.action}"
+    return ""
+
+
+def _fields_of(condition: Condition) -> set[str]:
+    """Return the fields of a reading that a condition looks at."""
+    found: set[str] = set()
+    for part in condition.parts:
+        found |= _fields_of(part) if isinstance(part, Condition) else {part.field}
+    return found.intersection(NUMERIC_FIELDS)

@@ -1,0 +1,176 @@
+"""Replays: the same decisions from the log as in the run, and what a table can tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from collapse_guard import read_events
+from collapse_guard.demos import ARMS, run_arm
+from collapse_guard.policies import (
+    Decision,
+    DecisionKind,
+    Policy,
+    Reading,
+    Recording,
+    compare_replays,
+    load_policy,
+    recording_of_rows,
+    recordings_of_events,
+    replay,
+)
+from tests.policies.series import Run, brief, policy, reading, rule, series
+
+TOLD = {"pending", "alert", "skip", "cleared", "exhausted", "intervention", "outcome"}
+RESETS = rule(hold=2, ladder=["reset_codes", {"reset_codes": {"scope": "all"}}], verify={"within": "30 steps"})
+
+
+def recorded(run: Run, readings: list[Reading]) -> list[dict[str, Any]]:
+    """The event log of a run, as a guard would write it."""
+    records: list[dict[str, Any]] = [{"event": "attached", "step": 0, "policy": "mine", "mode": "act"}]
+    records += [{"event": "reading", "health": "unknown", **each.as_dict()} for each in readings]
+    for each in run.decisions:
+        if each.kind is DecisionKind.ACT:
+            assert each.params is not None
+            applied = run.applies(each)
+            answer = {"result": "applied" if applied else "refused", "summary": "done" if applied else "not today"}
+            asked = {"codebook": each.codebook, "action": each.action, "params": each.params.model_dump(mode="json")}
+            records.append({"event": "intervention", "step": each.step, **asked, **answer})
+    return records
+
+
+def replayed(mine: Policy, records: list[dict[str, Any]]) -> tuple[Decision, ...]:
+    (recording,) = recordings_of_events(records)
+    return replay(mine, recording).decisions
+
+
+def test_the_log_of_the_reference_demo_replays_to_the_same_decisions(tmp_path: Path) -> None:
+    run_arm(ARMS["guarded"], 0, epochs=4, log_dir=tmp_path)
+    records = list(read_events(tmp_path))
+    told = [record for record in records if record["event"] in TOLD]
+    (recording,) = recordings_of_events(records)
+    result = replay(load_policy("default"), recording)
+    assert recording.fingerprint == load_policy("default").fingerprint()
+    assert result.readings == sum(record["event"] == "reading" for record in records)
+    assert len(told) == len(result.decisions) >= 10
+    for record, decision in zip(told, result.decisions, strict=True):
+        kind = "intervention" if decision.kind is DecisionKind.ACT else decision.kind.value
+        assert (record["event"], record["step"], record["codebook"]) == (kind, decision.step, decision.codebook)
+        assert record["rule"] == decision.rule
+        if kind == "intervention":
+            assert decision.params is not None
+            assert record["params"] == decision.params.model_dump(mode="json")
+            assert record["attempt"] == decision.attempt
+        else:
+            assert record["reason"] == decision.reason
+        if kind == "outcome":
+            assert (record["outcome"], bool(record["undone"])) == (
+                decision.outcome.value if decision.outcome else None,
+                decision.rollback,
+            )
+
+
+def test_a_refusal_is_replayed_where_the_same_intervention_is_asked_for() -> None:
+    readings = series([1.0] * 4 + [50.0] * 4)
+    mine = policy(RESETS)
+    run = Run(mine, lambda decision: decision.attempt != 1).feed(readings)
+    assert "20 collapsed outcome #1 reset_codes failed" in run.told
+    assert replayed(mine, recorded(run, readings)) == tuple(run.decisions)
+
+
+def test_an_intervention_that_the_run_never_asked_for_is_taken_for_applied() -> None:
+    readings = series([1.0] * 4 + [50.0] * 4)
+    records = recorded(Run(policy(RESETS), lambda _: False).feed(readings), readings)
+    quick = policy(rule(ladder=["reset_codes"]))
+    assert [brief(each) for each in replayed(quick, records)] == [
+        "10 collapsed alert",
+        "10 collapsed act #1 reset_codes",
+        "50 collapsed outcome #1 reset_codes recovered",
+    ]
+
+
+def test_a_run_that_was_closed_ends_its_open_verifications() -> None:
+    readings = series([1.0] * 3)
+    mine = policy(RESETS)
+    records = recorded(Run(mine).feed(readings), readings)
+    assert brief(replayed(mine, records)[-1]) == "20 collapsed act #1 reset_codes"
+    closed = replayed(mine, [*records, {"event": "summary", "step": 35}])
+    assert brief(closed[-1]) == "35 collapsed outcome #1 reset_codes inconclusive"
+
+
+def test_a_resumed_run_is_one_run_without_what_it_forgot() -> None:
+    mine = policy(RESETS)
+    whole = series([1.0] * 6 + [50.0] * 4)
+    begun = recorded(Run(mine).feed(whole[:5]), whole[:5])  # killed at step 50; the checkpoint is of step 20
+    (head, *_), late = begun, [reading(25, 1.0)]
+    rest = [{"event": "reading", **each.as_dict()} for each in whole[2:]]
+    again = [*begun, {"event": "reading", **late[0].as_dict()}, {"event": "summary", "step": 50}]
+    records = [*again, head, {"event": "resumed", "step": 20}, *rest]
+    assert replayed(mine, records) == tuple(Run(mine).feed(whole).decisions)
+
+
+def test_runs_that_only_share_a_log_stay_apart() -> None:
+    records = recorded(Run(policy(RESETS)), series([1.0] * 2)) + recorded(Run(policy(RESETS)), series([9.0] * 3))
+    assert [len(run.readings) for run in recordings_of_events(records)] == [2, 3]
+    assert recordings_of_events([{"event": "attached", "step": 0}]) == []
+
+
+def test_two_policies_are_compared_by_what_they_tell_aloud() -> None:
+    recording = Recording(readings=series([1.0] * 20))
+    old = replay(policy(rule(ladder=[{"reset_codes": {}, "repeat": 4}], verify={"within": "30 steps"})), recording)
+    new = replay(policy(rule(), mode="observe"), recording)
+    assert old.counts() == {"alert": 1, "reset_codes": 4, "outcome failed": 4, "exhausted": 1}
+    assert compare_replays(old, new) == [
+        ("alert", 1, 1),
+        ("reset_codes", 4, 0),
+        ("outcome failed", 4, 0),
+        ("exhausted", 1, 0),
+    ]
+
+
+def test_what_observing_would_have_done_is_counted_too() -> None:
+    observed = replay(load_policy("observe"), Recording(readings=series([1.0] * 3)))
+    assert observed.counts() == {"alert": 1, "observing reset_codes": 1}
+    assert observed.still_open() == 0
+
+
+def test_a_table_is_read_by_its_columns() -> None:
+    rows: list[dict[str, str | None]] = [
+        {"_step": "20", "train/ppl": "2.5", "tokens": "", "what": "vq"},
+        {"_step": "10", "train/ppl": "64", "tokens": "300", "what": "vq"},
+        {"_step": "30", "train/ppl": "", "tokens": "", "what": "vq"},
+        {"_step": "", "train/ppl": "7", "tokens": "", "what": "vq"},
+        {"_step": "40", "train/ppl": "nan", "tokens": "300", "what": ""},
+    ]
+    columns = {"step": "_step", "perplexity": "train/ppl", "tokens": "tokens", "codebook": "what"}
+    recording = recording_of_rows(rows, columns, K=256, D=16, ceiling_of=lambda tokens, K: 128.0)
+    told = [(each.step, each.codebook, each.tokens, each.perplexity_ratio) for each in recording.readings]
+    assert told == [(10, "vq", 300, 0.5), (20, "vq", 10**9, 2.5 / 256), (40, "codebook", 300, None)]
+    assert recording.knows("perplexity")
+    assert not recording.knows("relative_error")
+
+
+def test_what_a_table_does_not_hold_is_said_rule_by_rule() -> None:
+    recording = recording_of_rows([{"step": "10", "p": "1"}], {"step": "step", "perplexity": "p"}, K=256)
+    assert replay(load_policy("default"), recording).unknown == {
+        "non_finite": ("finite_fraction",),
+        "collapsed": ("relative_error",),
+        "collapsing": ("relative_error",),
+    }
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"perplexty": "p"}, "expected a field of a reading, got 'perplexty'. Did you mean `perplexity`?"),
+        ({"K": "p"}, "expected a field of a reading, got 'K'."),
+        ({"perplexity": "q"}, "expected a column of the table, got 'q'."),
+        ({"perplexity": "word"}, "expected a number in column 'word', got 'low'."),
+    ],
+)
+def test_a_wrong_mapping_is_told(columns: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match="expected") as caught:
+        recording_of_rows([{"step": "10", "p": "1", "word": "low"}], {"step": "step"} | columns, K=256)
+    assert message in str(caught.value)
