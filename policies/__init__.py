@@ -23,7 +23,8 @@ from .engine import PolicyEngine
 from .errors import PolicyError, Problem
 from .explain import explain_policy
 from .json_schema import policy_json_schema
-from .loader import load_policy, preset_names
+from .lint import Finding, lint_policy, position_in
+from .loader import load_policy, policy_text, preset_names
 from .reading import NUMERIC_FIELDS, Reading
 from .recording import Recording, recording_of_rows, recordings_of_events
 from .replay import LIMITS as REPLAY_LIMITS
@@ -46,6 +47,7 @@ __all__ = [
     "DecisionKind",
     "Duration",
     "FallbackTokenizer",
+    "Finding",
     "Health",
     "Outcome",
     "Phase",
@@ -66,8 +68,11 @@ __all__ = [
     "actions",
     "compare_replays",
     "explain_policy",
+    "lint_policy",
     "load_policy",
     "policy_json_schema",
+    "policy_text",
+    "position_in",
     "preset_names",
     "recording_of_rows",
     "recordings_of_events",

@@ -18,7 +18,7 @@ from .errors import MismatchError, Place, PolicyError, Problem, quote, suggest
 from .references import reference_mismatches
 from .schema import Policy
 
-__all__ = ["load_policy", "preset_names"]
+__all__ = ["load_policy", "policy_text", "preset_names"]
 
 _PRESETS = Path(__file__).parent
 
@@ -48,6 +48,15 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy) -> Policy:
         hint = suggest(source, preset_names()).replace("Known:", "Presets:")
         raise PolicyError([_unreadable(source, "policy", "a preset or the path of a file", quote(source), hint)])
     return _read(Path(source), str(source))
+
+
+def policy_text(source: str) -> str | None:
+    """Return what is written in a preset or a file, for showing lines of it; `None` where there is nothing to read."""
+    path = _PRESETS / f"{source}.yaml" if source in preset_names() else Path(source)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError):
+        return None
 
 
 def _is_path(source: str) -> bool:

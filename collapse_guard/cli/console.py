@@ -6,6 +6,7 @@ Whatever comes from a file (names, reasons, paths) is printed as text and never 
 from __future__ import annotations
 
 import json
+from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +15,14 @@ from rich.console import Console
 
 from collapse_guard.policies import Policy, PolicyError, load_policy, preset_names
 
-__all__ = ["complain", "is_source", "missing", "policy_from", "say", "say_json"]
+__all__ = ["Format", "complain", "is_source", "missing", "policy_from", "say", "say_json"]
+
+
+class Format(str, Enum):
+    """How a result is printed."""
+
+    text = "text"
+    json = "json"
 
 
 def say(text: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,16 +19,9 @@ from collapse_guard.policies import (
 )
 from collapse_guard.policies import replay as replay_policy
 
-from .console import complain, policy_from, say, say_json
+from .console import Format, complain, policy_from, say, say_json
 
-__all__ = ["Format", "replay"]
-
-
-class Format(str, Enum):
-    """How a result is printed."""
-
-    text = "text"
-    json = "json"
+__all__ = ["replay"]
 
 
 def replay(
