@@ -16,6 +16,7 @@ from .actions import (
     actions,
     register_action,
 )
+from .cases import Case, load_cases
 from .condition import Comparison, Condition
 from .decisions import Decision, DecisionKind, Health, Outcome, Skip
 from .duration import Duration
@@ -32,6 +33,7 @@ from .replay import Replay, replay
 from .replay import compare as compare_replays
 from .schema import Budget, Clear, Policy, Rule, Rung, Sample, Verify
 from .states import Phase
+from .trial import Difference, try_case
 
 __all__ = [
     "NUMERIC_FIELDS",
@@ -39,12 +41,14 @@ __all__ = [
     "Action",
     "Alert",
     "Budget",
+    "Case",
     "Clear",
     "Comparison",
     "Condition",
     "DecayCommitment",
     "Decision",
     "DecisionKind",
+    "Difference",
     "Duration",
     "FallbackTokenizer",
     "Finding",
@@ -69,6 +73,7 @@ __all__ = [
     "compare_replays",
     "explain_policy",
     "lint_policy",
+    "load_cases",
     "load_policy",
     "policy_json_schema",
     "policy_text",
@@ -78,4 +83,5 @@ __all__ = [
     "recordings_of_events",
     "register_action",
     "replay",
+    "try_case",
 ]

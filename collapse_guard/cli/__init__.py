@@ -14,6 +14,7 @@ from .demo import demo
 from .explain import explain
 from .replay import replay
 from .schema import schema
+from .test import test
 
 __all__ = ["app", "main"]
 
@@ -35,7 +36,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-for _command in (demo, check, explain, schema, replay):
+for _command in (demo, check, test, replay, explain, schema):
     app.command()(_command)
 
 

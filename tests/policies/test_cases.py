@@ -1,0 +1,189 @@
+"""Unit tests of policies as data: the notation, the course of a case, and the presets' own tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from collapse_guard.policies import Case, PolicyError, load_cases, load_policy, preset_names, try_case
+from collapse_guard.statistics import perplexity_ceiling
+from tests.checkout import ROOT
+from tests.policies.series import policy, rule
+
+DATA = Path(__file__).parent / "data"
+HEAD = "policy: default\ntests:\n  - name: a\n    codes: 4\n    "
+RESETS = policy(rule(ladder=["reset_codes", "alert"], verify={"within": "20 steps"}))
+
+
+def case(perplexity: Any, expect: dict[str, Any], **fields: Any) -> Case:
+    """A case on 256 codes with a reading every 10 steps, as YAML would hold it."""
+    plain = {"name": "it", "codes": 256, "every": "10 steps", "series": perplexity, "expect": expect}
+    return Case.model_validate(plain | fields)
+
+
+def differences(perplexity: Any, expect: dict[str, Any], **fields: Any) -> list[str]:
+    return [str(each) for each in try_case(RESETS, case(perplexity, expect, **fields))]
+
+
+@pytest.mark.parametrize("path", sorted(DATA.glob("*.test.yaml")), ids=lambda path: path.name.partition(".")[0])
+def test_the_presets_pass_their_own_tests(path: Path) -> None:
+    tested, cases = load_cases(path)
+    assert tested == load_policy(path.name.partition(".")[0])
+    assert {each.name: try_case(tested, each, perplexity_ceiling) for each in cases} == {
+        each.name: [] for each in cases
+    }
+
+
+@pytest.mark.parametrize("name", ["default", "observe"])
+def test_presets_have_tests(name: str) -> None:
+    assert name in preset_names()
+    assert (DATA / f"{name}.test.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("1", [1.0]),
+        (0.5, [0.5]),
+        ("1x3 2", [1.0, 1.0, 1.0, 2.0]),
+        ("60..2x3", [60.0, 31.0, 2.0]),
+        ("_x2 -1.5e1", [None, None, -15.0]),
+        (".5x1", [0.5]),
+    ],
+)
+def test_a_series_in_compact_notation(text: Any, values: list[float | None]) -> None:
+    assert list(case(text, {}).series["perplexity"]) == values
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x3", "1x", "1x0", "60..2", "60..2x1", "1,2", "1x9999999", "1x100000 1", True, [1], "1x3_"]
+)
+def test_what_is_no_series_is_refused(text: Any) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        case(text, {})
+
+
+@given(st.text(alphabet="0123456789.x_ -e", max_size=12))
+def test_any_text_is_a_series_or_a_mismatch(text: str) -> None:
+    try:
+        assert len(case(text, {}).series["perplexity"]) > 0
+    except ValueError as error:
+        assert "expected" in str(error)  # noqa: PT017 - either way is right
+
+
+def test_a_case_that_holds_has_no_differences() -> None:
+    expect = {
+        "10": None,
+        "30": ["collapsed alert", "collapsed act"],
+        "40": [],
+        "50": ["collapsed outcome reset_codes failed undone", "collapsed act alert"],
+        "70": ["collapsed outcome alert failed", "collapsed exhausted"],
+    }
+    assert differences("9x2 1x5", expect, elsewhere="anything") == []
+
+
+def test_differences_are_told_in_the_order_of_the_steps() -> None:
+    told = differences("9x2 1x2", {"15": [], "20": "collapsed alert", "30": ["collapsed act reset_codes"]})
+    assert told == [
+        "- step 15: nothing (there is no reading at this step; the nearest are at 10 and 20)",
+        "- step 20: collapsed alert",
+        "+ step 30: collapsed alert (perplexity 1.00 < 1.5 for 1 reading)",
+    ]
+
+
+def test_elsewhere_nothing_may_happen_unless_the_case_allows_it() -> None:
+    assert [each.partition(" (")[0] for each in differences("1", {})] == [
+        "+ step 10: collapsed alert",
+        "+ step 10: collapsed act reset_codes",
+    ]
+    assert differences("1", {}, elsewhere="anything") == []
+
+
+def test_one_decision_meets_one_expectation() -> None:
+    twice = ["collapsed alert", "collapsed alert", "collapsed act"]
+    assert differences("1", {"10": twice}) == ["- step 10: collapsed alert"]
+    assert differences("1", {"10": ["collapsed a"]}, elsewhere="anything")[0] == "- step 10: collapsed a"
+
+
+def test_an_action_changes_the_series_until_it_is_undone() -> None:
+    recovered = {"10": ["collapsed alert", "collapsed act"], "20": ["collapsed outcome reset_codes recovered"]}
+    assert differences("1", recovered, after={"reset_codes": "5x3"}) == []
+    fades = {
+        "10": ["collapsed alert", "collapsed act reset_codes"],
+        "20": [],
+        "30": ["collapsed outcome", "collapsed act alert"],
+    }
+    assert differences("1x4 9", fades, after={"reset_codes": "1.2x2"}, elsewhere="anything") == []
+
+
+def test_a_refused_action_changes_nothing() -> None:
+    words = ["alert", "act reset_codes", "outcome reset_codes failed", "act alert"]
+    expect = {"10": [f"collapsed {each}" for each in words]}
+    assert differences("1", expect, refuses=["reset_codes"], after={"reset_codes": 90}) == []
+
+
+def test_without_a_cadence_readings_come_as_the_policy_takes_them() -> None:
+    mine = policy(rule(hold=2))
+    quiet = Case.model_validate({"name": "it", "codes": 9, "series": "9x3 1x2", "expect": {"170": "collapsed alert"}})
+    assert try_case(mine, quiet) == []
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("tests: []", "1:1: policy: expected a value, got nothing. Add `policy: default`."),
+        ("policy: 3\ntests: []", "1:9: policy: expected a preset, a path, or a policy, got 3."),
+        (
+            HEAD + "series: {perplexty: 1}\n    expect: {}",
+            "5:14: tests[0].series.perplexty: expected a field of a reading, got 'perplexty'.",
+        ),
+        (
+            HEAD + "series: 1 2x\n    expect: {soon: []}",
+            "5:13: tests[0].series: expected a series such as",
+        ),
+        (
+            HEAD + "series: 1 2x\n    expect: {soon: []}",
+            "6:14: tests[0].expect.soon: expected a step, got 'soon'.",
+        ),
+        (
+            HEAD + "series: 1\n    expect: {20: {a: b}}\n    after: {pray: 1}",
+            "6:18: tests[0].expect.20: expected a list of decisions, got a mapping (a).",
+        ),
+        (
+            HEAD + "series: 1\n    expect: {20: {a: b}}\n    after: {pray: 1}",
+            "7:13: tests[0].after.pray: expected an action, got 'pray'.",
+        ),
+        (
+            HEAD + "series: 1\n    expect: {}\n    refuses: [pray]",
+            "7:15: tests[0].refuses[0]: expected an action, got 'pray'.",
+        ),
+        (
+            HEAD + "series: 1\n    after: {reset_codes: {usage: x}}\n    expect: 3",
+            "6:34: tests[0].after.reset_codes.usage: expected a series",
+        ),
+        ("policy: default\ntests: !!python/object:os.system []", "2:8: YAML: expected text, a number"),
+        ("policy: gone.yaml\ntests: [{name: a, codes: 4, series: 1, expect: {}}]", "gone.yaml: file: expected a file"),
+        ("", "1:1: "),
+    ],
+)
+def test_a_mistake_in_a_file_of_tests_is_told_with_its_place(tmp_path: Path, written: str, expected: str) -> None:
+    path = tmp_path / "mine.test.yaml"
+    path.write_text(written + "\n")
+    with pytest.raises(PolicyError) as caught:
+        load_cases(path)
+    assert any(expected in str(problem) for problem in caught.value.problems), str(caught.value)
+
+
+def test_the_readme_tests_the_policy_of_the_readme(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(readme.partition("```yaml\n")[2].partition("```")[0])
+    shown = readme.partition("### Test a policy")[2].partition("```text\n")[2].partition("```")[0]
+    (tmp_path / "mine.test.yaml").write_text(shown)
+    assert yaml.safe_load(shown)["tests"]
+    tested, cases = load_cases(tmp_path / "mine.test.yaml")
+    assert [try_case(tested, each, perplexity_ceiling) for each in cases] == [[]]
