@@ -13,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
 from rich import get_console
+from torch import Tensor
 from typing_extensions import override
 
 from collapse_guard import Event, GenericVQ, Guard, Sink
@@ -105,12 +106,10 @@ class CollapseGuard(pl.Callback):
         if self.guard is None or trainer.global_step == self._last_global_step:
             return
         self._last_global_step = trainer.global_step
-        self.guard.step(loss=self._logged_loss(trainer), epoch=trainer.current_epoch)
+        self.guard.step(loss=lambda: self._logged_loss(trainer), epoch=trainer.current_epoch)
 
-    def _logged_loss(self, trainer: pl.Trainer) -> float | None:
-        if self._loss is None or self._loss not in trainer.callback_metrics:
-            return None
-        return float(trainer.callback_metrics[self._loss])
+    def _logged_loss(self, trainer: pl.Trainer) -> Tensor | None:
+        return trainer.callback_metrics.get(self._loss) if self._loss is not None else None
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

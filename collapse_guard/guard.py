@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch.distributed
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from collapse_guard.policies import Policy, PolicyEngine, Reading, load_policy
@@ -30,6 +30,9 @@ __all__ = ["Guard"]
 
 _logger = logging.getLogger("collapse_guard")
 _STATE_SCHEMA = 1
+
+Loss: TypeAlias = "float | Tensor | Callable[[], float | Tensor | None] | None"
+"""What a loop may name as its loss."""
 
 
 class Guard:
@@ -79,6 +82,7 @@ class Guard:
         self._is_attached = False
         self._state_at_close: dict[str, Any] | None = None
         self._watch = Watch((), seed=seed, fault=self._fault)
+        self._optimizers: Sequence[Optimizer] = ()
         self._ledger: Ledger | None = None
         self._broken: set[str] = set()
 
@@ -106,12 +110,12 @@ class Guard:
         world = _world_size()
         if world > 1 and self.policy.mode == "act":
             self.policy = self.policy.with_mode("observe")
-            self._engine = PolicyEngine(self.policy)
         log = self._open_sinks()
         self._is_attached, self._state_at_close = True, None
         self._watch = watch
         self._attached_at, self._seconds = time.perf_counter(), 0.0
-        self._ledger = Ledger(self._log, optimizers, seed=self._seed)
+        self._optimizers = optimizers
+        self._begin_afresh()
         self._log.emit(
             "attached",
             self._step,
@@ -182,11 +186,12 @@ class Guard:
         """The latest reading of each codebook, by name."""
         return self._watch.readings
 
-    def step(self, *, loss: float | None = None, epoch: int | None = None) -> None:
+    def step(self, *, loss: Loss = None, epoch: int | None = None) -> None:
         """Tell the guard that one optimizer step is complete. Reads, decides and acts where due; never raises.
 
         Args:
-            loss: the value that verification may look at.
+            loss: the value that verification may look at: a number, a tensor of one element, or a function that returns
+                one and is called only when a reading is due. A tensor is not waited for on other steps.
             epoch: epochs begun, from 0.
         """
         if not self.is_attached:
@@ -197,7 +202,7 @@ class Guard:
             assert self._ledger is not None
             self._ledger.tend(self._step, self._watch.probes)
             if self._is_due():
-                self._read(loss, epoch)
+                self._read(_number(loss), epoch)
         except Exception as error:  # the one place that catches broadly: the run is not the victim of its guard
             self._fault("guard", f"{type(error).__name__}: {error}")
             _logger.debug("guard failed", exc_info=error)
@@ -249,29 +254,39 @@ class Guard:
             "policy": {"name": self.policy.name, "fingerprint": self.policy.fingerprint()},
             "engine": self._engine.state_dict(),
             "watch": self._watch.state_dict(),
-            "ledger": self._ledger.state_dict() if self._ledger is not None else {},
+            "ledger": self._ledger.state_dict(self._watch.probes) if self._ledger is not None else {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a saved guard stood. Call it after `attach`, with the model's own weights restored.
 
-        A policy that changed in between wins, and the log says that it changed. State that does not fit is told and
-        left out.
+        A policy that changed in between wins, and the log says so. State that cannot be read is told, and the guard
+        starts afresh: the run itself must be able to resume.
         """
-        if state.get("schema") != _STATE_SCHEMA:
-            self._fault(
-                "resume", f"expected guard state of schema {_STATE_SCHEMA}, got {state.get('schema')}; starting afresh"
-            )
-            return
+        try:
+            if state.get("schema") != _STATE_SCHEMA:
+                raise ValueError(f"expected guard state of schema {_STATE_SCHEMA}, got {state.get('schema')}")
+            self._restore(state)
+        except Exception as error:
+            self._fault("resume", f"{type(error).__name__}: {error}; the guard starts afresh")
+            _logger.debug("guard state could not be restored", exc_info=error)
+            self._begin_afresh()
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        assert self._ledger is not None
         self._step, self._read_at = int(state["step"]), int(state["read_at"])
         self._engine.load_state_dict(state["engine"])
         self._watch.load_state_dict(state["watch"])
-        in_force: list[dict[str, Any]] = []
-        if self._ledger is not None:
-            self._ledger.load_state_dict(state["ledger"], self._watch.probes)
-            in_force = self._ledger.in_force()
-        before, now = state["policy"]["fingerprint"], self.policy.fingerprint()
-        self._log.emit("resumed", self._step, policy=self.policy.name, policy_changed=before != now, in_force=in_force)
+        rules = {rule.name for rule in self.policy.rules}
+        self._ledger.load_state_dict(state["ledger"], self._watch.probes, rules)
+        changed = state["policy"]["fingerprint"] != self.policy.fingerprint()
+        in_force = self._ledger.in_force()
+        self._log.emit("resumed", self._step, policy=self.policy.name, policy_changed=changed, in_force=in_force)
+
+    def _begin_afresh(self) -> None:
+        self._step = self._read_at = 0
+        self._engine = PolicyEngine(self.policy)
+        self._ledger = Ledger(self._log, self._optimizers, seed=self._seed, dead_below=self.policy.sample.dead_below)
 
     # Parts
 
@@ -285,6 +300,11 @@ class Guard:
         if (where + reason) not in self._broken:
             self._broken.add(where + reason)
             self._log.emit("fault", self._step, where=where, reason=reason)
+
+
+def _number(loss: Loss) -> float | None:
+    value = loss() if callable(loss) and not isinstance(loss, Tensor) else loss
+    return None if value is None else float(value.detach() if isinstance(value, Tensor) else value)
 
 
 def _world_size() -> int:

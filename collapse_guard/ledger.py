@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,14 +72,17 @@ class Ledger:
         log: where to tell.
         optimizers: those that may hold moments of codebook rows.
         seed: base of each attempt's seed.
+        dead_below: share of the uniform share under which a code is dead.
     """
 
-    def __init__(self, log: EventLog, optimizers: Sequence[Optimizer], *, seed: int) -> None:
+    def __init__(self, log: EventLog, optimizers: Sequence[Optimizer], *, seed: int, dead_below: float = 0.1) -> None:
         """Store the parts."""
         self.entries: list[Entry] = []
         self._log = log
         self._optimizers = optimizers
         self._seed = seed
+        self._dead_below = dead_below
+        self._decayed: set[str] = set()  # codebooks whose commitment weight is not what their owner set
         self._counts: dict[str, np.ndarray] = {}
         self._versions: dict[str, int] = {}
 
@@ -90,7 +93,10 @@ class Ledger:
     def carry_out(self, decisions: Iterable[Decision], engine: PolicyEngine, probes: Mapping[str, Probe]) -> None:
         """Act on each decision in order, report back, and carry out what follows from the report."""
         for decision in decisions:
-            if decision.kind is DecisionKind.ACT:
+            if decision.codebook not in probes:  # of a resumed run whose model has changed
+                reason = f"the model no longer has it; what was open there ends: {decision.reason}"
+                self._log.emit("fault", decision.step, where=decision.codebook, reason=reason)
+            elif decision.kind is DecisionKind.ACT:
                 applied, reason = self._act(decision, probes[decision.codebook])
                 self.carry_out(engine.report(decision, applied=applied, reason=reason), engine, probes)
             elif decision.kind is DecisionKind.OUTCOME:
@@ -100,8 +106,13 @@ class Ledger:
 
     def tend(self, step: int, probes: Mapping[str, Probe]) -> None:
         """At a step boundary: hold frozen codebooks and let interventions in force keep themselves up to date."""
-        for probe in probes.values():
-            probe.view.hold()
+        for name, probe in probes.items():
+            try:
+                probe.view.hold()
+            except Exception as error:
+                probe.view.unfreeze()
+                reason = f"holding its codebook raised {type(error).__name__}: {error}; it is no longer held"
+                self._log.emit("fault", step, where=name, reason=reason)
         for entry in self.entries:
             if entry.intervention is None or not entry.intervention.stays:
                 continue
@@ -167,6 +178,7 @@ class Ledger:
             optimizers=self._optimizers,
             counts=counts,
             seed=self._seed * 1_000_003 + entry.attempt,
+            dead_below=self._dead_below,
         )
 
     def _apply(self, entry: Entry, intervention: Intervention[Any], probe: Probe) -> tuple[str, list[dict[str, Any]]]:
@@ -178,6 +190,8 @@ class Ledger:
             transaction.undo()
             raise
         entry.transaction, entry.intervention = transaction, intervention
+        if "commitment" in intervention.touches:
+            self._decayed.add(entry.codebook)
         if "codebook" in intervention.touches:
             self._versions[entry.codebook] = self._versions.get(entry.codebook, 0) + 1
             summary += "; token ids are permuted"
@@ -251,8 +265,11 @@ class Ledger:
             fields |= {"why": explain(decision.before), "reading": decision.before.as_dict()}
         self._log.emit(_TOLD_AS[decision.kind], decision.step, **fields)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return all entries with what is needed to undo and tend them, as plain data and tensors."""
+    def state_dict(self, probes: Mapping[str, Probe]) -> dict[str, Any]:
+        """Return all entries with what is needed to undo and tend them, as plain data and tensors.
+
+        A commitment weight is a number on a module, in no state dict of the model: the value in force is kept here.
+        """
         entries = []
         for entry in self.entries:
             record = entry.as_dict()
@@ -260,10 +277,18 @@ class Ledger:
             record["transaction"] = entry.transaction.state_dict() if entry.transaction is not None else None
             entries.append(record)
         counts = {name: values.tolist() for name, values in self._counts.items()}
-        return {"entries": entries, "versions": dict(self._versions), "counts": counts}
+        knobs = {name: probes[name].view.commitment for name in sorted(self._decayed) if name in probes}
+        commitments = {name: knob.get() for name, knob in knobs.items() if knob is not None}
+        return {"entries": entries, "versions": dict(self._versions), "counts": counts, "commitments": commitments}
 
-    def load_state_dict(self, state: Mapping[str, Any], probes: Mapping[str, Probe]) -> None:
-        """Rebuild the entries; interventions in force take hold again before the first forward."""
+    def load_state_dict(self, state: Mapping[str, Any], probes: Mapping[str, Probe], rules: Container[str]) -> None:
+        """Rebuild the entries; interventions in force take hold again before the first forward.
+
+        Args:
+            state: from `state_dict`.
+            probes: of this run, by codebook name.
+            rules: names of the rules of this run's policy; what another rule had open ends inconclusive.
+        """
         self._versions = dict(state["versions"])
         self._counts = {name: np.asarray(values, dtype=np.int64) for name, values in state["counts"].items()}
         self.entries = []
@@ -272,6 +297,9 @@ class Ledger:
             entry = Entry(**{name: record[name] for name in names})
             self.entries.append(entry)
             probe = probes.get(entry.codebook)
+            if entry.result == "applied" and (probe is None or entry.rule not in rules):
+                entry.result = "inconclusive"
+                record = {**record, "transaction": None}
             if probe is None:
                 continue
             if record["transaction"] is not None:
@@ -282,6 +310,11 @@ class Ledger:
                 entry.intervention.load_state_dict(record["in_force"])
                 if entry.intervention.stays:
                     probe.view.freeze()
+        for name, value in state["commitments"].items():
+            knob = probes[name].view.commitment if name in probes else None
+            if knob is not None:
+                knob.set(value)
+                self._decayed.add(name)
 
 
 def _numbers(reading: Any) -> dict[str, Any] | None:

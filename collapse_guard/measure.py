@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from collapse_guard.policies import Reading
 
@@ -105,7 +106,8 @@ def _fetch(window: Window, view: CodebookView) -> tuple[np.ndarray, dict[str, fl
     if tallies is None:
         tallies = torch.zeros(view.K + 2, dtype=torch.int64, device=table.device)
     with torch.autocast(table.device.type, enabled=False):
-        scalars, latent_covariance = _latent_sums(window, table)
+        searched = functional.normalize(table, dim=-1) if view.metric == "cosine" else table
+        scalars, latent_covariance = _latent_sums(window, searched)
         scalars[1:3] = _table_norms(table, tallies[: view.K])
         table_covariance = _covariance(table, torch.ones(len(table), dtype=torch.bool, device=table.device))
     numbers = torch.cat([scalars, latent_covariance.flatten(), table_covariance.flatten()])

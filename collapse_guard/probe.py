@@ -57,10 +57,12 @@ class Probe:
             self._handle = None
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        if not module.training or _inside_backward():
+        if not module.training:
             return
         start = time.perf_counter()
         try:
+            if _inside_backward():
+                return
             with torch.no_grad():
                 observation = self.view.reader(args, kwargs, output)
                 if observation is not None:
@@ -72,13 +74,11 @@ class Probe:
         self.seconds += time.perf_counter() - start
 
     def _check(self, observation: Observation) -> None:
-        """Look at the first observation closely: what is read wrongly must not be acted on.
+        """Look at what was read: what is read wrongly must not be acted on. The range costs a wait, so only once.
 
         Raises:
             ValueError: codes that are no integers, not one for each latent, or out of range; latents of another width.
         """
-        if self._is_checked:
-            return
         codes, latents, view = observation.codes, observation.latents, self.view
         if codes.is_floating_point() or codes.is_complex() or codes.dtype is torch.bool:
             raise ValueError(f"expected integer codes, got {codes.dtype}: which part of the output holds the codes?")
@@ -86,7 +86,7 @@ class Probe:
             raise ValueError(f"expected latents of (n, {view.D}), got {tuple(latents.shape)}")
         if codes.shape != (len(latents),):
             raise ValueError(f"expected one code for each of {len(latents)} latents, got {tuple(codes.shape)}")
-        if codes.numel() and not -1 <= int(codes.min()) <= int(codes.max()) < view.K:
+        if not self._is_checked and codes.numel() and not -1 <= int(codes.min()) <= int(codes.max()) < view.K:
             low, high = int(codes.min()), int(codes.max())
             raise ValueError(f"expected codes from 0 to {view.K - 1} (-1 for no token), got {low} to {high}")
         self._is_checked = True

@@ -80,12 +80,18 @@ class Watch:
         for name, probe in self.probes.items():
             if not probe.is_recording:
                 continue
-            window = probe.window
-            reading, counts = read_window(window, probe.view, step=step, epoch=epoch, loss=loss, dead_below=dead_below)
+            try:
+                reading, counts = read_window(
+                    probe.window, probe.view, step=step, epoch=epoch, loss=loss, dead_below=dead_below
+                )
+            except Exception as error:  # one codebook that cannot be read must not keep the others from it
+                probe.remove()
+                self._failure_of(probe.view)(error)
+                continue
             if self._is_quiet(name, reading, step):
                 continue
             if reading.tokens >= min_tokens:
-                window.restart()
+                probe.window.restart()
             self.readings[name] = reading
             self.first.setdefault(name, reading)
             yield reading, counts

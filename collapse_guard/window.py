@@ -68,7 +68,10 @@ class Window:
         self._keep(latents, valid)
 
     def _allocate(self, device: torch.device) -> None:
-        if self._counts is None or self._counts.device != device:
+        if self._counts is not None and self._counts.device == device:
+            return
+        # Tensors made under inference mode could not be written to outside of it.
+        with torch.inference_mode(False):
             self._counts = torch.zeros(self.K + 2, dtype=torch.int64, device=device)
             self._latents = torch.zeros(self.capacity, self.D, dtype=torch.float32, device=device)
             self._valid = torch.zeros(self.capacity, dtype=torch.bool, device=device)

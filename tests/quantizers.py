@@ -169,3 +169,40 @@ class Learnable(nn.Module):
         q = self.embedding(codes).reshape(x.shape)
         loss = functional.mse_loss(q, x.detach()) + self.beta * functional.mse_loss(q.detach(), x)
         return x + (q - x).detach(), loss, codes
+
+
+class Rebinding(ChannelFirstOneHot):
+    """The same, with parameters that ask for gradients: the most copied home-made EMA quantizer does so."""
+
+    def __init__(self, K: int = 16, D: int = 8) -> None:
+        super().__init__(K, D)
+        self.rows.weight.requires_grad_(True)
+        self.moving.requires_grad_(True)
+
+    def forward(self, x: Tensor) -> Any:
+        output = super().forward(x)
+        if self.training:
+            self.moving = nn.Parameter(self.moving.detach(), requires_grad=True)
+            self.rows.weight = nn.Parameter(self.rows.weight.detach(), requires_grad=True)
+        return output
+
+
+class MoreInTraining(Plain):
+    """Returns another tuple while it trains than in evaluation."""
+
+    def forward(self, x: Tensor) -> Any:
+        output, loss, codes = super().forward(x)
+        return (output, torch.zeros(3), codes, loss) if self.training else (output, codes)
+
+
+class Reentrant(Plain):
+    """Calls itself once: the inner call must not end what the outer one is protected by."""
+
+    inner = False
+
+    def forward(self, x: Tensor) -> Any:
+        if not self.inner:
+            self.inner = True
+            self(x)
+            self.inner = False
+        return super().forward(x)

@@ -224,3 +224,57 @@ def guard_run(log_dir: Path) -> str:
     run = json.loads(line)["run"]
     assert isinstance(run, str)
     return run
+
+
+@pytest.mark.parametrize("loss", [torch.tensor(0.5, requires_grad=True) * 2, torch.tensor([1.0]), lambda: 1.0, 1])
+def test_a_loss_may_be_a_number_a_tensor_or_a_function(loss: Any) -> None:
+    recorder = Recorder()
+    model = digits_model(repaired=True)
+    with Guard("observe", console=False, sinks=[recorder]) as guard:
+        guard.attach(model)
+        for _ in range(10):
+            model.train()(torch.rand(32, 64))
+            guard.step(loss=loss)
+    assert recorder.of("fault") == []
+    assert recorder.of("reading")[0].fields["loss"] == 1.0
+
+
+def test_state_that_cannot_be_read_is_told_and_the_run_resumes_without_it() -> None:
+    donor = Guard("default", console=False)
+    with donor:
+        train(digits_model(), 40, donor)
+        state = donor.state_dict()
+    for spoiled in ({**state, "engine": {"schema": 99}}, {**state, "ledger": {}}, {"schema": 1}):
+        recorder = Recorder()
+        with Guard("default", console=False, sinks=[recorder]) as guard:
+            guard.attach(digits_model())
+            guard.load_state_dict(spoiled)
+            assert guard.steps == 0
+        assert "the guard starts afresh" in recorder.of("fault")[0].fields["reason"]
+
+
+def test_a_decayed_commitment_weight_survives_a_resume() -> None:
+    policy = {
+        "version": 1, "name": "decay", "sample": {"every": "10 steps", "when_suspect": "10 steps", "min_tokens": 64},
+        "rules": [{"name": "low", "when": "perplexity < 2", "ladder": [{"decay_commitment": {"factor": 0.25}}]}],
+    }  # fmt: skip
+    with Guard(policy, console=False) as guard:
+        train(digits_model(), 30, guard)
+        state = guard.state_dict()
+    model = digits_model()
+    with Guard(policy, console=False) as resumed:
+        resumed.attach(model)
+        resumed.load_state_dict(state)
+        assert cast(Any, model.quantizer).commitment == pytest.approx(0.1)
+
+
+def test_what_a_removed_rule_had_open_ends_inconclusive() -> None:
+    with Guard("default", console=False) as guard:
+        train(digits_model(), 40, guard)
+        state = guard.state_dict()
+    other = {"version": 1, "name": "other", "rules": [{"name": "another", "when": "perplexity < 1.2"}]}
+    with Guard(other, console=False) as resumed:
+        resumed.attach(digits_model())
+        resumed.load_state_dict(state)
+        (entry,) = resumed.state_dict()["ledger"]["entries"]
+    assert (entry["result"], entry["transaction"]) == ("inconclusive", None)

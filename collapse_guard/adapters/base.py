@@ -205,7 +205,7 @@ class CodebookView:
         """Keep the quantizer's own updates and the optimizer away from this codebook, until `unfreeze`."""
         if self._freeze is None:
             tensors = [(ref.owner, ref.attribute) for ref in self.refs().values()]
-            self._freeze = Freeze(self.module, tensors)
+            self._freeze = Freeze(self.module, tensors, diverts=self.ema_sum is not None)
             self._freeze.install()
 
     def unfreeze(self) -> None:

@@ -27,13 +27,16 @@ class Freeze:
     Args:
         module: the module whose forward performs the updates.
         tensors: (owner, attribute) of each parameter or buffer to keep; an owner is the module or a child of it.
+        diverts: whether the module itself writes to them; else only an optimizer does, and gradients must reach them.
     """
 
-    def __init__(self, module: nn.Module, tensors: Sequence[tuple[nn.Module, str]]) -> None:
+    def __init__(self, module: nn.Module, tensors: Sequence[tuple[nn.Module, str]], *, diverts: bool) -> None:
         """Store what to keep; nothing is hooked before `install`."""
         self._module = module
         self._tensors = list(dict.fromkeys(tensors))
-        self._real: list[Tensor] | None = None
+        self._diverts = diverts
+        self._depth = 0
+        self._real: list[Tensor] = []
         self._kept: dict[int, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -49,6 +52,7 @@ class Freeze:
 
     def remove(self) -> None:
         """Let go: the module writes to its own tensors again."""
+        self._depth = min(self._depth, 1)
         self._put_back()
         for handle in self._handles:
             handle.remove()
@@ -78,22 +82,24 @@ class Freeze:
         ]
 
     def _divert(self, *_: Any) -> None:
-        # A forward that calls itself must not take the scratch for the real tensors.
-        if self._real is not None:
+        self._depth += 1
+        if self._depth > 1 or not self._diverts:  # a forward that calls itself writes to the same scratch
             return
         self._real = [getattr(owner, name) for owner, name in self._tensors]
-        for index, ((owner, name), tensor) in enumerate(zip(self._tensors, self._real, strict=True)):
-            if index not in self._kept:
-                scratch = tensor.detach().clone()
-                _place(owner, name, nn.Parameter(scratch, False) if isinstance(tensor, nn.Parameter) else scratch)
+        for (owner, name), tensor in zip(self._tensors, self._real, strict=True):
+            scratch = tensor.detach().clone()
+            is_parameter = isinstance(tensor, nn.Parameter)
+            _place(owner, name, nn.Parameter(scratch, tensor.requires_grad) if is_parameter else scratch)
 
     def _put_back(self, *_: Any) -> None:
-        if self._real is None:
+        if self._depth == 0:
             return
-        for index, ((owner, name), tensor) in enumerate(zip(self._tensors, self._real, strict=True)):
-            if index not in self._kept:
-                _place(owner, name, tensor)
-        self._real = None
+        self._depth -= 1
+        if self._depth or not self._diverts:
+            return
+        for (owner, name), tensor in zip(self._tensors, self._real, strict=True):
+            _place(owner, name, tensor)
+        self._real = []
 
 
 def _place(owner: nn.Module, name: str, tensor: Tensor) -> None:

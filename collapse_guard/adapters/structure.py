@@ -134,19 +134,24 @@ def _confirm(name: str, module: nn.Module, structure: _Structure, trials: list[T
     layout = _Layout(structure.D, frozenset(channel_first), found.layout.normalise)
     other = structure.pair[1] if found.source == structure.pair[0] else structure.pair[0]
     count = _pick_count(module, structure, layout, found)
+    codes_index = _find_training_codes(module, structure, layout, found)
     commitment, lack = _commitment(module)
+    lacks = {} if lack is None else {"commitment": lack}
+    if found.metric == "cosine":
+        why_not = "it searches normalised rows and decodes with raw ones: the length to write is not known"
+        lacks |= dict.fromkeys(("reset", "fallback"), why_not)
     return CodebookView(
         name=name,
         adapter="ema-structure",
         module=module,
         metric=found.metric,
-        reader=_reader(layout, found.codes_index, structure.K),
+        reader=_reader(layout, codes_index, structure.K),
         table=_ref(module, found.source, structure.transposed),
         ema_sum=_ref(module, other, structure.transposed),
         ema_count=_ref(module, count, False),
         commitment=commitment,
         decay=_knob(module, _DECAY_NAMES),
-        lacks={} if lack is None else {"commitment": lack},
+        lacks=lacks,
     )
 
 
@@ -188,6 +193,18 @@ def _explain(comparison: Comparison, trial: Trial, structure: _Structure) -> _Ex
                 return _Doubt.NO_CODES
             return _Explanation(comparison.source, "l2" if plain else "cosine", layout, index)
     return _Doubt.OTHER_LATENTS
+
+
+def _find_training_codes(module: nn.Module, structure: _Structure, layout: _Layout, found: _Explanation) -> int:
+    """Return where a training forward returns its codes: those are observed, and it may return more than others."""
+    stored = {key: _stored(module)[key] for key in structure.pair}
+    for trial in run_trials(module, stored, structure.D, training=True):
+        for comparison in trial.comparisons:
+            for table in _as_rows(comparison.table, structure.K, structure.D):
+                index = _find_codes(trial.output, assign(layout.latents(trial.given), table), structure.K)
+                if comparison.source == found.source and index is not None:
+                    return index
+    return found.codes_index
 
 
 def _pick_count(module: nn.Module, structure: _Structure, layout: _Layout, found: _Explanation) -> str:

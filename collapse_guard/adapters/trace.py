@@ -142,6 +142,9 @@ def _try(module: nn.Module, stored: Mapping[str, Tensor], shape: tuple[int, ...]
     try:
         # in float32: in half precision codes would not equal an exact search
         twin = copy.deepcopy(module).float().train(training)
+        for part in twin.modules():  # the owner's hooks are for the owner's data
+            part._forward_hooks.clear()
+            part._forward_pre_hooks.clear()
         tensors = {name: _named(twin, name) for name in stored}
         for tensor in tensors.values():
             values = torch.randn(tensor.shape, generator=generator)

@@ -39,6 +39,7 @@ class Site:
         window: its recorded latents.
         optimizers: those that may hold moments of its rows.
         counts: (K,) uses of each code in the reading that led here.
+        dead_below: share of the uniform share under which a code is dead.
         seed: of anything random, derived from run and attempt.
     """
 
@@ -47,6 +48,7 @@ class Site:
     optimizers: Sequence[Optimizer]
     counts: np.ndarray
     seed: int
+    dead_below: float = 0.1
 
 
 class Intervention(ABC, Generic[Params]):

@@ -17,7 +17,7 @@ from collapse_guard.kmeans import fit_codebook
 from collapse_guard.policies import FallbackTokenizer
 
 from .base import Intervention, Site, clear_moments
-from .placement import distinct_latents, scale_counts
+from .placement import are_distinct, scale_counts
 
 __all__ = ["FallbackTokenizerIntervention"]
 
@@ -47,7 +47,7 @@ class FallbackTokenizerIntervention(Intervention[FallbackTokenizer]):
         latents = self.site.window.sample()
         if len(latents) == 0:
             return "no finite latents were seen: there is nothing to place codes on"
-        if distinct_latents(latents, 2) < 2:
+        if not are_distinct(latents):
             return f"all {len(latents)} latents are the same: the encoder has collapsed, and no codebook can follow it"
         return None
 
@@ -65,7 +65,7 @@ class FallbackTokenizerIntervention(Intervention[FallbackTokenizer]):
             return None
         self._due = steps + self._wait
         self._wait = math.ceil(self._wait * self.params.refit_growth)
-        if distinct_latents(self.site.window.sample(), 2) < 2:
+        if not are_distinct(self.site.window.sample()):
             return None
         error, n = self._fit(warm=True)
         return f"refitted to {n} latents, error {error:.4g}; next in {self._due - steps} steps"

@@ -7,14 +7,15 @@ from torch import Tensor
 
 from collapse_guard.kmeans import assign
 
-__all__ = ["distinct_latents", "place_beside", "scale_counts"]
+__all__ = ["are_distinct", "place_beside", "scale_counts"]
 
 _REFINEMENTS = 5
+_BLOCKS = 16
 
 
-def distinct_latents(latents: Tensor, wanted: int) -> int:
-    """Return how many distinct latents there are, counting no further than `wanted` needs."""
-    return len(torch.unique(latents[: max(4 * wanted, 64)], dim=0))
+def are_distinct(latents: Tensor) -> bool:
+    """Whether (n, D) latents hold at least two different ones. Waits for the device."""
+    return len(latents) > 1 and bool((latents != latents[0]).any())
 
 
 def place_beside(living: Tensor, latents: Tensor, m: int, *, source: str, seed: int) -> Tensor:
@@ -50,17 +51,21 @@ def _draw(latents: Tensor, m: int, generator: torch.Generator) -> Tensor:
 
 
 def _spread_out(living: Tensor, latents: Tensor, m: int, generator: torch.Generator) -> Tensor:
+    """Draw in proportion to squared distance, in at most 16 blocks: one by one would take minutes for large m."""
     if len(living):
         nearest = (latents - living[assign(latents, living)]).square().sum(dim=-1)
     else:
         nearest = torch.ones(len(latents), device=latents.device)
-    chosen = torch.empty(m, latents.shape[1], device=latents.device)
-    for index in range(m):
-        total = nearest.sum()
-        weights = torch.where(total > 0, nearest, torch.ones_like(nearest))
-        pick = torch.multinomial(weights, 1, generator=generator)
-        chosen[index] = latents[pick[0]]
-        nearest = torch.minimum(nearest, (latents - chosen[index]).square().sum(dim=-1))
+    chosen = torch.empty(0, latents.shape[1], device=latents.device)
+    block = -(-m // _BLOCKS)
+    while len(chosen) < m:
+        weights = nearest if bool(nearest.sum() > 0) else torch.ones_like(nearest)
+        wanted = min(block, m - len(chosen), int((weights > 0).sum()))
+        picks = torch.multinomial(weights, wanted, generator=generator)
+        chosen = torch.cat([chosen, latents[picks]])
+        nearest = torch.minimum(
+            nearest, (latents - latents[picks][assign(latents, latents[picks])]).square().sum(dim=-1)
+        )
     return chosen
 
 

@@ -8,11 +8,9 @@ from collapse_guard.kmeans import fit_codebook
 from collapse_guard.policies import ResetCodes
 
 from .base import Intervention, clear_moments
-from .placement import distinct_latents, place_beside, scale_counts
+from .placement import are_distinct, place_beside, scale_counts
 
 __all__ = ["ResetCodesIntervention"]
-
-_DEAD_BELOW = 0.1
 
 
 class ResetCodesIntervention(Intervention[ResetCodes]):
@@ -30,10 +28,10 @@ class ResetCodesIntervention(Intervention[ResetCodes]):
         latents = self.site.window.sample()
         if len(latents) == 0:
             return "no finite latents were seen: there is nothing to place codes on"
-        if distinct_latents(latents, 2) < 2:
+        if not are_distinct(latents):
             return f"all {len(latents)} latents are the same: the encoder has collapsed, and no codebook can follow it"
         if self.params.scope == "dead" and not len(self._dead()):
-            return "no code is dead: every code has more than a tenth of the uniform share"
+            return f"no code is dead: each has more than {self.site.dead_below:g} times the uniform share"
         return None
 
     def apply(self) -> str:
@@ -62,4 +60,4 @@ class ResetCodesIntervention(Intervention[ResetCodes]):
 
     def _dead(self) -> torch.Tensor:
         counts = torch.as_tensor(self.site.counts)
-        return (counts < _DEAD_BELOW * counts.sum() / len(counts)).nonzero().flatten()
+        return (counts < self.site.dead_below * counts.sum() / len(counts)).nonzero().flatten()

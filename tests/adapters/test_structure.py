@@ -245,3 +245,48 @@ def test_half_precision_is_no_obstacle_to_recognition() -> None:
     view = only_view(module)
     assert view.table.attribute == "omega"
     assert module.omega.dtype is torch.bfloat16
+
+
+def test_a_frozen_table_that_asks_for_gradients_and_is_re_bound_stands_still_in_every_forward() -> None:
+    module = quantizers.Rebinding().train()
+    view = only_view(module)
+    assert view.kind == "ema"
+    view.freeze()
+    before = {role: tensor.clone() for role, tensor in view.tensors()}
+    for _ in range(4):  # micro-batches of one step: no boundary in between
+        loss, output, _ = module(torch.randn(3, D, 4, 2, requires_grad=True))
+        (loss + output.sum()).backward()
+        assert all(torch.equal(before[role], tensor) for role, tensor in view.tensors())
+
+
+def test_a_forward_that_calls_itself_is_frozen_throughout() -> None:
+    module = quantizers.Reentrant().train()
+    view = only_view(module)
+    view.freeze()
+    before = {role: tensor.clone() for role, tensor in view.tensors()}
+    module(torch.randn(6, D))
+    assert all(torch.equal(before[role], tensor) for role, tensor in view.tensors())
+
+
+def test_codes_are_read_where_a_training_forward_returns_them() -> None:
+    module = quantizers.MoreInTraining()
+    view = only_view(module)
+    x = torch.randn(6, D)
+    expected = torch.cdist(x, module.omega).argmin(-1)
+    observation = view.reader((x,), {}, module.train()(x))
+    assert observation is not None
+    assert torch.equal(observation.codes, expected)
+
+
+def test_the_owners_hooks_do_not_see_trial_data() -> None:
+    module = quantizers.Plain()
+    seen: list[int] = []
+    module.register_forward_hook(lambda *_: seen.append(1))
+    only_view(module)
+    assert seen == []
+
+
+def test_a_raw_row_cosine_quantizer_is_watched_and_not_written() -> None:
+    view = only_view(quantizers.Cosine())
+    assert view.why_not("monitor") is None
+    assert "decodes with raw ones" in (view.why_not("reset") or "")
