@@ -111,17 +111,18 @@ class PolicyEngine:
     def load_state_dict(self, plain: Mapping[str, Any]) -> None:
         """Continue from `state_dict`.
 
-        The policy of this engine stays in force: rules it does not have are forgotten, rules new to it start armed.
+        The policy of this engine stays in force: rules it does not have, or not on a codebook, are forgotten there;
+        rules new to it start armed.
 
         Raises:
             ValueError: if the state was written in another form.
         """
         state = EngineState.from_dict(plain)
-        names = {rule.name for rule in self._plan.rules}
+        names = {name: {rule.name for rule in self._plan.rules_on(name)} for name in state.codebooks}
         self._state = replace(
             state,
             codebooks={
-                name: replace(book, rules={rule: kept for rule, kept in book.rules.items() if rule in names})
+                name: replace(book, rules={rule: kept for rule, kept in book.rules.items() if rule in names[name]})
                 for name, book in state.codebooks.items()
             },
         )
@@ -137,7 +138,7 @@ def observe(plan: Plan, state: EngineState, reading: Reading) -> tuple[EngineSta
     if no_verdict is not None:
         book = _pass_over(turn, book, *no_verdict)
     else:
-        for rule in plan.rules:
+        for rule in plan.rules_on(reading.codebook):
             old = turn.rules.get(rule.name, ARMED)
             new = advance(turn, rule, old)
             if new is not old:

@@ -6,7 +6,8 @@ nothing is parsed, validated or described while readings come in.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from .actions import Action
 from .condition import Condition, Test
@@ -46,6 +47,7 @@ class RulePlan:
         hold: readings that `when` must hold. clear_hold: readings that `clear` and `success` must hold.
         cooldown, within: as in the policy. rungs: the ladder.
         inhibits: names of the rules that this one silences. inhibited_by: names of those that silence it.
+        applies_to: whether the rule exists on a codebook of a given name.
     """
 
     name: str
@@ -63,6 +65,7 @@ class RulePlan:
     rungs: tuple[RungPlan, ...]
     inhibits: frozenset[str]
     inhibited_by: tuple[str, ...]
+    applies_to: Callable[[str], bool]
 
     def next_rung(self, failed: tuple[str, ...]) -> RungPlan | None:
         """Return the first rung that has not failed, or `None` when all have."""
@@ -80,6 +83,7 @@ class Plan:
     Attributes:
         rules: in the order in which they are judged, inhibitors first. observes: whether the mode is `observe`.
         warmup: first step that counts. min_tokens, settle: as in `Sample`.
+        everywhere: whether each rule applies to all codebooks. chosen: the rules of each codebook seen so far.
         interventions: the budget. refill_after: healthy steps after which it is whole again, or `None` for never.
     """
 
@@ -90,6 +94,8 @@ class Plan:
     settle: int
     interventions: int
     refill_after: int | None
+    everywhere: bool
+    chosen: dict[str, tuple[RulePlan, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, policy: Policy) -> Plan:
@@ -105,7 +111,16 @@ class Plan:
             settle=policy.sample.settle,
             interventions=policy.budget.interventions,
             refill_after=refill.count if refill else None,
+            everywhere=all(rule.codebooks == ("*",) for rule in policy.rules),
         )
+
+    def rules_on(self, codebook: str) -> tuple[RulePlan, ...]:
+        """Return the rules that apply to a codebook, in the order in which they are judged."""
+        if self.everywhere:
+            return self.rules
+        if codebook not in self.chosen:
+            self.chosen[codebook] = tuple(rule for rule in self.rules if rule.applies_to(codebook))
+        return self.chosen[codebook]
 
     def rule(self, name: str) -> RulePlan:
         """Return the rule of that name.
@@ -149,6 +164,7 @@ def _rule_plan(rule: Rule, policy: Policy) -> RulePlan:
         ),
         inhibits=frozenset(rule.inhibits),
         inhibited_by=tuple(other.name for other in policy.rules if rule.name in other.inhibits),
+        applies_to=rule.applies_to,
     )
 
 

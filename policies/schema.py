@@ -9,16 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
     SerializeAsAny,
     Strict,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_serializer,
     model_validator,
@@ -42,6 +45,22 @@ class _Part(BaseModel):
     """Common behaviour of every part of a policy: frozen, strict, no unknown keys, no infinities."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _listed(value: object) -> object:
+    """Take one pattern for a list of it."""
+    return (value,) if isinstance(value, str) else value
+
+
+Pattern = Annotated[str, Field(min_length=1)]
+_PATTERNS = WithJsonSchema(
+    {
+        "anyOf": [
+            {"type": "string", "minLength": 1},
+            {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
+        ]
+    }
+)
 
 
 class Sample(_Part):
@@ -151,6 +170,8 @@ class Rule(_Part):
 
     Attributes:
         name: unique in the policy; letters, digits, `_` and `-`.
+        codebooks: patterns of codebook names, such as `rvq.0`, `rvq.[1-3]` or `rvq.*` (as in `fnmatch`: a `*` stands
+            for dots, too); the rule exists only where one matches the whole name. One pattern needs no list.
         when: what is wrong. for_: consecutive readings before it fires (YAML `for`).
         clear: when it is over. severity: `critical` means collapsed, `warning` degraded, `info` neither.
         inhibits: rules that stay quiet on a codebook while this one is anything but armed there, its cooldown
@@ -160,6 +181,7 @@ class Rule(_Part):
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$", examples=["collapsed"])]
+    codebooks: Annotated[tuple[Pattern, ...], BeforeValidator(_listed), Strict(False), _PATTERNS] = ("*",)
     when: Annotated[ConditionField, Field(examples=["perplexity < 1.5"])]
     for_: Annotated[Count, Field(alias="for", examples=[2])] = 1
     clear: Clear = Clear()
@@ -178,6 +200,18 @@ class Rule(_Part):
     def clear_for(self) -> int:
         """Consecutive readings that `clear_when` must hold."""
         return self.clear.for_ or self.for_
+
+    @field_validator("codebooks")
+    @classmethod
+    def _some_codebook(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        if not patterns:
+            hint = "Leave the key out for all codebooks."
+            raise MismatchError("at least one pattern of codebook names", "an empty list", hint)
+        return patterns
+
+    def applies_to(self, codebook: str) -> bool:
+        """Whether the rule exists on a codebook of this name; upper and lower case differ."""
+        return any(fnmatchcase(codebook, pattern) for pattern in self.codebooks)
 
     @model_validator(mode="after")
     def _no_rung_twice(self) -> Rule:
