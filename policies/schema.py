@@ -63,6 +63,18 @@ _PATTERNS = WithJsonSchema(
 )
 
 
+def _overriding_rule(schema: dict[str, Any]) -> None:
+    """Let the JSON schema allow what a rule may leave out, or say, where it overrides one of another policy."""
+    schema["properties"]["remove"] = {"const": True}
+    schema["required"] = ["name"]
+
+
+def _extending_policy(schema: dict[str, Any]) -> None:
+    """Let the JSON schema allow a policy without rules that extends another."""
+    schema["required"] = ["version"]
+    schema["anyOf"] = [{"required": ["rules"]}, {"required": ["extends"]}]
+
+
 class Sample(_Part):
     """How often the guard takes a reading, and when a reading is evidence.
 
@@ -180,6 +192,8 @@ class Rule(_Part):
         verify: how interventions are judged. ladder: what to try, in order; empty: alert only.
     """
 
+    model_config = ConfigDict(json_schema_extra=_overriding_rule)
+
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$", examples=["collapsed"])]
     codebooks: Annotated[tuple[Pattern, ...], BeforeValidator(_listed), Strict(False), _PATTERNS] = ("*",)
     when: Annotated[ConditionField, Field(examples=["perplexity < 1.5"])]
@@ -231,13 +245,18 @@ class Policy(_Part):
     Attributes:
         version: of the language; 1.
         name: for logs and reports.
+        extends: preset, or path relative to this file, of a policy that this one changes; `load_policy` works it out,
+            so that a loaded policy is whole and has `None` here.
         mode: `act`, or `observe`: decide and log, touch nothing.
         sample: see `Sample`. warmup: no verdict before this step. budget: see `Budget`.
         rules: at least one, judged in this order, except that a rule goes before those it inhibits.
     """
 
+    model_config = ConfigDict(json_schema_extra=_extending_policy)
+
     version: Annotated[Literal[1], Field(examples=[1])]
     name: Annotated[str, Field(min_length=1)] = "custom"
+    extends: Annotated[str | None, Field(exclude=True)] = None
     mode: Mode = "act"
     sample: Sample = Sample()
     warmup: Steps = Duration(0, "steps")
@@ -251,6 +270,13 @@ class Policy(_Part):
     def _not_newer(cls, value: object) -> object:
         if isinstance(value, int) and value > 1:
             raise MismatchError("version 1", quote(value), "The file is for a newer collapse_guard: upgrade.")
+        return value
+
+    @field_validator("extends")
+    @classmethod
+    def _worked_out(cls, value: str | None) -> str | None:
+        if value is not None:
+            raise MismatchError("a policy that is whole", quote(value), "`load_policy` works out what it extends.")
         return value
 
     @model_validator(mode="after")

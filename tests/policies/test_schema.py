@@ -97,6 +97,8 @@ def test_the_json_schema_knows_the_language() -> None:
     schema = Policy.model_json_schema(by_alias=True)
     assert schema["additionalProperties"] is False
     assert schema["properties"]["rules"]["minItems"] == 1
+    assert schema["anyOf"] == [{"required": ["rules"]}, {"required": ["extends"]}]
+    assert schema["$defs"]["Rule"]["required"] == ["name"]
     assert list(schema["$defs"]["Rule"]["properties"])[:4] == ["name", "codebooks", "when", "for"]
     assert schema["$defs"]["Verify"]["properties"]["within"]["pattern"] == r"^\d+ *(steps?|readings?|epochs?)$"
 
