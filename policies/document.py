@@ -109,6 +109,8 @@ def read_document(text: str, file: str) -> Document:
         where = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         line = "".join(text.splitlines()[where[0] - 1 : where[0]])
         hint = "Indent with spaces." if "\t" in line else "Look at the line above, too."
+        if "over:" in line:
+            hint = "Put a comparison with `over:` in quotes, or leave out the colon."
         message = f"YAML: {(error.problem or 'unreadable').removeprefix('but ')}"
         document.complain(where, message, "well-formed YAML", quote(line.strip() or None), hint)
     except yaml.reader.ReaderError as error:

@@ -133,8 +133,10 @@ def observe(plan: Plan, state: EngineState, reading: Reading) -> tuple[EngineSta
     if reading.stage != "train":
         return state, ()
     book = state.codebooks.get(reading.codebook, _UNSEEN)
-    turn = Turn(plan, state, book, reading.codebook, step=reading.step, reading=reading)
     no_verdict = _no_verdict(plan, book, reading)
+    if no_verdict is None and plan.derived:
+        book = replace(book, past=plan.past_with(book.past, reading))
+    turn = Turn(plan, state, book, reading.codebook, step=reading.step, reading=reading)
     if no_verdict is not None:
         book = _pass_over(turn, book, *no_verdict)
     else:
@@ -164,7 +166,7 @@ def report(
     turn = Turn(plan, state, book, decision.codebook, step=decision.step, reading=asked.before)
     if applied:
         turn.put(rule, replace(asked, phase=Phase.VERIFYING))
-        book = replace(book, settling_after=decision.action, settled=0)
+        book = replace(book, settling_after=decision.action, settled=0, past=book.past.restarted())
     else:
         because = f": {reason}" if reason else ""
         reason = f"{decision.action} was not applied{because}"
@@ -214,7 +216,9 @@ def _after(state: EngineState, turn: Turn, book: CodebookState) -> EngineState:
     """Return the run's state after a turn, given the codebook's state but for its rules."""
     if turn.rules is not book.rules:
         book = replace(book, rules=turn.rules)
-    if book is turn.book:
+    if book.past.recent and any(decision.rollback for decision in turn.decisions):
+        book = replace(book, past=book.past.restarted())
+    if state.codebooks.get(turn.codebook) is book:
         return state
     codebooks = {**state.codebooks, turn.codebook: book}
     return replace(state, codebooks=codebooks, attempts=turn.attempts, spent=turn.spent)

@@ -6,12 +6,13 @@ nothing is parsed, validated or described while readings come in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from .actions import Action
-from .condition import Condition, Test
+from .condition import Comparison, Condition, Test
 from .duration import Duration
+from .past import NOTHING, Derived, Past
 from .reading import Reading
 from .references import inhibitors_first
 from .schema import Policy, Rule
@@ -83,7 +84,9 @@ class Plan:
     Attributes:
         rules: in the order in which they are judged, inhibitors first. observes: whether the mode is `observe`.
         warmup: first step that counts. min_tokens, settle: as in `Sample`.
-        everywhere: whether each rule applies to all codebooks. chosen: the rules of each codebook seen so far.
+        everywhere: whether each rule applies to all codebooks.
+        bests: fields whose best is remembered. spans: how many values of a field are. derived: what asks for them.
+        chosen: the rules of each codebook seen so far.
         interventions: the budget. refill_after: healthy steps after which it is whole again, or `None` for never.
     """
 
@@ -95,6 +98,9 @@ class Plan:
     interventions: int
     refill_after: int | None
     everywhere: bool
+    bests: tuple[str, ...]
+    spans: Mapping[str, int]
+    derived: tuple[Comparison, ...]
     chosen: dict[str, tuple[RulePlan, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -103,6 +109,11 @@ class Plan:
         by_name = {rule.name: rule for rule in policy.rules}
         order = inhibitors_first({rule.name: rule.inhibits for rule in policy.rules})
         refill = policy.budget.refill_after
+        derived = _derived(policy)
+        spans: dict[str, int] = {}
+        for each in derived:
+            if each.function == "trend":
+                spans[each.field] = max(each.over, spans.get(each.field, 0))
         return cls(
             rules=tuple(_rule_plan(by_name[name], policy) for name in order),
             observes=policy.mode == "observe",
@@ -112,6 +123,9 @@ class Plan:
             interventions=policy.budget.interventions,
             refill_after=refill.count if refill else None,
             everywhere=all(rule.codebooks == ("*",) for rule in policy.rules),
+            bests=tuple(dict.fromkeys(each.field for each in derived if each.function == "rel")),
+            spans=spans,
+            derived=derived,
         )
 
     def rules_on(self, codebook: str) -> tuple[RulePlan, ...]:
@@ -121,6 +135,21 @@ class Plan:
         if codebook not in self.chosen:
             self.chosen[codebook] = tuple(rule for rule in self.rules if rule.applies_to(codebook))
         return self.chosen[codebook]
+
+    def past_with(self, past: Past, reading: Reading) -> Past:
+        """Return the past of a codebook with one more reading in it."""
+        return past.with_reading(reading, self.bests, self.spans) if self.derived else past
+
+    def derive(self, past: Past, reading: Reading) -> Derived:
+        """Return what `rel` and `trend` are at the last reading of a past."""
+        if not self.derived:
+            return NOTHING
+        return {
+            each.subject: past.rel(each.field, getattr(reading, each.field))
+            if each.function == "rel"
+            else past.trend(each.field, each.over)
+            for each in self.derived
+        }
 
     def rule(self, name: str) -> RulePlan:
         """Return the rule of that name.
@@ -168,11 +197,18 @@ def _rule_plan(rule: Rule, policy: Policy) -> RulePlan:
     )
 
 
+def _derived(policy: Policy) -> tuple[Comparison, ...]:
+    """Return the comparisons of a policy that look at the past, one for each left side."""
+    conditions = [each for rule in policy.rules for each in (rule.when, rule.clear_when, rule.verify.success) if each]
+    comparisons = (part for condition in conditions for part in condition.comparisons())
+    return tuple({part.subject: part for part in comparisons if part.function != "value"}.values())
+
+
 def _clears(rule: Rule) -> Test:
     """Return the test of a rule being over: its `clear` holds, and its `when` does not."""
     holds, clears = rule.when.compile(), rule.clear_when.compile()
 
-    def test(reading: Reading) -> bool | None:
-        return False if holds(reading) else clears(reading)
+    def test(reading: Reading, derived: Derived = NOTHING, /) -> bool | None:
+        return False if holds(reading, derived) else clears(reading, derived)
 
     return test

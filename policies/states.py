@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from .decisions import Skip, Word
+from .past import Past
 from .reading import Reading
 
 __all__ = ["CodebookState", "EngineState", "Phase", "RuleState"]
@@ -94,6 +95,7 @@ class CodebookState:
         judged: whether a reading has given a verdict yet.
         skipped: why readings give no verdict at present.
         settling_after: action whose effect is still settling. settled: readings that have passed since.
+        past: what `rel` and `trend` compare with.
     """
 
     rules: Mapping[str, RuleState] = field(default_factory=dict)
@@ -101,6 +103,7 @@ class CodebookState:
     skipped: Skip | None = None
     settling_after: str | None = None
     settled: int = 0
+    past: Past = field(default_factory=Past)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as plain data."""
@@ -110,13 +113,14 @@ class CodebookState:
             "skipped": self.skipped.value if self.skipped else None,
             "settling_after": self.settling_after,
             "settled": self.settled,
+            "past": self.past.to_dict(),
         }
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> CodebookState:
         """Rebuild a state from `to_dict`."""
         rules = {name: RuleState.from_dict(rule) for name, rule in plain["rules"].items()}
-        return replace(cls(**plain), rules=rules, skipped=_skip(plain["skipped"]))
+        return replace(cls(**plain), rules=rules, skipped=_skip(plain["skipped"]), past=Past.from_dict(plain["past"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ __all__ = ["advance", "close", "fail", "starve"]
 
 def advance(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
     """Take the reading of the turn into account; the old state itself is returned where nothing changes."""
-    holds = rule.holds(turn.reading)
+    holds = rule.holds(turn.reading, turn.derived)
     if holds is not None and holds is not state.holds:
         state = replace(state, holds=holds)
     return _PHASES[state.phase](turn, rule, state, holds)
@@ -97,7 +97,7 @@ def _armed(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> 
     if inhibitor is not None and not turn.is_pending(inhibitor):
         return _hush(turn, rule, state, inhibitor)
     held = state.held + 1
-    explanation = rule.when.explain(turn.reading)
+    explanation = rule.when.explain(turn.reading, turn.derived)
     if held >= rule.hold:
         if inhibitor is not None:
             return _wait_for(turn, rule, replace(state, phase=Phase.PENDING, held=held), inhibitor)
@@ -123,7 +123,7 @@ def _firing(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) ->
 
 def _clearing(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> RuleState:
     """Fired or exhausted: count clear readings until the rule is over."""
-    clear = rule.clears(turn.reading)
+    clear = rule.clears(turn.reading, turn.derived)
     if clear is None:
         return state
     if not clear:
@@ -131,7 +131,9 @@ def _clearing(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) 
     cleared = state.cleared + 1
     if cleared < rule.clear_hold:
         return replace(state, cleared=cleared)
-    turn.record(DecisionKind.CLEARED, rule, f"{rule.clear.explain(turn.reading)} for {_readings(cleared)}")
+    turn.record(
+        DecisionKind.CLEARED, rule, f"{rule.clear.explain(turn.reading, turn.derived)} for {_readings(cleared)}"
+    )
     return replace(state, phase=Phase.ARMED, held=0, cleared=0, skipped=None)
 
 
@@ -145,19 +147,23 @@ def _verifying(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None)
     if rung is None:
         reason = f"the policy has changed and no longer has {state.tried}"
         return close(turn, rule, state, Outcome.INCONCLUSIVE, reason, after=turn.reading)
-    success = rule.succeeds(turn.reading)
+    success = rule.succeeds(turn.reading, turn.derived)
     if success is None:
         return _without_evidence(turn, rule, state)
     if success:
         state = replace(state, cleared=state.cleared + 1, evidence=state.evidence + 1)
         if state.cleared < rule.clear_hold:
             return state
-        reason = f"{rule.success.explain(turn.reading)} for {_readings(state.cleared)} after {rung.action}"
+        reason = (
+            f"{rule.success.explain(turn.reading, turn.derived)} for {_readings(state.cleared)} after {rung.action}"
+        )
         return close(turn, rule, state, Outcome.RECOVERED, reason, after=turn.reading)
     if _left(rung.within, turn, state) > 0:
         return replace(state, cleared=0, evidence=state.evidence + 1)
     wanted = f"{rule.success} for {_readings(rule.clear_hold)}"
-    return fail(turn, rule, state, f"{rule.success.measure(turn.reading)} after {rung.within}, wanted {wanted}")
+    return fail(
+        turn, rule, state, f"{rule.success.measure(turn.reading, turn.derived)} after {rung.within}, wanted {wanted}"
+    )
 
 
 def _without_evidence(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
@@ -237,7 +243,7 @@ def _ask(turn: Turn, rule: RulePlan, state: RuleState, rung: RungPlan) -> RuleSt
     turn.record(
         DecisionKind.ACT,
         rule,
-        f"{place}: {rung.description} at {rule.when.measure(turn.reading)}",
+        f"{place}: {rung.description} at {rule.when.measure(turn.reading, turn.derived)}",
         action=rung.action,
         params=rung.params,
         rung=rung.index,
