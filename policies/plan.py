@@ -46,7 +46,7 @@ class RulePlan:
     Attributes:
         when, clear, success: the conditions, for messages. holds, clears, succeeds: the same, compiled.
         hold: readings that `when` must hold. clear_hold: readings that `clear` and `success` must hold.
-        cooldown, within: as in the policy. rungs: the ladder.
+        cooldown, within: as in the policy. loss_increase: bound of the guard, if there is one. rungs: the ladder.
         inhibits: names of the rules that this one silences. inhibited_by: names of those that silence it.
         applies_to: whether the rule exists on a codebook of a given name.
     """
@@ -63,6 +63,7 @@ class RulePlan:
     clear_hold: int
     cooldown: Duration
     within: Duration
+    loss_increase: float | None
     rungs: tuple[RungPlan, ...]
     inhibits: frozenset[str]
     inhibited_by: tuple[str, ...]
@@ -180,6 +181,7 @@ def _rule_plan(rule: Rule, policy: Policy) -> RulePlan:
         clear_hold=rule.clear_for,
         cooldown=rule.cooldown,
         within=rule.verify.within,
+        loss_increase=rule.verify.guard.loss_increase if rule.verify.guard else None,
         rungs=tuple(
             RungPlan(
                 index=index,

@@ -34,7 +34,7 @@ from .duration import Duration, DurationField, PositiveDuration, PositiveSteps, 
 from .errors import MismatchError, MismatchesError, quote, suggest
 from .references import reference_mismatches
 
-__all__ = ["Budget", "Clear", "Mode", "Policy", "Rule", "Rung", "Sample", "Severity", "Verify"]
+__all__ = ["Budget", "Clear", "LossBound", "Mode", "Policy", "Rule", "Rung", "Sample", "Severity", "Verify"]
 
 Mode = Literal["observe", "act"]
 Severity = Literal["info", "warning", "critical"]
@@ -126,16 +126,33 @@ class Clear(_Part):
     for_: Annotated[Count | None, Field(alias="for")] = None
 
 
+class LossBound(_Part):
+    """A bound on what a recovery may cost: utilisation is not quality.
+
+    Attributes:
+        loss_increase: how much higher the user's loss may be than before the intervention, as a fraction of what it was
+            (0.1: a tenth), 0 or more.
+    """
+
+    loss_increase: Annotated[float, Field(ge=0, examples=[0.1])]
+
+
 class Verify(_Part):
     """How an intervention is judged.
 
     Attributes:
         within: how long it may take to succeed, counted from the step of the action.
         success: what must hold for as many readings as `clear` asks; `None`: that the rule clears.
+        guard: what must hold beside it. A loss beyond the bound at the reading that would be the success puts the
+            verdict off, since a loss often rises for a moment after an intervention; if it is still beyond the bound
+            when `within` is over, the intervention has failed and is rolled back, whatever the codebook looks like. A
+            loss of NaN is beyond every bound. Where no loss is known, before or after, the bound is not applied, and
+            the outcome says so.
     """
 
     within: PositiveDuration = Duration(200, "steps")
     success: ConditionField | None = None
+    guard: LossBound | None = None
 
 
 class Rung(_Part):

@@ -11,6 +11,7 @@ keeps a clock, and nothing acts: an ACT decision only asks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -140,7 +141,8 @@ def _clearing(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) 
 def _verifying(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> RuleState:
     """Judge the open intervention: success must last, failure is stated at the deadline.
 
-    A streak of success that has begun in time may end after the deadline.
+    A streak of success that has begun in time may end after the deadline. Success that costs more loss than the guard
+    allows is none, and the deadline decides.
     """
     state = replace(state, readings=state.readings + 1)
     rung = rule.open_rung(state)
@@ -157,13 +159,30 @@ def _verifying(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None)
         reason = (
             f"{rule.success.explain(turn.reading, turn.derived)} for {_readings(state.cleared)} after {rung.action}"
         )
-        return close(turn, rule, state, Outcome.RECOVERED, reason, after=turn.reading)
+        is_within, remark = _loss_of(turn, rule, state)
+        if is_within:
+            return close(turn, rule, state, Outcome.RECOVERED, reason + remark, after=turn.reading)
+        if _left(rung.within, turn, state) > 0:
+            return state
+        return fail(turn, rule, state, f"{reason}, but {remark}")
     if _left(rung.within, turn, state) > 0:
         return replace(state, cleared=0, evidence=state.evidence + 1)
     wanted = f"{rule.success} for {_readings(rule.clear_hold)}"
     return fail(
         turn, rule, state, f"{rule.success.measure(turn.reading, turn.derived)} after {rung.within}, wanted {wanted}"
     )
+
+
+def _loss_of(turn: Turn, rule: RulePlan, state: RuleState) -> tuple[bool, str]:
+    """Return whether the loss is within the guard's bound, and what to say of it in the outcome."""
+    bound, before, now = rule.loss_increase, state.before.loss if state.before else None, turn.reading.loss
+    if bound is None:
+        return True, ""
+    if before is None or now is None or not math.isfinite(before):
+        return True, "; the guard was not applied: no loss is known before and after"
+    if now <= before + bound * abs(before):
+        return True, f"; loss {now:.4g}, {before:.4g} before"
+    return False, f"loss {now:.4g} is more than {bound:.15g} above the {before:.4g} before {action_of(state)}"
 
 
 def _without_evidence(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
