@@ -23,7 +23,7 @@ from .engine import PolicyEngine
 from .errors import PolicyError, Problem
 from .loader import load_policy, preset_names
 from .reading import NUMERIC_FIELDS, Reading
-from .schema import Budget, Clear, LossBound, Policy, Rule, Rung, Sample, Verify
+from .schema import Budget, Clear, Cooldown, LossBound, Policy, Rule, Rung, Sample, Verify
 from .states import Phase
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Clear",
     "Comparison",
     "Condition",
+    "Cooldown",
     "DecayCommitment",
     "Decision",
     "DecisionKind",

@@ -104,16 +104,25 @@ class Comparison:
         """Return the comparison that holds exactly where this one is known not to."""
         return replace(self, sign=_OPPOSITE[self.sign])
 
-    def compile(self) -> Test:
-        """Return a fast test of a reading; `None` where the value is missing or NaN."""
+    def compile(self, missing: bool | None = None, nan: bool | None = None) -> Test:
+        """Return a fast test of a reading.
+
+        Args:
+            missing: the answer where the field is missing. nan: where it is NaN. `None`: unknown.
+        """
         field_of, compare, threshold = operator.attrgetter(self.field), _OPERATORS[self.sign], self.threshold
         subject, is_derived = self.subject, self.function != "value"
 
         def test(reading: Reading, derived: Derived = NOTHING, /) -> bool | None:
             value = field_of(reading)
-            if is_derived and value is not None and value == value:
+            if value is None:
+                return missing
+            if value != value:
+                return nan
+            if is_derived:
                 value = derived.get(subject)
-            return None if value is None or value != value else compare(value, threshold)
+                return None if value is None or value != value else compare(value, threshold)
+            return compare(value, threshold)
 
         return test
 
@@ -130,6 +139,12 @@ class Comparison:
 
         rounded = (f"{value:.{places}f}" for places in range(2, 9))
         return f"{self.subject} {next(filter(tells, rounded), repr(value))}"
+
+    def assertion(self, reading: Reading, derived: Derived = NOTHING) -> str:
+        """Write the comparison with its value: `perplexity 1.00 < 1.5`, or `loss nan counts as > 5`."""
+        value = getattr(reading, self.field)
+        link = " counts as" if value is None or value != value else ""
+        return f"{self.measure(reading, derived)}{link} {self.sign} {self.threshold:.15g}"
 
     def __str__(self) -> str:
         return f"{self.subject} {self.sign} {self.threshold:.15g}"
@@ -177,9 +192,13 @@ class Condition:
         """Return the condition that holds exactly where this one is known not to (De Morgan)."""
         return Condition(tuple(part.negated() for part in self.parts), any=not self.any)
 
-    def compile(self) -> Test:
-        """Return a fast test of a reading: true, false, or `None` for unknown."""
-        tests = [part.compile() for part in self.parts]
+    def compile(self, missing: bool | None = None, nan: bool | None = None) -> Test:
+        """Return a fast test of a reading: true, false, or `None` for unknown.
+
+        Args:
+            missing: what a comparison says of a field that is missing. nan: of one that is NaN.
+        """
+        tests = [part.compile(missing, nan) for part in self.parts]
         if len(tests) == 1:
             return tests[0]
         decisive = self.any  # the one answer of a part that settles the whole
@@ -200,11 +219,16 @@ class Condition:
         """Write the compared fields with their values: `perplexity 1.00, perplexity_ratio 0.01`."""
         return ", ".join(dict.fromkeys(part.measure(reading, derived) for part in self.comparisons()))
 
-    def explain(self, reading: Reading, derived: Derived = NOTHING) -> str:
+    def explain(
+        self,
+        reading: Reading,
+        derived: Derived = NOTHING,
+        missing: bool | None = None,
+        nan: bool | None = None,
+    ) -> str:
         """Write the comparisons that hold, with values: `perplexity 1.00 < 1.5 and usage 0.01 < 0.5`."""
-        true = (part for part in self.comparisons() if part.compile()(reading, derived))
-        texts = (f"{part.measure(reading, derived)} {part.sign} {part.threshold:.15g}" for part in true)
-        return " and ".join(dict.fromkeys(texts))
+        true = (part for part in self.comparisons() if part.compile(missing, nan)(reading, derived))
+        return " and ".join(dict.fromkeys(part.assertion(reading, derived) for part in true))
 
     def plain(self) -> Any:
         """Return the condition as YAML would hold it, in its canonical spelling."""

@@ -218,6 +218,8 @@ def _after(state: EngineState, turn: Turn, book: CodebookState) -> EngineState:
         book = replace(book, rules=turn.rules)
     if book.past.recent and any(decision.rollback for decision in turn.decisions):
         book = replace(book, past=book.past.restarted())
+    if turn.resigned is not book.resigned:
+        book = replace(book, resigned=turn.resigned)
     if state.codebooks.get(turn.codebook) is book:
         return state
     codebooks = {**state.codebooks, turn.codebook: book}
@@ -236,7 +238,13 @@ def _refilled(plan: Plan, state: EngineState, reading: Reading) -> EngineState:
         return replace(state, calm_since=reading.step)
     if reading.step - state.calm_since < plan.refill_after:
         return state
-    return replace(state, spent=0, calm_since=None)
+    fresh = {name: _unspent(book) for name, book in state.codebooks.items()}
+    return replace(state, spent=0, calm_since=None, codebooks=fresh)
+
+
+def _unspent(book: CodebookState) -> CodebookState:
+    """Return a codebook whose rules and rungs have their budgets whole, and their first cooldown before them, again."""
+    return replace(book, rules={name: replace(rule, spent={}, pauses=0) for name, rule in book.rules.items()})
 
 
 def _has_phase(book: CodebookState, phases: frozenset[Phase]) -> bool:

@@ -6,8 +6,9 @@ nothing is parsed, validated or described while readings come in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .actions import Action
 from .condition import Comparison, Condition, Test
@@ -28,7 +29,7 @@ class RungPlan:
     Attributes:
         index: place in the ladder, from 0. action: name of the action. params: its parameters.
         description: the action written as a call, by which a failed rung is remembered.
-        repeat: tries in a row. within: how long each may take.
+        repeat: tries in a row. within: how long each may take. budget: tries on one codebook, or `None` for no bound.
     """
 
     index: int
@@ -37,6 +38,11 @@ class RungPlan:
     description: str
     repeat: int
     within: Duration
+    budget: int | None
+
+    def is_spent(self, state: RuleState) -> bool:
+        """Whether the rung has had all its tries on a codebook."""
+        return self.budget is not None and state.spent.get(self.description, 0) >= self.budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +52,10 @@ class RulePlan:
     Attributes:
         when, clear, success: the conditions, for messages. holds, clears, succeeds: the same, compiled.
         hold: readings that `when` must hold. clear_hold: readings that `clear` and `success` must hold.
-        cooldown, within: as in the policy. loss_increase: bound of the guard, if there is one. rungs: the ladder.
+        cooldown, growth, silence_until, budget, on_exhausted, within: as in the policy.
+        when_unknown: what `when` says of a missing field, and of one that is NaN. clear_unknown: what `clear` and
+            `success` say.
+        loss_increase: bound of the guard, if there is one. rungs: the ladder.
         inhibits: names of the rules that this one silences. inhibited_by: names of those that silence it.
         applies_to: whether the rule exists on a codebook of a given name.
     """
@@ -62,6 +71,12 @@ class RulePlan:
     hold: int
     clear_hold: int
     cooldown: Duration
+    growth: float
+    silence_until: int
+    budget: int | None
+    on_exhausted: str
+    when_unknown: tuple[bool | None, bool | None]
+    clear_unknown: tuple[bool | None, bool | None]
     within: Duration
     loss_increase: float | None
     rungs: tuple[RungPlan, ...]
@@ -69,9 +84,23 @@ class RulePlan:
     inhibited_by: tuple[str, ...]
     applies_to: Callable[[str], bool]
 
-    def next_rung(self, failed: tuple[str, ...]) -> RungPlan | None:
-        """Return the first rung that has not failed, or `None` when all have."""
-        return next((rung for rung in self.rungs if rung.description not in failed), None)
+    def next_rung(self, state: RuleState) -> RungPlan | None:
+        """Return the first rung that has neither failed nor spent its budget, or `None` when there is none."""
+        for rung in self.rungs:
+            if rung.description not in state.failed and not rung.is_spent(state):
+                return rung
+        return None
+
+    def is_spent(self, state: RuleState) -> bool:
+        """Whether the rule has had all its interventions on a codebook."""
+        return self.budget is not None and sum(state.spent.values()) >= self.budget
+
+    def pause(self, state: RuleState) -> Duration:
+        """Return how long the present cooldown is."""
+        if self.growth == 1 or state.pauses <= 1:
+            return self.cooldown
+        count = min(self.cooldown.count * self.growth ** min(state.pauses - 1, 64 / math.log2(self.growth)), 1e18)
+        return replace(self.cooldown, count=round(count))
 
     def open_rung(self, state: RuleState) -> RungPlan | None:
         """Return the rung whose intervention is open, or `None` if a changed policy no longer has it."""
@@ -167,19 +196,27 @@ class Plan:
 
 def _rule_plan(rule: Rule, policy: Policy) -> RulePlan:
     """Compile one rule of a policy."""
-    clears, success = _clears(rule), rule.verify.success
+    success = rule.verify.success
+    when_unknown, clear_unknown = _unknown(rule)
+    clears = _clears(rule)
     return RulePlan(
         name=rule.name,
         severity=rule.severity,
         when=rule.when,
         clear=rule.clear_when,
         success=success or rule.clear_when,
-        holds=rule.when.compile(),
+        holds=rule.when.compile(*when_unknown),
         clears=clears,
-        succeeds=success.compile() if success else clears,
+        succeeds=success.compile(*clear_unknown) if success else clears,
         hold=rule.for_,
         clear_hold=rule.clear_for,
-        cooldown=rule.cooldown,
+        cooldown=rule.cooldown.for_,
+        growth=rule.cooldown.growth,
+        silence_until=rule.silence_until.count,
+        budget=rule.budget,
+        on_exhausted=rule.on_exhausted,
+        when_unknown=when_unknown,
+        clear_unknown=clear_unknown,
         within=rule.verify.within,
         loss_increase=rule.verify.guard.loss_increase if rule.verify.guard else None,
         rungs=tuple(
@@ -190,6 +227,7 @@ def _rule_plan(rule: Rule, policy: Policy) -> RulePlan:
                 description=rung.params.describe(),
                 repeat=rung.repeat,
                 within=rung.within or rule.verify.within,
+                budget=rung.budget,
             )
             for index, rung in enumerate(rule.ladder)
         ),
@@ -206,9 +244,17 @@ def _derived(policy: Policy) -> tuple[Comparison, ...]:
     return tuple({part.subject: part for part in comparisons if part.function != "value"}.values())
 
 
+def _unknown(rule: Rule) -> tuple[tuple[bool | None, bool | None], tuple[bool | None, bool | None]]:
+    """Return what `when` says of a missing field and of NaN, and what `clear` says of them: the opposite."""
+    says = {"keep": None, "fire": True, "clear": False}
+    opposite = {"keep": None, "fire": False, "clear": True}
+    return (says[rule.missing], says[rule.nan]), (opposite[rule.missing], opposite[rule.nan])
+
+
 def _clears(rule: Rule) -> Test:
     """Return the test of a rule being over: its `clear` holds, and its `when` does not."""
-    holds, clears = rule.when.compile(), rule.clear_when.compile()
+    when_unknown, clear_unknown = _unknown(rule)
+    holds, clears = rule.when.compile(*when_unknown), rule.clear_when.compile(*clear_unknown)
 
     def test(reading: Reading, derived: Derived = NOTHING, /) -> bool | None:
         return False if holds(reading, derived) else clears(reading, derived)

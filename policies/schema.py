@@ -30,14 +30,16 @@ from pydantic import (
 from .actions import Action, action_named, actions
 from .condition import Condition, ConditionField
 from .diagnosis import mismatches_of
-from .duration import Duration, DurationField, PositiveDuration, PositiveSteps, Steps
+from .duration import DURATION_SCHEMA, Duration, DurationField, PositiveDuration, PositiveSteps, Steps
 from .errors import MismatchError, MismatchesError, quote, suggest
 from .references import reference_mismatches
 
-__all__ = ["Budget", "Clear", "LossBound", "Mode", "Policy", "Rule", "Rung", "Sample", "Severity", "Verify"]
+__all__ = ["Budget", "Clear", "Cooldown", "LossBound", "Mode", "Policy", "Rule", "Rung", "Sample", "Severity", "Verify"]
 
 Mode = Literal["observe", "act"]
 Severity = Literal["info", "warning", "critical"]
+Unknown = Literal["keep", "fire", "clear"]
+LastResort = Literal["alert", "save_checkpoint", "stop_training", "observe"]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -126,6 +128,27 @@ class Clear(_Part):
     for_: Annotated[Count | None, Field(alias="for")] = None
 
 
+class Cooldown(_Part):
+    """The pause after an intervention; in YAML a duration alone, or `{for: 100 steps, growth: 2}`.
+
+    Attributes:
+        for_: the first pause on a codebook, counted from the end of an intervention (YAML `for`).
+        growth: each further one is so many times the one before, 1 or more, until the budget is refilled.
+    """
+
+    for_: Annotated[DurationField, Field(alias="for", examples=["100 steps"])]
+    growth: Annotated[float, Field(ge=1)] = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_yaml(cls, value: object) -> object:
+        return value if isinstance(value, (Mapping, Cooldown)) else {"for": Duration.parse(value)}
+
+    @model_serializer
+    def _to_yaml(self) -> Any:
+        return str(self.for_) if self.growth == 1 else {"for": str(self.for_), "growth": self.growth}
+
+
 class LossBound(_Part):
     """A bound on what a recovery may cost: utilisation is not quality.
 
@@ -165,12 +188,15 @@ class Rung(_Part):
         action: name of the action. params: its validated parameters.
         repeat: how often it may fail in a row before it is undone and the next rung has its turn, 1 or more.
         within: overrides the rule's `verify.within`.
+        budget: how often it may be tried on one codebook until the budget of the run is refilled; then it is passed
+            over. `None`: no bound of its own.
     """
 
     action: str
     params: SerializeAsAny[Action]
     repeat: Count = 1
     within: PositiveDuration | None = None
+    budget: Count | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -191,7 +217,23 @@ class Rung(_Part):
     @model_serializer
     def _to_yaml(self) -> dict[str, Any]:
         within = {"within": str(self.within)} if self.within else {}
-        return {self.action: self.params.model_dump(mode="json"), "repeat": self.repeat, **within}
+        budget = {"budget": self.budget} if self.budget else {}
+        return {self.action: self.params.model_dump(mode="json"), "repeat": self.repeat, **within, **budget}
+
+
+_COOLDOWN = WithJsonSchema(
+    {
+        "anyOf": [
+            DURATION_SCHEMA,
+            {
+                "type": "object",
+                "properties": {"for": DURATION_SCHEMA, "growth": {"type": "number", "minimum": 1}},
+                "required": ["for"],
+                "additionalProperties": False,
+            },
+        ]
+    }
+)
 
 
 class Rule(_Part):
@@ -206,7 +248,16 @@ class Rule(_Part):
         inhibits: rules that stay quiet on a codebook while this one is anything but armed there, its cooldown
             included. Once it fires they begin to count anew, and what they have open is ended as failed if it acts.
         cooldown: pause after an intervention has ended, before the rule may fire again.
+        silence_until: before this step the rule neither counts, tells nor acts; what is being verified is finished.
+        missing, nan: what a field that is not there, or is NaN, does to a comparison: `keep` leaves it open, which
+            neither fires nor clears the rule; `fire` counts for the rule, and against its end and success; `clear`
+            counts the other way round. A `trend` with too few readings is always open.
         verify: how interventions are judged. ladder: what to try, in order; empty: alert only.
+        budget: interventions of this rule on one codebook until the budget of the run is refilled; `None`: no bound of
+            its own.
+        on_exhausted: what is asked for when nothing more can be tried: `alert` tells, which happens anyway;
+            `save_checkpoint` and `stop_training` are asked of the training loop; `observe`: from then on nothing more
+            is done to this codebook in this run.
     """
 
     model_config = ConfigDict(json_schema_extra=_overriding_rule)
@@ -218,9 +269,14 @@ class Rule(_Part):
     clear: Clear = Clear()
     severity: Severity = "warning"
     inhibits: Annotated[tuple[str, ...], Strict(False)] = ()
-    cooldown: DurationField = Duration(0, "steps")
+    cooldown: Annotated[Cooldown, _COOLDOWN] = Cooldown.model_validate("0 steps")
+    silence_until: Steps = Duration(0, "steps")
+    missing: Unknown = "keep"
+    nan: Unknown = "keep"
     verify: Verify = Verify()
     ladder: Annotated[tuple[Rung, ...], Strict(False)] = ()
+    budget: Count | None = None
+    on_exhausted: LastResort = "alert"
 
     @property
     def clear_when(self) -> Condition:
@@ -336,7 +392,7 @@ def _only_action(rung: Mapping[str, Any]) -> str:
     Raises:
         MismatchesError: for every key that is neither the action nor an option of a rung.
     """
-    options = ("repeat", "within")
+    options = ("repeat", "within", "budget")
     candidates = [key for key in rung if key not in options]
     if not candidates:
         raise MismatchError("an action beside its options", quote(rung), f"Known: {', '.join(actions())}.")

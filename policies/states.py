@@ -46,6 +46,7 @@ class RuleState:
         attempt: number of the open intervention, reported or not. before: the last reading before it.
         since_step, since_epoch: where the open intervention, or the cooling, began.
         readings: readings since then. evidence: how many of them could tell success from failure.
+        spent: interventions asked for, by description, since the budget was last whole. pauses: cooldowns begun since.
     """
 
     phase: Phase = Phase.ARMED
@@ -63,6 +64,8 @@ class RuleState:
     since_epoch: int | None = None
     readings: int = 0
     evidence: int = 0
+    spent: Mapping[str, int] = field(default_factory=dict)
+    pauses: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as plain data."""
@@ -71,6 +74,7 @@ class RuleState:
             "phase": self.phase.value,
             "skipped": self.skipped.value if self.skipped else None,
             "failed": list(self.failed),
+            "spent": dict(self.spent),
             "before": self.before.as_dict() if self.before else None,
         }
 
@@ -82,6 +86,7 @@ class RuleState:
             phase=Phase(plain["phase"]),
             skipped=_skip(plain["skipped"]),
             failed=tuple(plain["failed"]),
+            spent=dict(plain["spent"]),
             before=Reading.from_dict(plain["before"]) if plain["before"] else None,
         )
 
@@ -96,6 +101,7 @@ class CodebookState:
         skipped: why readings give no verdict at present.
         settling_after: action whose effect is still settling. settled: readings that have passed since.
         past: what `rel` and `trend` compare with.
+        resigned: rule that was exhausted and asked that nothing more be done here.
     """
 
     rules: Mapping[str, RuleState] = field(default_factory=dict)
@@ -104,6 +110,7 @@ class CodebookState:
     settling_after: str | None = None
     settled: int = 0
     past: Past = field(default_factory=Past)
+    resigned: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as plain data."""
@@ -114,6 +121,7 @@ class CodebookState:
             "settling_after": self.settling_after,
             "settled": self.settled,
             "past": self.past.to_dict(),
+            "resigned": self.resigned,
         }
 
     @classmethod

@@ -51,6 +51,8 @@ def close(
         phase=Phase.COOLING,
         holds=state.holds,
         failed=state.failed,
+        spent=state.spent,
+        pauses=state.pauses + 1,
         since_step=turn.step,
         since_epoch=turn.reading.epoch,
     )
@@ -65,7 +67,7 @@ def fail(
     action that was not `applied` has done nothing itself, so only earlier tries can be undone.
     """
     rung = rule.open_rung(state)
-    last = not again or rung is None or state.tries >= rung.repeat
+    last = not again or rung is None or state.tries >= rung.repeat or rung.is_spent(state) or rule.is_spent(state)
     turn.record_outcome(
         rule,
         state,
@@ -81,7 +83,11 @@ def fail(
         failed=failed,
         tried=state.tried,
         tries=0 if last else state.tries,
+        spent=state.spent,
+        pauses=state.pauses,
     )
+    if turn.step < rule.silence_until:
+        return _silence(turn, rule, state)
     inhibitor = turn.inhibitor(rule)
     return _act(turn, rule, state) if inhibitor is None else _hush(turn, rule, state, inhibitor)
 
@@ -94,11 +100,13 @@ def _armed(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> 
         if state.phase is Phase.ARMED and state.skipped is None:
             return state
         return replace(state, phase=Phase.ARMED, held=0, skipped=None)
+    if turn.step < rule.silence_until:
+        return _silence(turn, rule, state)
     inhibitor = turn.inhibitor(rule)
     if inhibitor is not None and not turn.is_pending(inhibitor):
         return _hush(turn, rule, state, inhibitor)
     held = state.held + 1
-    explanation = rule.when.explain(turn.reading, turn.derived)
+    explanation = rule.when.explain(turn.reading, turn.derived, *rule.when_unknown)
     if held >= rule.hold:
         if inhibitor is not None:
             return _wait_for(turn, rule, replace(state, phase=Phase.PENDING, held=held), inhibitor)
@@ -115,6 +123,8 @@ def _firing(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) ->
         return state
     if not holds:
         return _clearing(turn, rule, state, holds)
+    if turn.step < rule.silence_until:
+        return _silence(turn, rule, state)
     inhibitor = turn.inhibitor(rule)
     if inhibitor is not None:
         quieten = _wait_for if turn.is_pending(inhibitor) else _hush
@@ -133,7 +143,9 @@ def _clearing(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) 
     if cleared < rule.clear_hold:
         return replace(state, cleared=cleared)
     turn.record(
-        DecisionKind.CLEARED, rule, f"{rule.clear.explain(turn.reading, turn.derived)} for {_readings(cleared)}"
+        DecisionKind.CLEARED,
+        rule,
+        f"{rule.clear.explain(turn.reading, turn.derived, *rule.clear_unknown)} for {_readings(cleared)}",
     )
     return replace(state, phase=Phase.ARMED, held=0, cleared=0, skipped=None)
 
@@ -156,9 +168,8 @@ def _verifying(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None)
         state = replace(state, cleared=state.cleared + 1, evidence=state.evidence + 1)
         if state.cleared < rule.clear_hold:
             return state
-        reason = (
-            f"{rule.success.explain(turn.reading, turn.derived)} for {_readings(state.cleared)} after {rung.action}"
-        )
+        explanation = rule.success.explain(turn.reading, turn.derived, *rule.clear_unknown)
+        reason = f"{explanation} for {_readings(state.cleared)} after {rung.action}"
         is_within, remark = _loss_of(turn, rule, state)
         if is_within:
             return close(turn, rule, state, Outcome.RECOVERED, reason + remark, after=turn.reading)
@@ -202,9 +213,11 @@ def _cooling(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -
     What held during the pause does not count afterwards: the rule begins anew, armed, at the reading that ends it.
     """
     state = replace(state, readings=state.readings + 1)
-    left = _left(rule.cooldown, turn, state)
+    pause = rule.pause(state)
+    left = _left(pause, turn, state)
     if left <= 0:
-        return _armed(turn, rule, RuleState(holds=state.holds, failed=state.failed), holds)
+        armed = RuleState(holds=state.holds, failed=state.failed, spent=state.spent, pauses=state.pauses)
+        return _armed(turn, rule, armed, holds)
     if holds is None:
         return state
     if not holds:
@@ -212,7 +225,7 @@ def _cooling(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -
     state = replace(state, held=state.held + 1)
     if state.held < rule.hold:
         return state
-    return turn.skip(rule, state, Skip.COOLING_DOWN, f"cooling down: {left} of {rule.cooldown} left")
+    return turn.skip(rule, state, Skip.COOLING_DOWN, f"cooling down: {left} of {pause} left")
 
 
 def _act(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
@@ -223,20 +236,40 @@ def _act(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
     """
     if not rule.rungs:
         return state
-    rung = rule.next_rung(state.failed)
+    rung = rule.next_rung(state)
     if rung is None:
         tried = ", ".join(each.description for each in rule.rungs)
-        turn.record(DecisionKind.EXHAUSTED, rule, f"every rung has failed: {tried}")
-        return replace(state, phase=Phase.EXHAUSTED, skipped=None)
+        spent = " or spent its budget" if any(each.description not in state.failed for each in rule.rungs) else ""
+        turn.record(DecisionKind.EXHAUSTED, rule, f"every rung has failed{spent}: {tried}", then=rule.on_exhausted)
+        return _exhausted(turn, rule, replace(state, skipped=None))
     facts: dict[str, Any] = {"action": rung.action, "params": rung.params, "rung": rung.index}
     if turn.plan.observes:
         return turn.skip(rule, state, Skip.OBSERVING, f"observe mode: would {rung.description}", **facts)
-    if turn.spent >= turn.plan.interventions:
-        reason = f"budget of {turn.plan.interventions} interventions is spent"
-        return replace(turn.skip(rule, state, Skip.BUDGET_SPENT, reason, **facts), phase=Phase.EXHAUSTED)
+    if turn.resigned is not None:
+        reason = f"nothing more is done here since {turn.resigned} was exhausted: would {rung.description}"
+        return turn.skip(rule, state, Skip.OBSERVING, reason, **facts)
+    if (spent_budget := _spent_budget(turn, rule, state)) is not None:
+        state = turn.skip(rule, state, Skip.BUDGET_SPENT, spent_budget, **facts, then=rule.on_exhausted)
+        return _exhausted(turn, rule, state)
     if not _has_room(turn, rule, state):
         return turn.skip(rule, state, Skip.OCCUPIED, "another intervention is being verified", **facts)
     return _ask(turn, rule, state, rung)
+
+
+def _spent_budget(turn: Turn, rule: RulePlan, state: RuleState) -> str | None:
+    """Return which budget allows no further intervention, if one does not."""
+    if turn.spent >= turn.plan.interventions:
+        return f"budget of {turn.plan.interventions} interventions is spent"
+    if rule.is_spent(state):
+        return f"budget of {rule.budget} interventions by {rule.name} on {turn.codebook} is spent"
+    return None
+
+
+def _exhausted(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
+    """Give up until the rule clears; on the whole codebook and for good if the rule says so."""
+    if rule.on_exhausted == "observe":
+        turn.resigned = rule.name
+    return replace(state, phase=Phase.EXHAUSTED)
 
 
 def _has_room(turn: Turn, rule: RulePlan, state: RuleState) -> bool:
@@ -280,7 +313,15 @@ def _ask(turn: Turn, rule: RulePlan, state: RuleState, rung: RungPlan) -> RuleSt
         before=turn.reading,
         since_step=turn.step,
         since_epoch=turn.reading.epoch,
+        spent={**state.spent, rung.description: state.spent.get(rung.description, 0) + 1},
     )
+
+
+def _silence(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
+    """Return an armed state that counts from the beginning once the rule may speak."""
+    if state.phase is not Phase.ARMED or state.held:
+        state = replace(state, phase=Phase.ARMED, held=0, cleared=0)
+    return turn.skip(rule, state, Skip.SILENCED, f"silent until step {rule.silence_until}")
 
 
 def _hush(turn: Turn, rule: RulePlan, state: RuleState, inhibitor: str) -> RuleState:

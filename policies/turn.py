@@ -39,6 +39,7 @@ class Turn:
         "derived",
         "plan",
         "reading",
+        "resigned",
         "rules",
         "spent",
         "step",
@@ -51,6 +52,7 @@ class Turn:
         self.rules: Mapping[str, RuleState] = book.rules
         self._rules: dict[str, RuleState] | None = None
         self.attempts, self.spent = state.attempts, state.spent
+        self.resigned = book.resigned
         self.derived = plan.derive(book.past, reading)
         self.decisions: list[Decision] = []
 

@@ -71,7 +71,7 @@ def test_one_pattern_means_the_same_as_a_list_of_it() -> None:
 def test_a_rule_confined_to_a_codebook_decides_there_as_if_it_were_everywhere(
     policy: Policy, script: list[Line], name: str
 ) -> None:
-    budget = policy.budget.model_copy(update={"interventions": 10**6})
+    budget = policy.budget.model_copy(update={"interventions": 10**6, "refill_after": None})
     policy = policy.model_copy(update={"budget": budget})  # what is common to the run may differ
     confined = load_policy(
         policy.model_dump(mode="json", by_alias=True)

@@ -32,7 +32,7 @@ def test_a_policy_says_little_and_means_a_lot() -> None:
     assert (loaded.sample.min_tokens, loaded.sample.settle, loaded.sample.dead_below) == (256, 1, 0.1)
     (only,) = loaded.rules
     assert (only.for_, only.severity, only.inhibits, only.ladder) == (1, "warning", (), ())
-    assert (only.cooldown, only.verify) == (Duration(0, "steps"), Verify(within=Duration(200, "steps")))
+    assert (only.cooldown.for_, only.verify) == (Duration(0, "steps"), Verify(within=Duration(200, "steps")))
     assert (only.clear_when, only.clear_for) == (Condition.parse("perplexity >= 1.5"), 1)
 
 
