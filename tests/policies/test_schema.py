@@ -19,6 +19,7 @@ from collapse_guard.policies import (
     Sample,
     Verify,
     load_policy,
+    preset_names,
 )
 from tests.policies.series import policy, rule
 from tests.policies.test_loader import DATA
@@ -64,7 +65,7 @@ def test_a_rung_may_be_written_short_or_long(written: Any, rung: Rung) -> None:
     assert policy(rule(ladder=[written])).rules[0].ladder == (rung,)
 
 
-@pytest.mark.parametrize("source", ["default", "observe", DATA / "everything.good.yaml"])
+@pytest.mark.parametrize("source", [*preset_names(), DATA / "everything.good.yaml"])
 def test_a_policy_survives_being_written_and_read(source: Any) -> None:
     loaded = load_policy(source)
     written = json.loads(loaded.model_dump_json(by_alias=True))
