@@ -27,6 +27,7 @@ _TOLD_AS = {
     DecisionKind.CLEARED: "cleared",
     DecisionKind.EXHAUSTED: "exhausted",
 }
+_OF_THE_LOOP = ("save_checkpoint", "stop_training")  # only the training loop can do these
 
 
 @dataclass(slots=True)
@@ -261,6 +262,12 @@ class Ledger:
         if decision.action is not None:
             fields["action"] = decision.action
         fields["reason"] = decision.reason
+        if decision.then is not None:
+            fields["then"] = decision.then
+            if decision.then in _OF_THE_LOOP:
+                fields["reason"] += (
+                    f"; the policy asks for {decision.then} now, which this guard cannot do: do it yourself"
+                )
         if decision.kind is DecisionKind.ALERT and decision.before is not None:
             fields |= {"why": explain(decision.before), "reading": decision.before.as_dict()}
         self._log.emit(_TOLD_AS[decision.kind], decision.step, **fields)

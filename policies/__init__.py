@@ -31,7 +31,7 @@ from .recording import Recording, recording_of_rows, recordings_of_events
 from .replay import LIMITS as REPLAY_LIMITS
 from .replay import Replay, replay
 from .replay import compare as compare_replays
-from .schema import Budget, Clear, Policy, Rule, Rung, Sample, Verify
+from .schema import Budget, Clear, Cooldown, LossBound, Policy, Rule, Rung, Sample, Verify
 from .states import Phase
 from .trial import Difference, try_case
 
@@ -45,6 +45,7 @@ __all__ = [
     "Clear",
     "Comparison",
     "Condition",
+    "Cooldown",
     "DecayCommitment",
     "Decision",
     "DecisionKind",
@@ -53,6 +54,7 @@ __all__ = [
     "FallbackTokenizer",
     "Finding",
     "Health",
+    "LossBound",
     "Outcome",
     "Phase",
     "Policy",

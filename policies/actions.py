@@ -101,7 +101,7 @@ _ACTIONS: dict[str, type[Action]] = {
     model.action: model for model in (ResetCodes, DecayCommitment, FallbackTokenizer, Alert)
 }
 
-_RUNG_OPTIONS = {"action", "params", "repeat", "within"}
+_RUNG_OPTIONS = {"action", "params", "repeat", "within", "budget"}
 
 
 def actions() -> Mapping[str, type[Action]]:

@@ -1,8 +1,9 @@
 """Conditions: what `when`, `clear` and `success` may say about a reading, and how it is decided.
 
-The language is deliberately small: a comparison of one field with one number, a list (all must hold), or `any:` with a
-list of which one is enough; an entry of a list may be such a condition itself. The text is taken apart by a regular
-expression and never evaluated as code.
+The language is deliberately small: a comparison with one number, a list (all must hold), or `any:` with a list of which
+one is enough; an entry of a list may be such a condition itself. On the left of a comparison stands a field, or one
+relative to its past: `rel(field)` or `trend(field, over: 5 readings)`, see `past`. The text is taken apart by a
+regular expression and never evaluated as code.
 
 Logic has three values (Kleene, Introduction to Metamathematics, 1952, section 64): a field that is missing or NaN makes
 its comparison unknown, `None`, which neither fires nor clears a rule; the whole is unknown only where the known
@@ -15,18 +16,24 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 from .errors import MismatchError, Place, quote, suggest
+from .past import HIGHEST_IS_BEST, LOWEST_IS_BEST, NOTHING, Derived
 from .reading import NUMERIC_FIELDS, Reading
 
 __all__ = ["Comparison", "Condition", "ConditionField", "Test"]
 
-Test: TypeAlias = Callable[[Reading], "bool | None"]
-"""A compiled condition: whether a reading satisfies it, or `None` where that cannot be known."""
+
+class Test(Protocol):
+    """A compiled condition: whether a reading satisfies it, or `None` where that cannot be known."""
+
+    def __call__(self, reading: Reading, derived: Derived = NOTHING, /) -> bool | None:
+        """Judge a reading, given the values of `rel` and `trend`."""
+
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -42,30 +49,35 @@ _MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
 _NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 _NAME = r"[A-Za-z_]\w*"
 _SIGN = r"<=|>=|==|!=|<|>"
-_COMPARISON = re.compile(rf"\s*({_NAME})\s*({_SIGN})\s*({_NUMBER})\s*")
+_CALL = rf"(?P<function>rel|trend)\s*\(\s*(?P<of>{_NAME})\s*(?:,?\s*over:?\s*(?P<over>\d{{1,6}})\s*readings?\s*)?\)"
+_COMPARISON = re.compile(rf"\s*(?:(?P<field>{_NAME})|{_CALL})\s*(?P<sign>{_SIGN})\s*(?P<number>{_NUMBER})\s*")
+_LEAST_OVER, _MOST_OVER = 2, 100
 _REVERSED = re.compile(rf"\s*({_NUMBER})\s*({_SIGN})\s*({_NAME})\s*")
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One field of a reading against one number.
+    """One field of a reading, or what it is relative to its past, against one number.
 
     Attributes:
         field: a name in `NUMERIC_FIELDS`.
         sign: `<`, `<=`, `>`, `>=`, `==` or `!=`.
         threshold: a finite number.
+        function: `rel` or `trend`, or `value` for the field as it is. over: readings of a trend, 2 to 100; or else 0.
     """
 
     field: str
     sign: str
     threshold: float
+    function: Literal["value", "rel", "trend"] = "value"
+    over: int = 0
 
     @classmethod
     def parse(cls, text: object) -> Comparison:
-        """Read `field sign number`.
+        """Read `field sign number`, or the same with `rel(field)` or `trend(field, over: 5 readings)` on the left.
 
-        >>> Comparison.parse("perplexity < 1.5")
-        Comparison(field='perplexity', sign='<', threshold=1.5)
+        >>> str(Comparison.parse("perplexity<1.50")), str(Comparison.parse("trend(loss over 5 readings) > .1"))
+        ('perplexity < 1.5', 'trend(loss, over: 5 readings) > 0.1')
 
         Raises:
             MismatchError: with the likely correction.
@@ -73,32 +85,52 @@ class Comparison:
         match = _COMPARISON.fullmatch(text) if isinstance(text, str) else None
         if match is None:
             raise MismatchError("a comparison such as `perplexity < 1.5`", quote(text), _correction(text))
-        field, sign, number = match.groups()
+        field, sign, number = match["field"] or match["of"], match["sign"], match["number"]
         if field not in NUMERIC_FIELDS:
             raise MismatchError("a numeric field of a reading", quote(field), suggest(field, NUMERIC_FIELDS))
         if not math.isfinite(float(number)):
             raise MismatchError("a finite number", _ellipsis(number))
-        return cls(field, sign, float(number))
+        function, over = _function_of(match)
+        return cls(field, sign, float(number), function, over)
+
+    @property
+    def subject(self) -> str:
+        """What stands on the left."""
+        if self.function == "trend":
+            return f"trend({self.field}, over: {self.over} readings)"
+        return f"rel({self.field})" if self.function == "rel" else self.field
 
     def negated(self) -> Comparison:
         """Return the comparison that holds exactly where this one is known not to."""
-        return Comparison(self.field, _OPPOSITE[self.sign], self.threshold)
+        return replace(self, sign=_OPPOSITE[self.sign])
 
-    def compile(self) -> Test:
-        """Return a fast test of a reading; `None` where the field is missing or NaN."""
+    def compile(self, missing: bool | None = None, nan: bool | None = None) -> Test:
+        """Return a fast test of a reading.
+
+        Args:
+            missing: the answer where the field is missing. nan: where it is NaN. `None`: unknown.
+        """
         field_of, compare, threshold = operator.attrgetter(self.field), _OPERATORS[self.sign], self.threshold
+        subject, is_derived = self.subject, self.function != "value"
 
-        def test(reading: Reading) -> bool | None:
+        def test(reading: Reading, derived: Derived = NOTHING, /) -> bool | None:
             value = field_of(reading)
-            return None if value is None or value != value else compare(value, threshold)
+            if value is None:
+                return missing
+            if value != value:
+                return nan
+            if is_derived:
+                value = derived.get(subject)
+                return None if value is None or value != value else compare(value, threshold)
+            return compare(value, threshold)
 
         return test
 
-    def measure(self, reading: Reading) -> str:
-        """Write the field with its value, precisely enough to tell it from the threshold: `perplexity 1.00`."""
-        value = getattr(reading, self.field)
+    def measure(self, reading: Reading, derived: Derived = NOTHING) -> str:
+        """Write the left side with its value, precisely enough to tell it from the threshold: `perplexity 1.00`."""
+        value = getattr(reading, self.field) if self.function == "value" else derived.get(self.subject)
         if value is None or isinstance(value, int):
-            return f"{self.field} {'unknown' if value is None else value}"
+            return f"{self.subject} {'unknown' if value is None else value}"
         compare = _OPERATORS[self.sign]
 
         def tells(text: str) -> bool:
@@ -106,10 +138,16 @@ class Comparison:
             return compare(shown, self.threshold) is compare(value, self.threshold) and (shown == 0) is (value == 0)
 
         rounded = (f"{value:.{places}f}" for places in range(2, 9))
-        return f"{self.field} {next(filter(tells, rounded), repr(value))}"
+        return f"{self.subject} {next(filter(tells, rounded), repr(value))}"
+
+    def assertion(self, reading: Reading, derived: Derived = NOTHING) -> str:
+        """Write the comparison with its value: `perplexity 1.00 < 1.5`, or `loss nan counts as > 5`."""
+        value = getattr(reading, self.field)
+        link = " counts as" if value is None or value != value else ""
+        return f"{self.measure(reading, derived)}{link} {self.sign} {self.threshold:.15g}"
 
     def __str__(self) -> str:
-        return f"{self.field} {self.sign} {self.threshold:.15g}"
+        return f"{self.subject} {self.sign} {self.threshold:.15g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,17 +192,21 @@ class Condition:
         """Return the condition that holds exactly where this one is known not to (De Morgan)."""
         return Condition(tuple(part.negated() for part in self.parts), any=not self.any)
 
-    def compile(self) -> Test:
-        """Return a fast test of a reading: true, false, or `None` for unknown."""
-        tests = [part.compile() for part in self.parts]
+    def compile(self, missing: bool | None = None, nan: bool | None = None) -> Test:
+        """Return a fast test of a reading: true, false, or `None` for unknown.
+
+        Args:
+            missing: what a comparison says of a field that is missing. nan: of one that is NaN.
+        """
+        tests = [part.compile(missing, nan) for part in self.parts]
         if len(tests) == 1:
             return tests[0]
         decisive = self.any  # the one answer of a part that settles the whole
 
-        def test(reading: Reading) -> bool | None:
+        def test(reading: Reading, derived: Derived = NOTHING, /) -> bool | None:
             verdict: bool | None = not decisive
             for part in tests:
-                answer = part(reading)
+                answer = part(reading, derived)
                 if answer is decisive:
                     return decisive
                 if answer is None:
@@ -173,25 +215,31 @@ class Condition:
 
         return test
 
-    def measure(self, reading: Reading) -> str:
+    def measure(self, reading: Reading, derived: Derived = NOTHING) -> str:
         """Write the compared fields with their values: `perplexity 1.00, perplexity_ratio 0.01`."""
-        return ", ".join(dict.fromkeys(part.measure(reading) for part in self._comparisons()))
+        return ", ".join(dict.fromkeys(part.measure(reading, derived) for part in self.comparisons()))
 
-    def explain(self, reading: Reading) -> str:
+    def explain(
+        self,
+        reading: Reading,
+        derived: Derived = NOTHING,
+        missing: bool | None = None,
+        nan: bool | None = None,
+    ) -> str:
         """Write the comparisons that hold, with values: `perplexity 1.00 < 1.5 and usage 0.01 < 0.5`."""
-        true = (part for part in self._comparisons() if part.compile()(reading))
-        texts = (f"{part.measure(reading)} {part.sign} {part.threshold:.15g}" for part in true)
-        return " and ".join(dict.fromkeys(texts))
+        true = (part for part in self.comparisons() if part.compile(missing, nan)(reading, derived))
+        return " and ".join(dict.fromkeys(part.assertion(reading, derived) for part in true))
 
     def plain(self) -> Any:
         """Return the condition as YAML would hold it, in its canonical spelling."""
         texts = [part.plain() if isinstance(part, Condition) else str(part) for part in self.parts]
         return texts[0] if len(texts) == 1 else {"any": texts} if self.any else texts
 
-    def _comparisons(self) -> Iterator[Comparison]:
+    def comparisons(self) -> Iterator[Comparison]:
+        """Yield every comparison, from left to right."""
         for part in self.parts:
             if isinstance(part, Condition):
-                yield from part._comparisons()
+                yield from part.comparisons()
             else:
                 yield part
 
@@ -215,12 +263,39 @@ def _part(value: object, place: Place) -> Comparison | Condition:
     return condition.parts[0] if len(condition.parts) == 1 else condition
 
 
+def _function_of(match: re.Match[str]) -> tuple[Literal["value", "rel", "trend"], int]:
+    """Return the function on the left side of a comparison whose field is known, and over how many readings."""
+    name, over = match["of"], match["over"]
+    if match["function"] is None:
+        return "value", 0
+    if match["function"] == "trend":
+        if over is None or not _LEAST_OVER <= int(over) <= _MOST_OVER:
+            expected = f"a trend over {_LEAST_OVER} to {_MOST_OVER} readings"
+            got = quote("no number of readings" if over is None else f"{int(over)} readings")
+            raise MismatchError(expected, got, f"Write `trend({name}, over: 5 readings)`.")
+        return "trend", int(over)
+    if over is not None:
+        raise MismatchError(f"`rel({name})`", quote(f"over {int(over)} readings"), "Only `trend` takes a span.")
+    if name not in (*HIGHEST_IS_BEST, *LOWEST_IS_BEST):
+        known = f"Highest is best: {', '.join(HIGHEST_IS_BEST)}; lowest: {', '.join(LOWEST_IS_BEST)}."
+        raise MismatchError("a field that has a best", quote(name), known)
+    return "rel", 0
+
+
 def _correction(text: object) -> str:
     """Guess what the author of a text that is no comparison meant to write."""
     if not isinstance(text, str):
         return "Write a field, then < <= > >= == or !=, then a number."
     if reversed_ := _REVERSED.fullmatch(text):
         return f"Put the field on the left: `{reversed_[3]} {_MIRRORED[reversed_[2]]} {reversed_[1]}`."
+    if re.match(r"\s*(trend|rel)\s*\([^)]*$", text):
+        return "Put the comparison in quotes: YAML takes its comma and its colon for its own."
+    if call := re.match(rf"\s*({_NAME})\s*\(\s*{_NAME}\b", text):
+        return (
+            f"Known: rel(field), trend(field, over: 5 readings); not {call[1]}."
+            if call[1] not in ("rel", "trend")
+            else ("Write `rel(field) < number` or `trend(field, over: 5 readings) < number`.")
+        )
     if re.search(r"\b(and|or)\b|&|\|", text):
         return "For several comparisons write a list, or `any: [...]` where one is enough."
     if len(re.findall(_SIGN, text)) > 1:
@@ -247,7 +322,8 @@ def _list_of(entry: dict[str, Any]) -> list[dict[str, Any]]:
     return [entries, either]
 
 
-_TEXT_SCHEMA = {"type": "string", "pattern": rf"^\s*{_NAME}\s*({_SIGN})\s*{_NUMBER}\s*$"}
+_PLAIN_CALL = re.sub(r"\?P<\w+>", "", _CALL)
+_TEXT_SCHEMA = {"type": "string", "pattern": rf"^\s*({_NAME}|{_PLAIN_CALL})\s*({_SIGN})\s*{_NUMBER}\s*$"}
 _ENTRY_SCHEMA = {"anyOf": [_TEXT_SCHEMA, *_list_of(_TEXT_SCHEMA)]}  # as deep as anyone should nest
 
 ConditionField: TypeAlias = Annotated[

@@ -57,11 +57,12 @@ class Skip(Word):
     WARMING_UP = "warming_up", "the run has only begun"
     FEW_TOKENS = "few_tokens", "too few tokens for a verdict"
     SETTLING = "settling", "the first readings after an intervention are no evidence"
+    SILENCED = "silenced", "the rule is silent until a later step"
     INHIBITED = "inhibited", "a more telling rule is at work on this codebook"
     COOLING_DOWN = "cooling_down", "the last intervention ended only just now"
     OCCUPIED = "occupied", "another intervention on this codebook is still open"
-    BUDGET_SPENT = "budget_spent", "the run has had all its interventions"
-    OBSERVING = "observing", "the policy only observes"
+    BUDGET_SPENT = "budget_spent", "the run, or the rule on this codebook, has had all its interventions"
+    OBSERVING = "observing", "the policy only observes, or has come to do so on this codebook"
 
 
 class Health(Word):
@@ -108,6 +109,8 @@ class Decision:
         rollback: OUTCOME: undo what this rung has done to the codebook, earlier failed tries in the row included.
         before: ALERT: the reading that fired. ACT and OUTCOME: the last reading before the action.
         after: OUTCOME: the reading that decided, if one did.
+        then: EXHAUSTED and the SKIP of a spent budget: what the rule asks for now that nothing more can be tried, its
+            `on_exhausted`: `alert`, `save_checkpoint`, `stop_training` or `observe`.
     """
 
     kind: DecisionKind
@@ -125,3 +128,4 @@ class Decision:
     rollback: bool = False
     before: Reading | None = None
     after: Reading | None = None
+    then: str | None = None

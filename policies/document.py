@@ -10,13 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 
 from .errors import Place, Problem, quote
 
-__all__ = ["Document", "read_document"]
+__all__ = ["Document", "Spot", "read_document"]
+
+Spot: TypeAlias = tuple[str, "int | None", "int | None"]
+"""File, line and column; the last two from 1, or `None` where there is no text."""
 
 _MOST_CHARACTERS, _MOST_NODES, _MOST_LEVELS = 200_000, 10_000, 20
 _TAG = "tag:yaml.org,2002:"
@@ -56,22 +59,22 @@ class Document:
         file: what problems call it.
         data: what it holds; `None` if it could not be read at all.
         problems: what is wrong with the YAML itself.
-        values: line and column, from 1, of the value at each place. keys: of the key that it stands under.
+        values: where the value at each place was written. keys: where the key that it stands under was.
     """
 
     file: str
     data: Any = None
     problems: list[Problem] = field(default_factory=list)
-    values: dict[Place, tuple[int, int]] = field(default_factory=dict)
-    keys: dict[Place, tuple[int, int]] = field(default_factory=dict)
+    values: dict[Place, Spot] = field(default_factory=dict)
+    keys: dict[Place, Spot] = field(default_factory=dict)
 
-    def position(self, place: Place, *, at_key: bool = False) -> tuple[int, int] | tuple[None, None]:
-        """Return line and column of a place, or of the nearest one above it; `(None, None)` where there is no text."""
+    def position(self, place: Place, *, at_key: bool = False) -> Spot:
+        """Return where a place was written, or the nearest one above it."""
         if at_key and place in self.keys:
             return self.keys[place]
         while place and place not in self.values:
             place = place[:-1]
-        return self.values.get(place, (None, None))
+        return self.values.get(place, (self.file, None, None))
 
     def complain(self, where: tuple[int, int], message: str, expected: str, got: str, hint: str = "") -> None:
         """Add a problem of the YAML itself."""
@@ -106,6 +109,8 @@ def read_document(text: str, file: str) -> Document:
         where = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         line = "".join(text.splitlines()[where[0] - 1 : where[0]])
         hint = "Indent with spaces." if "\t" in line else "Look at the line above, too."
+        if "over:" in line:
+            hint = "Put a comparison with `over:` in quotes, or leave out the colon."
         message = f"YAML: {(error.problem or 'unreadable').removeprefix('but ')}"
         document.complain(where, message, "well-formed YAML", quote(line.strip() or None), hint)
     except yaml.reader.ReaderError as error:
@@ -134,7 +139,8 @@ class _Walk:
         self.seen_count += 1
         if self.seen_count > _MOST_NODES or len(place) > _MOST_LEVELS:
             raise _TooMuchError
-        where = self.document.values[place] = _position(node)
+        where = _position(node)
+        self.document.values[place] = (self.document.file, *where)
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
             return self.mapping(node, place)
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
@@ -156,11 +162,11 @@ class _Walk:
                 continue
             key = key_node.value  # as written: `on`, `yes` and `1` are names here
             if key in plain:
-                line, _ = self.document.keys[(*place, key)]
+                _, line, _ = self.document.keys[(*place, key)]
                 hint = f"It is in line {line} already; remove one of the two."
                 self.document.complain(where, "YAML", "each key once", f"{quote(key)} again", hint)
                 continue
-            self.document.keys[(*place, key)] = where
+            self.document.keys[(*place, key)] = (self.document.file, *where)
             plain[key] = self.value(value_node, (*place, key))
         return plain
 

@@ -15,7 +15,7 @@ from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 from .errors import MismatchError, quote
 
-__all__ = ["Duration", "DurationField", "PositiveDuration", "PositiveSteps", "Steps", "Unit"]
+__all__ = ["DURATION_SCHEMA", "Duration", "DurationField", "PositiveDuration", "PositiveSteps", "Steps", "Unit"]
 
 Unit = Literal["steps", "readings", "epochs"]
 
@@ -78,7 +78,9 @@ def _parser(units: tuple[Unit, ...], least: int) -> Callable[[object], Duration]
 
 
 _TO_TEXT = PlainSerializer(str, return_type=str)
-_ANY_UNIT = WithJsonSchema({"type": "string", "pattern": r"^\d+ *(steps?|readings?|epochs?)$"})
+DURATION_SCHEMA = {"type": "string", "pattern": r"^\d+ *(steps?|readings?|epochs?)$"}
+"""JSON schema of a duration in any unit."""
+_ANY_UNIT = WithJsonSchema(dict(DURATION_SCHEMA))
 _STEPS_ONLY = WithJsonSchema({"type": "string", "pattern": r"^\d+ *steps?$"})
 
 DurationField: TypeAlias = Annotated[Duration, PlainValidator(_parser(_UNITS, 0)), _TO_TEXT, _ANY_UNIT]

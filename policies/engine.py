@@ -111,17 +111,18 @@ class PolicyEngine:
     def load_state_dict(self, plain: Mapping[str, Any]) -> None:
         """Continue from `state_dict`.
 
-        The policy of this engine stays in force: rules it does not have are forgotten, rules new to it start armed.
+        The policy of this engine stays in force: rules it does not have, or not on a codebook, are forgotten there;
+        rules new to it start armed.
 
         Raises:
             ValueError: if the state was written in another form.
         """
         state = EngineState.from_dict(plain)
-        names = {rule.name for rule in self._plan.rules}
+        names = {name: {rule.name for rule in self._plan.rules_on(name)} for name in state.codebooks}
         self._state = replace(
             state,
             codebooks={
-                name: replace(book, rules={rule: kept for rule, kept in book.rules.items() if rule in names})
+                name: replace(book, rules={rule: kept for rule, kept in book.rules.items() if rule in names[name]})
                 for name, book in state.codebooks.items()
             },
         )
@@ -132,12 +133,14 @@ def observe(plan: Plan, state: EngineState, reading: Reading) -> tuple[EngineSta
     if reading.stage != "train":
         return state, ()
     book = state.codebooks.get(reading.codebook, _UNSEEN)
-    turn = Turn(plan, state, book, reading.codebook, step=reading.step, reading=reading)
     no_verdict = _no_verdict(plan, book, reading)
+    if no_verdict is None and plan.derived:
+        book = replace(book, past=plan.past_with(book.past, reading))
+    turn = Turn(plan, state, book, reading.codebook, step=reading.step, reading=reading)
     if no_verdict is not None:
         book = _pass_over(turn, book, *no_verdict)
     else:
-        for rule in plan.rules:
+        for rule in plan.rules_on(reading.codebook):
             old = turn.rules.get(rule.name, ARMED)
             new = advance(turn, rule, old)
             if new is not old:
@@ -163,7 +166,7 @@ def report(
     turn = Turn(plan, state, book, decision.codebook, step=decision.step, reading=asked.before)
     if applied:
         turn.put(rule, replace(asked, phase=Phase.VERIFYING))
-        book = replace(book, settling_after=decision.action, settled=0)
+        book = replace(book, settling_after=decision.action, settled=0, past=book.past.restarted())
     else:
         because = f": {reason}" if reason else ""
         reason = f"{decision.action} was not applied{because}"
@@ -213,7 +216,11 @@ def _after(state: EngineState, turn: Turn, book: CodebookState) -> EngineState:
     """Return the run's state after a turn, given the codebook's state but for its rules."""
     if turn.rules is not book.rules:
         book = replace(book, rules=turn.rules)
-    if book is turn.book:
+    if book.past.recent and any(decision.rollback for decision in turn.decisions):
+        book = replace(book, past=book.past.restarted())
+    if turn.resigned is not book.resigned:
+        book = replace(book, resigned=turn.resigned)
+    if state.codebooks.get(turn.codebook) is book:
         return state
     codebooks = {**state.codebooks, turn.codebook: book}
     return replace(state, codebooks=codebooks, attempts=turn.attempts, spent=turn.spent)
@@ -231,7 +238,13 @@ def _refilled(plan: Plan, state: EngineState, reading: Reading) -> EngineState:
         return replace(state, calm_since=reading.step)
     if reading.step - state.calm_since < plan.refill_after:
         return state
-    return replace(state, spent=0, calm_since=None)
+    fresh = {name: _unspent(book) for name, book in state.codebooks.items()}
+    return replace(state, spent=0, calm_since=None, codebooks=fresh)
+
+
+def _unspent(book: CodebookState) -> CodebookState:
+    """Return a codebook whose rules and rungs have their budgets whole, and their first cooldown before them, again."""
+    return replace(book, rules={name: replace(rule, spent={}, pauses=0) for name, rule in book.rules.items()})
 
 
 def _has_phase(book: CodebookState, phases: frozenset[Phase]) -> bool:

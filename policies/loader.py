@@ -1,7 +1,7 @@
 """From a preset, a file or a mapping to a checked `Policy`.
 
 Everything wrong with a policy is reported at once, each problem with its line, its rule, what was expected, what is
-there and the next move.
+there and the next move. Where one policy extends another, the other must be right by itself before this one is judged.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from pydantic import ValidationError
 from .diagnosis import mismatches_of
 from .document import Document, read_document
 from .errors import MismatchError, Place, PolicyError, Problem, quote, suggest
+from .inheritance import overlaid
 from .references import reference_mismatches
 from .schema import Policy
 
 __all__ = ["load_policy", "policy_text", "preset_names"]
 
 _PRESETS = Path(__file__).parent
+_MOST_FILES = 8
 
 
 def preset_names() -> tuple[str, ...]:
@@ -41,13 +43,16 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy) -> Policy:
     if isinstance(source, Policy):
         return source
     if isinstance(source, Mapping):
-        return _checked(Document("<mapping>", data=dict(source)))
+        return _checked(_extended(Document("<mapping>", data=dict(source)), Path(), {}))
     if isinstance(source, str) and source in preset_names():
-        return _read(_PRESETS / f"{source}.yaml", source)
-    if isinstance(source, str) and not _is_path(source):
-        hint = suggest(source, preset_names()).replace("Known:", "Presets:")
-        raise PolicyError([_unreadable(source, "policy", "a preset or the path of a file", quote(source), hint)])
-    return _read(Path(source), str(source))
+        path = _PRESETS / f"{source}.yaml"
+        return _checked(_extended(_read(path, source), _PRESETS, {path.resolve(): source}))
+    if isinstance(source, str) and not _is_path(source, Path()):
+        raise PolicyError(
+            [_unreadable(source, "policy", "a preset or the path of a file", quote(source), _presets(source))]
+        )
+    path = Path(source)
+    return _checked(_extended(_read(path, str(source)), path.parent, {path.resolve(): str(source)}))
 
 
 def policy_text(source: str) -> str | None:
@@ -59,13 +64,62 @@ def policy_text(source: str) -> str | None:
         return None
 
 
-def _is_path(source: str) -> bool:
+def _extended(document: Document, folder: Path, chain: Mapping[Path, str]) -> Document:
+    """Lay a document over the policy that it extends, if it does.
+
+    Args:
+        document: as it was read.
+        folder: what a relative path is relative to.
+        chain: the files being extended, this one last, with the names that problems call them by.
+
+    Raises:
+        PolicyError: if the other policy cannot be used.
+    """
+    if not isinstance(document.data, Mapping) or document.data.get("extends") is None:
+        return document
+    written = document.data["extends"]
+
+    def refuse(expected: str, got: str, hint: str) -> PolicyError:
+        wrong = MismatchError(expected, got, hint, place=("extends",))
+        return PolicyError(_sorted([*document.problems, _placed(document, wrong)], document.file))
+
+    readable = isinstance(written, str) and 0 < len(written) <= 1000 and written.isprintable()
+    if not readable or (written not in preset_names() and not _is_path(written, folder)):
+        raise refuse("a preset or the path of a file", quote(written), _presets(written if readable else ""))
+    preset = written in preset_names()
+    path = _PRESETS / f"{written}.yaml" if preset else folder / written
+    name = written if preset else str(path)
+    if path.resolve() in chain:
+        names = list(chain.values())[list(chain).index(path.resolve()) :]
+        raise refuse("no circle of extends", " -> ".join([*names, names[0]]), "Remove one of these.")
+    if len(chain) >= _MOST_FILES:
+        raise refuse(f"at most {_MOST_FILES} policies one over another", "more", "")
+    try:
+        read = _read(path, name)
+    except PolicyError as error:
+        (unreadable,) = error.problems
+        raise refuse(unreadable.expected, unreadable.got, unreadable.hint) from None
+    base = _extended(read, path.parent, {**chain, path.resolve(): name})
+    try:
+        _checked(base)
+    except PolicyError as error:
+        raise PolicyError([*error.problems, *document.problems]) from None
+    merged, wrong = overlaid(base, document)
+    merged.problems += [_placed(document, each) for each in wrong]
+    return merged
+
+
+def _presets(word: str) -> str:
+    return suggest(word, preset_names()).replace("Known:", "Presets:")
+
+
+def _is_path(source: str, folder: Path) -> bool:
     """Whether a text is meant as a path: it has a separator, the ending of a YAML file, or it exists."""
-    return "/" in source or "\\" in source or source.endswith((".yaml", ".yml")) or Path(source).exists()
+    return "/" in source or "\\" in source or source.endswith((".yaml", ".yml")) or (folder / source).exists()
 
 
-def _read(path: Path, name: str) -> Policy:
-    """Read and check a file that problems call `name`."""
+def _read(path: Path, name: str) -> Document:
+    """Read a file that problems call `name`."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -76,7 +130,7 @@ def _read(path: Path, name: str) -> Policy:
         hint = f"Beside it: {', '.join(beside[:8])}." if beside else f"Presets: {', '.join(preset_names())}."
         got = (error.strerror or str(error)).lower()
         raise PolicyError([_unreadable(name, "file", "a file that can be read", got, hint)]) from None
-    return _checked(read_document(text, name))
+    return read_document(text, name)
 
 
 def _checked(document: Document) -> Policy:
@@ -89,12 +143,19 @@ def _checked(document: Document) -> Policy:
             mismatches = mismatches_of(error, Policy)
             mismatches += [wrong for wrong in _references(document.data) if wrong.place not in _places(mismatches)]
             follow = [_placed(document, mismatch) for mismatch in mismatches]
-            unreadable = {(problem.line, problem.column) for problem in document.problems}
-            problems += [each for each in follow if each.line is None or (each.line, each.column) not in unreadable]
+            unreadable = {(each.file, each.line, each.column) for each in document.problems}
+            problems += [
+                each for each in follow if each.line is None or (each.file, each.line, each.column) not in unreadable
+            ]
         else:
             if not problems:
                 return policy.with_source(document.file)
-    raise PolicyError(sorted(problems, key=lambda problem: (problem.line or 0, problem.column or 0)))
+    raise PolicyError(_sorted(problems, document.file))
+
+
+def _sorted(problems: list[Problem], first: str) -> list[Problem]:
+    """Order problems as they stand in their files, beginning with the file `first`."""
+    return sorted(problems, key=lambda each: (each.file != first, each.file, each.line or 0, each.column or 0))
 
 
 def _references(data: Any) -> list[MismatchError]:
@@ -119,22 +180,23 @@ def _places(mismatches: list[MismatchError]) -> set[Place]:
 
 def _placed(document: Document, mismatch: MismatchError) -> Problem:
     """Say where in a document a mismatch is."""
-    line, column = document.position(mismatch.place, at_key=mismatch.at_key)
+    file, line, column = document.position(mismatch.place, at_key=mismatch.at_key)
     place, rule = mismatch.place, None
     if len(place) > 1 and place[0] == "rules" and isinstance(place[1], int):
         entry = document.data["rules"][place[1]]
         name = entry.get("name") if isinstance(entry, Mapping) else None
         rule, place = name if isinstance(name, str) else f"#{place[1] + 1}", place[2:]
+    hint = mismatch.hint if file == document.file else f"{mismatch.hint} {document.file} extends it.".lstrip()
     dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     return Problem(
-        file=document.file,
+        file=file,
         line=line,
         column=column,
         rule=rule,
         message=dotted or ("the rule" if rule else "the policy"),
         expected=mismatch.expected,
         got=mismatch.got,
-        hint=mismatch.hint,
+        hint=hint,
     )
 
 

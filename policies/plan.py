@@ -6,11 +6,14 @@ nothing is parsed, validated or described while readings come in.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from .actions import Action
-from .condition import Condition, Test
+from .condition import Comparison, Condition, Test
 from .duration import Duration
+from .past import NOTHING, Derived, Past
 from .reading import Reading
 from .references import inhibitors_first
 from .schema import Policy, Rule
@@ -26,7 +29,7 @@ class RungPlan:
     Attributes:
         index: place in the ladder, from 0. action: name of the action. params: its parameters.
         description: the action written as a call, by which a failed rung is remembered.
-        repeat: tries in a row. within: how long each may take.
+        repeat: tries in a row. within: how long each may take. budget: tries on one codebook, or `None` for no bound.
     """
 
     index: int
@@ -35,6 +38,11 @@ class RungPlan:
     description: str
     repeat: int
     within: Duration
+    budget: int | None
+
+    def is_spent(self, state: RuleState) -> bool:
+        """Whether the rung has had all its tries on a codebook."""
+        return self.budget is not None and state.spent.get(self.description, 0) >= self.budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +52,12 @@ class RulePlan:
     Attributes:
         when, clear, success: the conditions, for messages. holds, clears, succeeds: the same, compiled.
         hold: readings that `when` must hold. clear_hold: readings that `clear` and `success` must hold.
-        cooldown, within: as in the policy. rungs: the ladder.
+        cooldown, growth, silence_until, budget, on_exhausted, within: as in the policy.
+        when_unknown: what `when` says of a missing field, and of one that is NaN. clear_unknown: what `clear` and
+            `success` say.
+        loss_increase: bound of the guard, if there is one. rungs: the ladder.
         inhibits: names of the rules that this one silences. inhibited_by: names of those that silence it.
+        applies_to: whether the rule exists on a codebook of a given name.
     """
 
     name: str
@@ -59,14 +71,36 @@ class RulePlan:
     hold: int
     clear_hold: int
     cooldown: Duration
+    growth: float
+    silence_until: int
+    budget: int | None
+    on_exhausted: str
+    when_unknown: tuple[bool | None, bool | None]
+    clear_unknown: tuple[bool | None, bool | None]
     within: Duration
+    loss_increase: float | None
     rungs: tuple[RungPlan, ...]
     inhibits: frozenset[str]
     inhibited_by: tuple[str, ...]
+    applies_to: Callable[[str], bool]
 
-    def next_rung(self, failed: tuple[str, ...]) -> RungPlan | None:
-        """Return the first rung that has not failed, or `None` when all have."""
-        return next((rung for rung in self.rungs if rung.description not in failed), None)
+    def next_rung(self, state: RuleState) -> RungPlan | None:
+        """Return the first rung that has neither failed nor spent its budget, or `None` when there is none."""
+        for rung in self.rungs:
+            if rung.description not in state.failed and not rung.is_spent(state):
+                return rung
+        return None
+
+    def is_spent(self, state: RuleState) -> bool:
+        """Whether the rule has had all its interventions on a codebook."""
+        return self.budget is not None and sum(state.spent.values()) >= self.budget
+
+    def pause(self, state: RuleState) -> Duration:
+        """Return how long the present cooldown is."""
+        if self.growth == 1 or state.pauses <= 1:
+            return self.cooldown
+        count = min(self.cooldown.count * self.growth ** min(state.pauses - 1, 64 / math.log2(self.growth)), 1e18)
+        return replace(self.cooldown, count=round(count))
 
     def open_rung(self, state: RuleState) -> RungPlan | None:
         """Return the rung whose intervention is open, or `None` if a changed policy no longer has it."""
@@ -80,6 +114,9 @@ class Plan:
     Attributes:
         rules: in the order in which they are judged, inhibitors first. observes: whether the mode is `observe`.
         warmup: first step that counts. min_tokens, settle: as in `Sample`.
+        everywhere: whether each rule applies to all codebooks.
+        bests: fields whose best is remembered. spans: how many values of a field are. derived: what asks for them.
+        chosen: the rules of each codebook seen so far.
         interventions: the budget. refill_after: healthy steps after which it is whole again, or `None` for never.
     """
 
@@ -90,6 +127,11 @@ class Plan:
     settle: int
     interventions: int
     refill_after: int | None
+    everywhere: bool
+    bests: tuple[str, ...]
+    spans: Mapping[str, int]
+    derived: tuple[Comparison, ...]
+    chosen: dict[str, tuple[RulePlan, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, policy: Policy) -> Plan:
@@ -97,6 +139,11 @@ class Plan:
         by_name = {rule.name: rule for rule in policy.rules}
         order = inhibitors_first({rule.name: rule.inhibits for rule in policy.rules})
         refill = policy.budget.refill_after
+        derived = _derived(policy)
+        spans: dict[str, int] = {}
+        for each in derived:
+            if each.function == "trend":
+                spans[each.field] = max(each.over, spans.get(each.field, 0))
         return cls(
             rules=tuple(_rule_plan(by_name[name], policy) for name in order),
             observes=policy.mode == "observe",
@@ -105,7 +152,34 @@ class Plan:
             settle=policy.sample.settle,
             interventions=policy.budget.interventions,
             refill_after=refill.count if refill else None,
+            everywhere=all(rule.codebooks == ("*",) for rule in policy.rules),
+            bests=tuple(dict.fromkeys(each.field for each in derived if each.function == "rel")),
+            spans=spans,
+            derived=derived,
         )
+
+    def rules_on(self, codebook: str) -> tuple[RulePlan, ...]:
+        """Return the rules that apply to a codebook, in the order in which they are judged."""
+        if self.everywhere:
+            return self.rules
+        if codebook not in self.chosen:
+            self.chosen[codebook] = tuple(rule for rule in self.rules if rule.applies_to(codebook))
+        return self.chosen[codebook]
+
+    def past_with(self, past: Past, reading: Reading) -> Past:
+        """Return the past of a codebook with one more reading in it."""
+        return past.with_reading(reading, self.bests, self.spans) if self.derived else past
+
+    def derive(self, past: Past, reading: Reading) -> Derived:
+        """Return what `rel` and `trend` are at the last reading of a past."""
+        if not self.derived:
+            return NOTHING
+        return {
+            each.subject: past.rel(each.field, getattr(reading, each.field))
+            if each.function == "rel"
+            else past.trend(each.field, each.over)
+            for each in self.derived
+        }
 
     def rule(self, name: str) -> RulePlan:
         """Return the rule of that name.
@@ -122,20 +196,29 @@ class Plan:
 
 def _rule_plan(rule: Rule, policy: Policy) -> RulePlan:
     """Compile one rule of a policy."""
-    clears, success = _clears(rule), rule.verify.success
+    success = rule.verify.success
+    when_unknown, clear_unknown = _unknown(rule)
+    clears = _clears(rule)
     return RulePlan(
         name=rule.name,
         severity=rule.severity,
         when=rule.when,
         clear=rule.clear_when,
         success=success or rule.clear_when,
-        holds=rule.when.compile(),
+        holds=rule.when.compile(*when_unknown),
         clears=clears,
-        succeeds=success.compile() if success else clears,
+        succeeds=success.compile(*clear_unknown) if success else clears,
         hold=rule.for_,
         clear_hold=rule.clear_for,
-        cooldown=rule.cooldown,
+        cooldown=rule.cooldown.for_,
+        growth=rule.cooldown.growth,
+        silence_until=rule.silence_until.count,
+        budget=rule.budget,
+        on_exhausted=rule.on_exhausted,
+        when_unknown=when_unknown,
+        clear_unknown=clear_unknown,
         within=rule.verify.within,
+        loss_increase=rule.verify.guard.loss_increase if rule.verify.guard else None,
         rungs=tuple(
             RungPlan(
                 index=index,
@@ -144,19 +227,36 @@ def _rule_plan(rule: Rule, policy: Policy) -> RulePlan:
                 description=rung.params.describe(),
                 repeat=rung.repeat,
                 within=rung.within or rule.verify.within,
+                budget=rung.budget,
             )
             for index, rung in enumerate(rule.ladder)
         ),
         inhibits=frozenset(rule.inhibits),
         inhibited_by=tuple(other.name for other in policy.rules if rule.name in other.inhibits),
+        applies_to=rule.applies_to,
     )
+
+
+def _derived(policy: Policy) -> tuple[Comparison, ...]:
+    """Return the comparisons of a policy that look at the past, one for each left side."""
+    conditions = [each for rule in policy.rules for each in (rule.when, rule.clear_when, rule.verify.success) if each]
+    comparisons = (part for condition in conditions for part in condition.comparisons())
+    return tuple({part.subject: part for part in comparisons if part.function != "value"}.values())
+
+
+def _unknown(rule: Rule) -> tuple[tuple[bool | None, bool | None], tuple[bool | None, bool | None]]:
+    """Return what `when` says of a missing field and of NaN, and what `clear` says of them: the opposite."""
+    says = {"keep": None, "fire": True, "clear": False}
+    opposite = {"keep": None, "fire": False, "clear": True}
+    return (says[rule.missing], says[rule.nan]), (opposite[rule.missing], opposite[rule.nan])
 
 
 def _clears(rule: Rule) -> Test:
     """Return the test of a rule being over: its `clear` holds, and its `when` does not."""
-    holds, clears = rule.when.compile(), rule.clear_when.compile()
+    when_unknown, clear_unknown = _unknown(rule)
+    holds, clears = rule.when.compile(*when_unknown), rule.clear_when.compile(*clear_unknown)
 
-    def test(reading: Reading) -> bool | None:
-        return False if holds(reading) else clears(reading)
+    def test(reading: Reading, derived: Derived = NOTHING, /) -> bool | None:
+        return False if holds(reading, derived) else clears(reading, derived)
 
     return test

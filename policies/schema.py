@@ -9,16 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
     SerializeAsAny,
     Strict,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_serializer,
     model_validator,
@@ -27,87 +29,48 @@ from pydantic import (
 from .actions import Action, action_named, actions
 from .condition import Condition, ConditionField
 from .diagnosis import mismatches_of
-from .duration import Duration, DurationField, PositiveDuration, PositiveSteps, Steps
+from .duration import DURATION_SCHEMA, Duration, PositiveDuration, Steps
 from .errors import MismatchError, MismatchesError, quote, suggest
+from .parts import Budget, Clear, Cooldown, Count, LossBound, Part, Sample, Verify
 from .references import reference_mismatches
 
-__all__ = ["Budget", "Clear", "Mode", "Policy", "Rule", "Rung", "Sample", "Severity", "Verify"]
+__all__ = ["Budget", "Clear", "Cooldown", "LossBound", "Mode", "Policy", "Rule", "Rung", "Sample", "Severity", "Verify"]
 
 Mode = Literal["observe", "act"]
 Severity = Literal["info", "warning", "critical"]
-Count = Annotated[int, Field(ge=1)]
+Unknown = Literal["keep", "fire", "clear"]
+LastResort = Literal["alert", "save_checkpoint", "stop_training", "observe"]
 
 
-class _Part(BaseModel):
-    """Common behaviour of every part of a policy: frozen, strict, no unknown keys, no infinities."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Sample(_Part):
-    """How often the guard takes a reading, and when a reading is evidence.
-
-    Attributes:
-        every: cadence while all is well. when_suspect: cadence while a rule is pending, firing or verifying.
-        min_tokens: a reading of fewer tokens gives no verdict.
-        settle: readings that pass after an intervention before one counts as evidence, 0 or more.
-        dead_below: a code is dead if used less than this fraction of the uniform share, in (0, 1].
-    """
-
-    every: PositiveSteps = Duration(50, "steps")
-    when_suspect: PositiveSteps = Duration(10, "steps")
-    min_tokens: Count = 256
-    settle: Annotated[int, Field(ge=0)] = 1
-    dead_below: Annotated[float, Field(gt=0, le=1)] = 0.1
-
-    @property
-    def every_steps(self) -> int:
-        """Optimizer steps between two readings while all is well."""
-        return self.every.count
-
-    @property
-    def when_suspect_steps(self) -> int:
-        """Optimizer steps between two readings while a codebook is suspect; never more than `every_steps`."""
-        return min(self.when_suspect.count, self.every.count)
+def _listed(value: object) -> object:
+    """Take one pattern for a list of it."""
+    return (value,) if isinstance(value, str) else value
 
 
-class Budget(_Part):
-    """How much may be done to a run.
-
-    Attributes:
-        interventions: actions in the run, 1 or more.
-        refill_after: the budget is whole again after so many steps with every codebook healthy; `null`: never.
-    """
-
-    interventions: Count = 20
-    refill_after: PositiveSteps | None = Duration(2000, "steps")
-
-
-class Clear(_Part):
-    """When a rule that fired is over: its own threshold, apart from the one that fires (hysteresis).
-
-    Attributes:
-        when: what must hold; `None`: the opposite of the rule's `when`.
-        for_: consecutive readings (YAML `for`); `None`: as many as the rule's `for`.
-    """
-
-    when: ConditionField | None = None
-    for_: Annotated[Count | None, Field(alias="for")] = None
+Pattern = Annotated[str, Field(min_length=1)]
+_PATTERNS = WithJsonSchema(
+    {
+        "anyOf": [
+            {"type": "string", "minLength": 1},
+            {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
+        ]
+    }
+)
 
 
-class Verify(_Part):
-    """How an intervention is judged.
-
-    Attributes:
-        within: how long it may take to succeed, counted from the step of the action.
-        success: what must hold for as many readings as `clear` asks; `None`: that the rule clears.
-    """
-
-    within: PositiveDuration = Duration(200, "steps")
-    success: ConditionField | None = None
+def _overriding_rule(schema: dict[str, Any]) -> None:
+    """Let the JSON schema allow what a rule may leave out, or say, where it overrides one of another policy."""
+    schema["properties"]["remove"] = {"const": True}
+    schema["required"] = ["name"]
 
 
-class Rung(_Part):
+def _extending_policy(schema: dict[str, Any]) -> None:
+    """Let the JSON schema allow a policy without rules that extends another."""
+    schema["required"] = ["version"]
+    schema["anyOf"] = [{"required": ["rules"]}, {"required": ["extends"]}]
+
+
+class Rung(Part):
     """One step of a ladder.
 
     In YAML a bare name (`reset_codes`), or the action with its parameters and, beside it, options:
@@ -117,12 +80,15 @@ class Rung(_Part):
         action: name of the action. params: its validated parameters.
         repeat: how often it may fail in a row before it is undone and the next rung has its turn, 1 or more.
         within: overrides the rule's `verify.within`.
+        budget: how often it may be tried on one codebook until the budget of the run is refilled; then it is passed
+            over. `None`: no bound of its own.
     """
 
     action: str
     params: SerializeAsAny[Action]
     repeat: Count = 1
     within: PositiveDuration | None = None
+    budget: Count | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -143,31 +109,66 @@ class Rung(_Part):
     @model_serializer
     def _to_yaml(self) -> dict[str, Any]:
         within = {"within": str(self.within)} if self.within else {}
-        return {self.action: self.params.model_dump(mode="json"), "repeat": self.repeat, **within}
+        budget = {"budget": self.budget} if self.budget else {}
+        return {self.action: self.params.model_dump(mode="json"), "repeat": self.repeat, **within, **budget}
 
 
-class Rule(_Part):
+_COOLDOWN = WithJsonSchema(
+    {
+        "anyOf": [
+            DURATION_SCHEMA,
+            {
+                "type": "object",
+                "properties": {"for": DURATION_SCHEMA, "growth": {"type": "number", "minimum": 1}},
+                "required": ["for"],
+                "additionalProperties": False,
+            },
+        ]
+    }
+)
+
+
+class Rule(Part):
     """One rule: what is wrong, for how long, how loudly to say so, and what to do about it.
 
     Attributes:
         name: unique in the policy; letters, digits, `_` and `-`.
+        codebooks: patterns of codebook names, such as `rvq.0`, `rvq.[1-3]` or `rvq.*` (as in `fnmatch`: a `*` stands
+            for dots, too); the rule exists only where one matches the whole name. One pattern needs no list.
         when: what is wrong. for_: consecutive readings before it fires (YAML `for`).
         clear: when it is over. severity: `critical` means collapsed, `warning` degraded, `info` neither.
         inhibits: rules that stay quiet on a codebook while this one is anything but armed there, its cooldown
             included. Once it fires they begin to count anew, and what they have open is ended as failed if it acts.
         cooldown: pause after an intervention has ended, before the rule may fire again.
+        silence_until: before this step the rule neither counts, tells nor acts; what is being verified is finished.
+        missing, nan: what a field that is not there, or is NaN, does to a comparison: `keep` leaves it open, which
+            neither fires nor clears the rule; `fire` counts for the rule, and against its end and success; `clear`
+            counts the other way round. A `trend` with too few readings is always open.
         verify: how interventions are judged. ladder: what to try, in order; empty: alert only.
+        budget: interventions of this rule on one codebook until the budget of the run is refilled; `None`: no bound of
+            its own.
+        on_exhausted: what is asked for when nothing more can be tried: `alert` tells, which happens anyway;
+            `save_checkpoint` and `stop_training` are asked of the training loop; `observe`: from then on nothing more
+            is done to this codebook in this run.
     """
 
+    model_config = ConfigDict(json_schema_extra=_overriding_rule)
+
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$", examples=["collapsed"])]
+    codebooks: Annotated[tuple[Pattern, ...], BeforeValidator(_listed), Strict(False), _PATTERNS] = ("*",)
     when: Annotated[ConditionField, Field(examples=["perplexity < 1.5"])]
     for_: Annotated[Count, Field(alias="for", examples=[2])] = 1
     clear: Clear = Clear()
     severity: Severity = "warning"
     inhibits: Annotated[tuple[str, ...], Strict(False)] = ()
-    cooldown: DurationField = Duration(0, "steps")
+    cooldown: Annotated[Cooldown, _COOLDOWN] = Cooldown.model_validate("0 steps")
+    silence_until: Steps = Duration(0, "steps")
+    missing: Unknown = "keep"
+    nan: Unknown = "keep"
     verify: Verify = Verify()
     ladder: Annotated[tuple[Rung, ...], Strict(False)] = ()
+    budget: Count | None = None
+    on_exhausted: LastResort = "alert"
 
     @property
     def clear_when(self) -> Condition:
@@ -178,6 +179,18 @@ class Rule(_Part):
     def clear_for(self) -> int:
         """Consecutive readings that `clear_when` must hold."""
         return self.clear.for_ or self.for_
+
+    @field_validator("codebooks")
+    @classmethod
+    def _some_codebook(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        if not patterns:
+            hint = "Leave the key out for all codebooks."
+            raise MismatchError("at least one pattern of codebook names", "an empty list", hint)
+        return patterns
+
+    def applies_to(self, codebook: str) -> bool:
+        """Whether the rule exists on a codebook of this name; upper and lower case differ."""
+        return any(fnmatchcase(codebook, pattern) for pattern in self.codebooks)
 
     @model_validator(mode="after")
     def _no_rung_twice(self) -> Rule:
@@ -191,19 +204,24 @@ class Rule(_Part):
         return self
 
 
-class Policy(_Part):
+class Policy(Part):
     """A whole policy file.
 
     Attributes:
         version: of the language; 1.
         name: for logs and reports.
+        extends: preset, or path relative to this file, of a policy that this one changes; `load_policy` works it out,
+            so that a loaded policy is whole and has `None` here.
         mode: `act`, or `observe`: decide and log, touch nothing.
         sample: see `Sample`. warmup: no verdict before this step. budget: see `Budget`.
         rules: at least one, judged in this order, except that a rule goes before those it inhibits.
     """
 
+    model_config = ConfigDict(json_schema_extra=_extending_policy)
+
     version: Annotated[Literal[1], Field(examples=[1])]
     name: Annotated[str, Field(min_length=1)] = "custom"
+    extends: Annotated[str | None, Field(exclude=True)] = None
     mode: Mode = "act"
     sample: Sample = Sample()
     warmup: Steps = Duration(0, "steps")
@@ -217,6 +235,13 @@ class Policy(_Part):
     def _not_newer(cls, value: object) -> object:
         if isinstance(value, int) and value > 1:
             raise MismatchError("version 1", quote(value), "The file is for a newer collapse_guard: upgrade.")
+        return value
+
+    @field_validator("extends")
+    @classmethod
+    def _worked_out(cls, value: str | None) -> str | None:
+        if value is not None:
+            raise MismatchError("a policy that is whole", quote(value), "`load_policy` works out what it extends.")
         return value
 
     @model_validator(mode="after")
@@ -259,7 +284,7 @@ def _only_action(rung: Mapping[str, Any]) -> str:
     Raises:
         MismatchesError: for every key that is neither the action nor an option of a rung.
     """
-    options = ("repeat", "within")
+    options = ("repeat", "within", "budget")
     candidates = [key for key in rung if key not in options]
     if not candidates:
         raise MismatchError("an action beside its options", quote(rung), f"Known: {', '.join(actions())}.")

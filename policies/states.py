@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from .decisions import Skip, Word
+from .past import Past
 from .reading import Reading
 
 __all__ = ["CodebookState", "EngineState", "Phase", "RuleState"]
@@ -45,6 +46,7 @@ class RuleState:
         attempt: number of the open intervention, reported or not. before: the last reading before it.
         since_step, since_epoch: where the open intervention, or the cooling, began.
         readings: readings since then. evidence: how many of them could tell success from failure.
+        spent: interventions asked for, by description, since the budget was last whole. pauses: cooldowns begun since.
     """
 
     phase: Phase = Phase.ARMED
@@ -62,6 +64,8 @@ class RuleState:
     since_epoch: int | None = None
     readings: int = 0
     evidence: int = 0
+    spent: Mapping[str, int] = field(default_factory=dict)
+    pauses: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as plain data."""
@@ -70,6 +74,7 @@ class RuleState:
             "phase": self.phase.value,
             "skipped": self.skipped.value if self.skipped else None,
             "failed": list(self.failed),
+            "spent": dict(self.spent),
             "before": self.before.as_dict() if self.before else None,
         }
 
@@ -81,6 +86,7 @@ class RuleState:
             phase=Phase(plain["phase"]),
             skipped=_skip(plain["skipped"]),
             failed=tuple(plain["failed"]),
+            spent=dict(plain["spent"]),
             before=Reading.from_dict(plain["before"]) if plain["before"] else None,
         )
 
@@ -94,6 +100,8 @@ class CodebookState:
         judged: whether a reading has given a verdict yet.
         skipped: why readings give no verdict at present.
         settling_after: action whose effect is still settling. settled: readings that have passed since.
+        past: what `rel` and `trend` compare with.
+        resigned: rule that was exhausted and asked that nothing more be done here.
     """
 
     rules: Mapping[str, RuleState] = field(default_factory=dict)
@@ -101,6 +109,8 @@ class CodebookState:
     skipped: Skip | None = None
     settling_after: str | None = None
     settled: int = 0
+    past: Past = field(default_factory=Past)
+    resigned: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as plain data."""
@@ -110,13 +120,15 @@ class CodebookState:
             "skipped": self.skipped.value if self.skipped else None,
             "settling_after": self.settling_after,
             "settled": self.settled,
+            "past": self.past.to_dict(),
+            "resigned": self.resigned,
         }
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> CodebookState:
         """Rebuild a state from `to_dict`."""
         rules = {name: RuleState.from_dict(rule) for name, rule in plain["rules"].items()}
-        return replace(cls(**plain), rules=rules, skipped=_skip(plain["skipped"]))
+        return replace(cls(**plain), rules=rules, skipped=_skip(plain["skipped"]), past=Past.from_dict(plain["past"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ keeps a clock, and nothing acts: an ACT decision only asks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -27,7 +28,7 @@ __all__ = ["advance", "close", "fail", "starve"]
 
 def advance(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
     """Take the reading of the turn into account; the old state itself is returned where nothing changes."""
-    holds = rule.holds(turn.reading)
+    holds = rule.holds(turn.reading, turn.derived)
     if holds is not None and holds is not state.holds:
         state = replace(state, holds=holds)
     return _PHASES[state.phase](turn, rule, state, holds)
@@ -50,6 +51,8 @@ def close(
         phase=Phase.COOLING,
         holds=state.holds,
         failed=state.failed,
+        spent=state.spent,
+        pauses=state.pauses + 1,
         since_step=turn.step,
         since_epoch=turn.reading.epoch,
     )
@@ -64,7 +67,7 @@ def fail(
     action that was not `applied` has done nothing itself, so only earlier tries can be undone.
     """
     rung = rule.open_rung(state)
-    last = not again or rung is None or state.tries >= rung.repeat
+    last = not again or rung is None or state.tries >= rung.repeat or rung.is_spent(state) or rule.is_spent(state)
     turn.record_outcome(
         rule,
         state,
@@ -80,7 +83,11 @@ def fail(
         failed=failed,
         tried=state.tried,
         tries=0 if last else state.tries,
+        spent=state.spent,
+        pauses=state.pauses,
     )
+    if turn.step < rule.silence_until:
+        return _silence(turn, rule, state)
     inhibitor = turn.inhibitor(rule)
     return _act(turn, rule, state) if inhibitor is None else _hush(turn, rule, state, inhibitor)
 
@@ -93,11 +100,13 @@ def _armed(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> 
         if state.phase is Phase.ARMED and state.skipped is None:
             return state
         return replace(state, phase=Phase.ARMED, held=0, skipped=None)
+    if turn.step < rule.silence_until:
+        return _silence(turn, rule, state)
     inhibitor = turn.inhibitor(rule)
     if inhibitor is not None and not turn.is_pending(inhibitor):
         return _hush(turn, rule, state, inhibitor)
     held = state.held + 1
-    explanation = rule.when.explain(turn.reading)
+    explanation = rule.when.explain(turn.reading, turn.derived, *rule.when_unknown)
     if held >= rule.hold:
         if inhibitor is not None:
             return _wait_for(turn, rule, replace(state, phase=Phase.PENDING, held=held), inhibitor)
@@ -114,6 +123,8 @@ def _firing(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) ->
         return state
     if not holds:
         return _clearing(turn, rule, state, holds)
+    if turn.step < rule.silence_until:
+        return _silence(turn, rule, state)
     inhibitor = turn.inhibitor(rule)
     if inhibitor is not None:
         quieten = _wait_for if turn.is_pending(inhibitor) else _hush
@@ -123,7 +134,7 @@ def _firing(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) ->
 
 def _clearing(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> RuleState:
     """Fired or exhausted: count clear readings until the rule is over."""
-    clear = rule.clears(turn.reading)
+    clear = rule.clears(turn.reading, turn.derived)
     if clear is None:
         return state
     if not clear:
@@ -131,33 +142,58 @@ def _clearing(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) 
     cleared = state.cleared + 1
     if cleared < rule.clear_hold:
         return replace(state, cleared=cleared)
-    turn.record(DecisionKind.CLEARED, rule, f"{rule.clear.explain(turn.reading)} for {_readings(cleared)}")
+    turn.record(
+        DecisionKind.CLEARED,
+        rule,
+        f"{rule.clear.explain(turn.reading, turn.derived, *rule.clear_unknown)} for {_readings(cleared)}",
+    )
     return replace(state, phase=Phase.ARMED, held=0, cleared=0, skipped=None)
 
 
 def _verifying(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> RuleState:
     """Judge the open intervention: success must last, failure is stated at the deadline.
 
-    A streak of success that has begun in time may end after the deadline.
+    A streak of success that has begun in time may end after the deadline. Success that costs more loss than the guard
+    allows is none, and the deadline decides.
     """
     state = replace(state, readings=state.readings + 1)
     rung = rule.open_rung(state)
     if rung is None:
         reason = f"the policy has changed and no longer has {state.tried}"
         return close(turn, rule, state, Outcome.INCONCLUSIVE, reason, after=turn.reading)
-    success = rule.succeeds(turn.reading)
+    success = rule.succeeds(turn.reading, turn.derived)
     if success is None:
         return _without_evidence(turn, rule, state)
     if success:
         state = replace(state, cleared=state.cleared + 1, evidence=state.evidence + 1)
         if state.cleared < rule.clear_hold:
             return state
-        reason = f"{rule.success.explain(turn.reading)} for {_readings(state.cleared)} after {rung.action}"
-        return close(turn, rule, state, Outcome.RECOVERED, reason, after=turn.reading)
+        explanation = rule.success.explain(turn.reading, turn.derived, *rule.clear_unknown)
+        reason = f"{explanation} for {_readings(state.cleared)} after {rung.action}"
+        is_within, remark = _loss_of(turn, rule, state)
+        if is_within:
+            return close(turn, rule, state, Outcome.RECOVERED, reason + remark, after=turn.reading)
+        if _left(rung.within, turn, state) > 0:
+            return state
+        return fail(turn, rule, state, f"{reason}, but {remark}")
     if _left(rung.within, turn, state) > 0:
         return replace(state, cleared=0, evidence=state.evidence + 1)
     wanted = f"{rule.success} for {_readings(rule.clear_hold)}"
-    return fail(turn, rule, state, f"{rule.success.measure(turn.reading)} after {rung.within}, wanted {wanted}")
+    return fail(
+        turn, rule, state, f"{rule.success.measure(turn.reading, turn.derived)} after {rung.within}, wanted {wanted}"
+    )
+
+
+def _loss_of(turn: Turn, rule: RulePlan, state: RuleState) -> tuple[bool, str]:
+    """Return whether the loss is within the guard's bound, and what to say of it in the outcome."""
+    bound, before, now = rule.loss_increase, state.before.loss if state.before else None, turn.reading.loss
+    if bound is None:
+        return True, ""
+    if before is None or now is None or not math.isfinite(before):
+        return True, "; the guard was not applied: no loss is known before and after"
+    if now <= before + bound * abs(before):
+        return True, f"; loss {now:.4g}, {before:.4g} before"
+    return False, f"loss {now:.4g} is more than {bound:.15g} above the {before:.4g} before {action_of(state)}"
 
 
 def _without_evidence(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
@@ -177,9 +213,11 @@ def _cooling(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -
     What held during the pause does not count afterwards: the rule begins anew, armed, at the reading that ends it.
     """
     state = replace(state, readings=state.readings + 1)
-    left = _left(rule.cooldown, turn, state)
+    pause = rule.pause(state)
+    left = _left(pause, turn, state)
     if left <= 0:
-        return _armed(turn, rule, RuleState(holds=state.holds, failed=state.failed), holds)
+        armed = RuleState(holds=state.holds, failed=state.failed, spent=state.spent, pauses=state.pauses)
+        return _armed(turn, rule, armed, holds)
     if holds is None:
         return state
     if not holds:
@@ -187,7 +225,7 @@ def _cooling(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -
     state = replace(state, held=state.held + 1)
     if state.held < rule.hold:
         return state
-    return turn.skip(rule, state, Skip.COOLING_DOWN, f"cooling down: {left} of {rule.cooldown} left")
+    return turn.skip(rule, state, Skip.COOLING_DOWN, f"cooling down: {left} of {pause} left")
 
 
 def _act(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
@@ -198,20 +236,40 @@ def _act(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
     """
     if not rule.rungs:
         return state
-    rung = rule.next_rung(state.failed)
+    rung = rule.next_rung(state)
     if rung is None:
         tried = ", ".join(each.description for each in rule.rungs)
-        turn.record(DecisionKind.EXHAUSTED, rule, f"every rung has failed: {tried}")
-        return replace(state, phase=Phase.EXHAUSTED, skipped=None)
+        spent = " or spent its budget" if any(each.description not in state.failed for each in rule.rungs) else ""
+        turn.record(DecisionKind.EXHAUSTED, rule, f"every rung has failed{spent}: {tried}", then=rule.on_exhausted)
+        return _exhausted(turn, rule, replace(state, skipped=None))
     facts: dict[str, Any] = {"action": rung.action, "params": rung.params, "rung": rung.index}
     if turn.plan.observes:
         return turn.skip(rule, state, Skip.OBSERVING, f"observe mode: would {rung.description}", **facts)
-    if turn.spent >= turn.plan.interventions:
-        reason = f"budget of {turn.plan.interventions} interventions is spent"
-        return replace(turn.skip(rule, state, Skip.BUDGET_SPENT, reason, **facts), phase=Phase.EXHAUSTED)
+    if turn.resigned is not None:
+        reason = f"nothing more is done here since {turn.resigned} was exhausted: would {rung.description}"
+        return turn.skip(rule, state, Skip.OBSERVING, reason, **facts)
+    if (spent_budget := _spent_budget(turn, rule, state)) is not None:
+        state = turn.skip(rule, state, Skip.BUDGET_SPENT, spent_budget, **facts, then=rule.on_exhausted)
+        return _exhausted(turn, rule, state)
     if not _has_room(turn, rule, state):
         return turn.skip(rule, state, Skip.OCCUPIED, "another intervention is being verified", **facts)
     return _ask(turn, rule, state, rung)
+
+
+def _spent_budget(turn: Turn, rule: RulePlan, state: RuleState) -> str | None:
+    """Return which budget allows no further intervention, if one does not."""
+    if turn.spent >= turn.plan.interventions:
+        return f"budget of {turn.plan.interventions} interventions is spent"
+    if rule.is_spent(state):
+        return f"budget of {rule.budget} interventions by {rule.name} on {turn.codebook} is spent"
+    return None
+
+
+def _exhausted(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
+    """Give up until the rule clears; on the whole codebook and for good if the rule says so."""
+    if rule.on_exhausted == "observe":
+        turn.resigned = rule.name
+    return replace(state, phase=Phase.EXHAUSTED)
 
 
 def _has_room(turn: Turn, rule: RulePlan, state: RuleState) -> bool:
@@ -237,7 +295,7 @@ def _ask(turn: Turn, rule: RulePlan, state: RuleState, rung: RungPlan) -> RuleSt
     turn.record(
         DecisionKind.ACT,
         rule,
-        f"{place}: {rung.description} at {rule.when.measure(turn.reading)}",
+        f"{place}: {rung.description} at {rule.when.measure(turn.reading, turn.derived)}",
         action=rung.action,
         params=rung.params,
         rung=rung.index,
@@ -255,7 +313,15 @@ def _ask(turn: Turn, rule: RulePlan, state: RuleState, rung: RungPlan) -> RuleSt
         before=turn.reading,
         since_step=turn.step,
         since_epoch=turn.reading.epoch,
+        spent={**state.spent, rung.description: state.spent.get(rung.description, 0) + 1},
     )
+
+
+def _silence(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
+    """Return an armed state that counts from the beginning once the rule may speak."""
+    if state.phase is not Phase.ARMED or state.held:
+        state = replace(state, phase=Phase.ARMED, held=0, cleared=0)
+    return turn.skip(rule, state, Skip.SILENCED, f"silent until step {rule.silence_until}")
 
 
 def _hush(turn: Turn, rule: RulePlan, state: RuleState, inhibitor: str) -> RuleState:

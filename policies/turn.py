@@ -31,15 +31,29 @@ class Turn:
         step: optimizer step of the turn. reading: the reading to judge, or else the last one before the intervention.
     """
 
-    __slots__ = ("_rules", "attempts", "book", "codebook", "decisions", "plan", "reading", "rules", "spent", "step")
+    __slots__ = (
+        "_rules",
+        "attempts",
+        "codebook",
+        "decisions",
+        "derived",
+        "plan",
+        "reading",
+        "resigned",
+        "rules",
+        "spent",
+        "step",
+    )
 
     def __init__(
         self, plan: Plan, state: EngineState, book: CodebookState, codebook: str, *, step: int, reading: Reading
     ) -> None:
-        self.plan, self.book, self.codebook, self.step, self.reading = plan, book, codebook, step, reading
+        self.plan, self.codebook, self.step, self.reading = plan, codebook, step, reading
         self.rules: Mapping[str, RuleState] = book.rules
         self._rules: dict[str, RuleState] | None = None
         self.attempts, self.spent = state.attempts, state.spent
+        self.resigned = book.resigned
+        self.derived = plan.derive(book.past, reading)
         self.decisions: list[Decision] = []
 
     def put(self, rule: RulePlan, state: RuleState) -> None:

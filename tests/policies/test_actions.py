@@ -95,7 +95,7 @@ def test_a_name_that_a_rung_cannot_hold_is_refused(name: str) -> None:
         action: ClassVar[str] = name
 
     with pytest.raises(
-        ValueError, match="expected an action name in snake_case other than action, params, repeat, within"
+        ValueError, match="expected an action name in snake_case other than action, budget, params, repeat, within"
     ):
         register_action(name, Misnamed)
 

@@ -11,7 +11,18 @@ from typing import Any, NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collapse_guard.policies import Decision, DecisionKind, Health, Outcome, Phase, Policy, PolicyEngine, Reading, Skip
+from collapse_guard.policies import (
+    Budget,
+    Decision,
+    DecisionKind,
+    Health,
+    Outcome,
+    Phase,
+    Policy,
+    PolicyEngine,
+    Reading,
+    Skip,
+)
 from tests.policies.series import Run, policy, reading, rule
 
 ACTIONS = ("reset_codes", "decay_commitment", "fallback_tokenizer", "alert")
@@ -23,6 +34,8 @@ spans = st.one_of(
     st.integers(1, 5).map(lambda count: f"{count} readings"),
     st.just("1 epoch"),
 )
+unknowns = st.sampled_from(("keep", "keep", "fire", "clear"))
+rung_budgets: st.SearchStrategy[dict[str, int]] = st.sampled_from(({}, {}, {"budget": 1}))
 
 
 class Line(NamedTuple):
@@ -50,7 +63,9 @@ lines = _blocks.map(lambda blocks: [line for line, count in blocks for _ in rang
 def rungs(draw: st.DrawFn) -> list[dict[str, Any]]:
     """Up to four rungs with different actions."""
     names = draw(st.permutations(ACTIONS))[: draw(st.sampled_from((2, 1, 3, 4, 0)))]
-    return [{name: {}, "repeat": draw(st.integers(1, 2)), "within": draw(spans)} for name in names]
+    return [
+        {name: {}, "repeat": draw(st.integers(1, 2)), "within": draw(spans), **draw(rung_budgets)} for name in names
+    ]
 
 
 @st.composite
@@ -65,7 +80,12 @@ def policies(draw: st.DrawFn) -> Policy:
             hold=draw(st.integers(1, 2)),
             clear={"for": draw(st.integers(1, 2))},
             severity=draw(st.sampled_from(("info", "warning", "critical"))),
-            cooldown=draw(spans),
+            cooldown={"for": draw(spans), "growth": draw(st.sampled_from((1, 1, 2)))},
+            missing=draw(unknowns),
+            nan=draw(unknowns),
+            silence_until=draw(st.sampled_from(("0 steps", "0 steps", "40 steps"))),
+            budget=draw(st.sampled_from((None, None, 2))),
+            on_exhausted=draw(st.sampled_from(("alert", "stop_training", "observe"))),
             inhibits=[other for other in names if ranks[name] > ranks[other] and draw(st.booleans())],
             verify={"success": "perplexity >= 10"} if draw(st.booleans()) else {},
             ladder=draw(rungs()),
@@ -132,7 +152,7 @@ def test_at_most_one_intervention_is_open_on_a_codebook(policy: Policy, script: 
 def test_nothing_is_done_inside_a_cooldown(policy: Policy, script: list[Line]) -> None:
     readings = readings_of(script)
     epochs = {each.step: each.epoch or 0 for each in readings}
-    spans = {each.name: each.cooldown for each in policy.rules}
+    spans = {each.name: each.cooldown.for_ for each in policy.rules}
     ended: dict[tuple[str, str], int] = {}
     for decision in Run(policy, refuses_some).feed(readings).decisions:
         key = decision.codebook, decision.rule
@@ -158,6 +178,25 @@ def test_the_budget_is_never_exceeded(policy: Policy, script: list[Line]) -> Non
     for earlier, later in zip(acts, acts[allowed:], strict=False):
         assert refill is not None
         assert later.step - earlier.step > refill.count
+
+
+@given(policies(), lines)
+def test_no_rule_exceeds_a_budget_of_its_own(policy: Policy, script: list[Line]) -> None:
+    unfilled = policy.model_copy(update={"budget": Budget(interventions=99, refill_after=None)})
+    acts = of_kind(Run(unfilled, refuses_some).feed(readings_of(script)).decisions, DecisionKind.ACT)
+    by_rule = Counter((act.codebook, act.rule) for act in acts)
+    by_rung = Counter((act.codebook, act.rule, act.rung or 0) for act in acts)
+    rules = {each.name: each for each in policy.rules}
+    assert all(count <= (rules[rule].budget or 99) for (_, rule), count in by_rule.items())
+    assert all(count <= (rules[rule].ladder[rung].budget or 99) for (_, rule, rung), count in by_rung.items())
+
+
+@given(policies(), lines)
+def test_a_silent_rule_says_nothing_but_that(policy: Policy, script: list[Line]) -> None:
+    until = {each.name: each.silence_until.count for each in policy.rules}
+    for told in Run(policy, refuses_some).feed(readings_of(script)).decisions:
+        if told.rule and told.step < until[told.rule]:
+            assert told.skip is Skip.SILENCED
 
 
 @given(policies(), lines)
@@ -224,7 +263,7 @@ def test_a_run_in_two_halves_decides_as_in_one_go(policy: Policy, script: list[L
 @given(policies(), lines)
 def test_an_unrelated_codebook_changes_nothing_for_the_others(policy: Policy, script: list[Line]) -> None:
     """As long as the common budget lasts, and but for the numbering."""
-    ample = policy.model_copy(update={"budget": policy.budget.model_copy(update={"interventions": 10**6})})
+    ample = policy.model_copy(update={"budget": Budget(interventions=10**6, refill_after=None)})
     readings = readings_of(script)
 
     def told(among: Iterable[Reading]) -> list[str]:

@@ -19,6 +19,7 @@ from collapse_guard.policies import (
     Sample,
     Verify,
     load_policy,
+    preset_names,
 )
 from tests.policies.series import policy, rule
 from tests.policies.test_loader import DATA
@@ -32,7 +33,7 @@ def test_a_policy_says_little_and_means_a_lot() -> None:
     assert (loaded.sample.min_tokens, loaded.sample.settle, loaded.sample.dead_below) == (256, 1, 0.1)
     (only,) = loaded.rules
     assert (only.for_, only.severity, only.inhibits, only.ladder) == (1, "warning", (), ())
-    assert (only.cooldown, only.verify) == (Duration(0, "steps"), Verify(within=Duration(200, "steps")))
+    assert (only.cooldown.for_, only.verify) == (Duration(0, "steps"), Verify(within=Duration(200, "steps")))
     assert (only.clear_when, only.clear_for) == (Condition.parse("perplexity >= 1.5"), 1)
 
 
@@ -64,7 +65,7 @@ def test_a_rung_may_be_written_short_or_long(written: Any, rung: Rung) -> None:
     assert policy(rule(ladder=[written])).rules[0].ladder == (rung,)
 
 
-@pytest.mark.parametrize("source", ["default", "observe", DATA / "everything.good.yaml"])
+@pytest.mark.parametrize("source", [*preset_names(), DATA / "everything.good.yaml"])
 def test_a_policy_survives_being_written_and_read(source: Any) -> None:
     loaded = load_policy(source)
     written = json.loads(loaded.model_dump_json(by_alias=True))
@@ -97,7 +98,9 @@ def test_the_json_schema_knows_the_language() -> None:
     schema = Policy.model_json_schema(by_alias=True)
     assert schema["additionalProperties"] is False
     assert schema["properties"]["rules"]["minItems"] == 1
-    assert list(schema["$defs"]["Rule"]["properties"])[:4] == ["name", "when", "for", "clear"]
+    assert schema["anyOf"] == [{"required": ["rules"]}, {"required": ["extends"]}]
+    assert schema["$defs"]["Rule"]["required"] == ["name"]
+    assert list(schema["$defs"]["Rule"]["properties"])[:4] == ["name", "codebooks", "when", "for"]
     assert schema["$defs"]["Verify"]["properties"]["within"]["pattern"] == r"^\d+ *(steps?|readings?|epochs?)$"
 
 

@@ -1,0 +1,106 @@
+"""The past of a codebook: what `rel` and `trend` compare its readings with.
+
+    rel(field)                      the value / the codebook's own best so far, this reading included
+    trend(field, over: 5 readings)  slope per reading of the least-squares line through the last 5 values / their |mean|
+
+Best is the highest value of a field in `HIGHEST_IS_BEST` and the lowest of one in `LOWEST_IS_BEST`; other fields have
+no best, and no `rel`. `rel(perplexity) < 0.3` thus means "fallen below 30 % of its own best", and `rel(loss) > 1.5`
+"half as much again as its lowest". It is unknown while the best is not above 0.
+
+`trend(perplexity, over: 5 readings) < -0.1` means "losing a tenth of its mean with every reading". It is unknown until
+there are so many values, or if their mean is 0. Only readings that give a verdict count, so warm-up, small windows and
+settling leave no trace; the values for `trend` begin anew with every intervention and with every rollback.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+from .reading import Reading
+
+__all__ = ["HIGHEST_IS_BEST", "LOWEST_IS_BEST", "NOTHING", "Derived", "Past", "slope"]
+
+HIGHEST_IS_BEST = ("perplexity", "perplexity_ratio", "usage", "latent_rank", "codebook_rank", "finite_fraction")
+LOWEST_IS_BEST = ("dead_fraction", "top_share", "relative_error", "loss")
+
+Derived: TypeAlias = Mapping[str, "float | None"]
+"""Values of `rel(...)` and `trend(...)` by their text; `None` where they are not known."""
+NOTHING: Derived = MappingProxyType({})
+"""What is derived where nothing has passed yet."""
+
+_BETTER: dict[str, Callable[[float, float], float]] = {
+    **dict.fromkeys(HIGHEST_IS_BEST, max),
+    **dict.fromkeys(LOWEST_IS_BEST, min),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What is remembered of one codebook, no more than the policy asks for.
+
+    Attributes:
+        best: best finite value so far, by field.
+        recent: last finite values, oldest first, by field.
+    """
+
+    best: Mapping[str, float] = field(default_factory=dict)
+    recent: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def with_reading(self, reading: Reading, bests: Iterable[str], spans: Mapping[str, int]) -> Past:
+        """Return the past with one more reading in it.
+
+        Args:
+            reading: one that gives a verdict.
+            bests: fields whose best is wanted.
+            spans: how many values of a field are wanted.
+        """
+        best, recent = dict(self.best), dict(self.recent)
+        for name in bests:
+            value = getattr(reading, name)
+            if value is not None and math.isfinite(value):
+                best[name] = _BETTER[name](best[name], value) if name in best else value
+        for name, count in spans.items():
+            value = getattr(reading, name)
+            if value is not None and math.isfinite(value):
+                recent[name] = (*recent.get(name, ()), value)[-count:]
+        return Past(best, recent)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the past as plain data."""
+        return {"best": dict(self.best), "recent": {name: list(values) for name, values in self.recent.items()}}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Past:
+        """Rebuild a past from `to_dict`."""
+        return cls(dict(plain["best"]), {name: tuple(values) for name, values in plain["recent"].items()})
+
+    def restarted(self) -> Past:
+        """Return the past without recent values, for the time after an intervention."""
+        return Past(self.best) if self.recent else self
+
+    def rel(self, name: str, value: float | None) -> float | None:
+        """Return a value relative to the best so far."""
+        best = self.best.get(name)
+        return None if value is None or best is None or not best > 0 else value / best
+
+    def trend(self, name: str, over: int) -> float | None:
+        """Return the relative slope over so many values."""
+        values = self.recent.get(name, ())
+        return slope(values[-over:]) if len(values) >= over else None
+
+
+def slope(values: Sequence[float]) -> float | None:
+    """Return the slope of the least-squares line through two or more values, per step, relative to their |mean|.
+
+    >>> slope([8.0, 10.0, 12.0])
+    0.2
+    """
+    middle = (len(values) - 1) / 2
+    mean = sum(values) / len(values)
+    rise = sum((place - middle) * value for place, value in enumerate(values))
+    run = sum((place - middle) ** 2 for place in range(len(values)))
+    return rise / run / abs(mean) if mean else None
