@@ -135,7 +135,7 @@ def _too_short(within: Duration, rule: Rule, policy: Policy, place: Place) -> It
 
 def _of_ladder(rule: Rule) -> Iterator[Finding]:
     """Ladders that end with something that may fail, and with nobody told what then."""
-    if not rule.ladder or rule.severity != "critical" or getattr(rule, "on_exhausted", None):
+    if not rule.ladder or rule.severity != "critical" or getattr(rule, "on_exhausted", "alert") != "alert":
         return
     last = rule.ladder[-1].action
     if last not in _LAST_RESORTS:
