@@ -159,7 +159,7 @@ def load_cases(path: Path) -> tuple[Policy, tuple[Case, ...]]:
 
 def _placed(document: Document, mismatch: MismatchError) -> Problem:
     """Say where in a file of tests a mismatch is."""
-    line, column = document.position(mismatch.place, at_key=mismatch.at_key)
+    *_, line, column = document.position(mismatch.place, at_key=mismatch.at_key)
     dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in mismatch.place).lstrip(".")
     return Problem(
         file=document.file,

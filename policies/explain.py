@@ -124,8 +124,9 @@ def _of_ladder(rule: Rule, *, acts: bool) -> Iterator[str]:
         f"A try has succeeded when {success}{streak}. One that has not is a failure: what it did is undone, "
         "and the next has its turn. When the last has failed, the rule does nothing more until it is over."
     )
-    if rule.cooldown.count:
-        yield f"After an intervention that ended well it pauses for {rule.cooldown}."
+    if rule.cooldown != Rule.model_fields["cooldown"].default:
+        pause = rule.model_dump(mode="json", include={"cooldown"})["cooldown"]
+        yield f"After an intervention that ended well it pauses for {_written(pause)}."
     yield from _untold(rule.verify, _TOLD_OF_VERIFY, "verify.")
 
 
@@ -147,7 +148,15 @@ def _untold(part: BaseModel, told: Collection[str], prefix: str = "") -> Iterato
     for name, field in type(part).model_fields.items():
         key = field.alias or name
         if name not in told and key in plain:
-            yield f"{prefix}{key}: {plain[key]}."
+            yield f"{prefix}{key}: {_written(plain[key])}."
+
+
+def _written(value: Any) -> str:
+    """Write a plain value without brackets: a list by its entries, a mapping by its keys, `for` without its name."""
+    if isinstance(value, dict):
+        said = {key: each for key, each in value.items() if each is not None}
+        return ", ".join(_written(each) if key == "for" else f"{key} {_written(each)}" for key, each in said.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _in_a_row(count: int) -> str:

@@ -79,7 +79,8 @@ def position_in(text: str, finding: Finding) -> tuple[int, int] | tuple[None, No
         if finding.rule not in names:
             return None, None
         place = ("rules", names.index(finding.rule), *place)
-    return document.position(place)
+    *_, line, column = document.position(place)
+    return (line, column) if line is not None and column is not None else (None, None)
 
 
 def _of_conditions(rule: Rule, ranges: Ranges, codes: int | None) -> Iterator[Finding]:
@@ -134,7 +135,7 @@ def _too_short(within: Duration, rule: Rule, policy: Policy, place: Place) -> It
 
 def _of_ladder(rule: Rule) -> Iterator[Finding]:
     """Ladders that end with something that may fail, and with nobody told what then."""
-    if not rule.ladder or rule.severity != "critical" or getattr(rule, "on_exhausted", None):
+    if not rule.ladder or rule.severity != "critical" or getattr(rule, "on_exhausted", "alert") != "alert":
         return
     last = rule.ladder[-1].action
     if last not in _LAST_RESORTS:
@@ -147,7 +148,7 @@ def _of_ladder(rule: Rule) -> Iterator[Finding]:
 def _of_others(rule: Rule, policy: Policy, ranges: Ranges) -> Iterator[Finding]:
     """Rules that another one keeps from firing, or doubles."""
     for other in policy.rules:
-        if other is rule or not _possible(rule.when, ranges):
+        if other is rule or not _possible(rule.when, ranges) or not _meet(rule, other):
             continue
         if _possible(_both(rule.when, other.when.negated()), ranges) or other.for_ > rule.for_:
             continue
@@ -276,6 +277,12 @@ def _comparisons(condition: Condition) -> Iterator[Comparison]:
 def _subject(comparison: Comparison) -> str:
     """Return what is compared, as it is written on the left."""
     return str(comparison).partition(f" {comparison.sign} ")[0]
+
+
+def _meet(rule: Rule, other: Rule) -> bool:
+    """Whether the other rule exists on every codebook that this one does; patterns are compared as written."""
+    own, others = (getattr(each, "codebooks", ("*",)) for each in (rule, other))
+    return bool(others == own or "*" in others)
 
 
 def _is_before(rule: Rule, other: Rule, policy: Policy) -> bool:

@@ -53,26 +53,24 @@ class Recording:
 def recordings_of_events(records: Iterable[Mapping[str, Any]]) -> list[Recording]:
     """Return the runs of an event log that have readings, in their order.
 
-    A run that went on from a checkpoint is one run. What was recorded between the checkpoint and the interruption is
-    left out: the run itself has forgotten it.
+    Runs that write into one log at the same time are told apart by the name that each of their lines carries. A run
+    that went on from a checkpoint is one run. What was recorded between the checkpoint and the interruption is left
+    out: the run itself has forgotten it.
     """
     runs: list[Recording] = []
+    latest: dict[Any, Recording] = {}
     for record in records:
-        event, step = record.get("event"), record.get("step", 0)
-        if event == "attached":
-            runs.append(
-                Recording(
-                    policy=record.get("policy", ""),
-                    mode=record.get("mode", ""),
-                    fingerprint=record.get("policy_fingerprint", ""),
-                )
+        event, step, name = record.get("event"), record.get("step", 0), record.get("run")
+        if event == "attached" or name not in latest:
+            latest[name] = Recording(
+                policy=record.get("policy", ""),
+                mode=record.get("mode", ""),
+                fingerprint=record.get("policy_fingerprint", ""),
             )
-        elif not runs:
-            runs.append(Recording())
-        run = runs[-1]
-        if event == "resumed" and len(runs) > 1:
-            _go_on(runs[-2], run, step)
-            del runs[-2]
+            runs.append(latest[name])
+        run = latest[name]
+        if event == "resumed" and (place := next(i for i, each in enumerate(runs) if each is run)):
+            _go_on(runs.pop(place - 1), run, step)
         elif event == "reading":
             run.readings.append(Reading.from_dict(dict(record)))
         elif event == "intervention":

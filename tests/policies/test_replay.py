@@ -117,6 +117,18 @@ def test_runs_that_only_share_a_log_stay_apart() -> None:
     assert recordings_of_events([{"event": "attached", "step": 0}]) == []
 
 
+def test_runs_that_write_at_the_same_time_are_told_apart() -> None:
+    mine = policy(RESETS)
+    bad, good = series([1.0] * 4), series([50.0] * 4)
+    one = [record | {"run": "a"} for record in recorded(Run(mine).feed(bad), bad)]
+    other = [record | {"run": "b"} for record in recorded(Run(mine).feed(good), good)]
+    mixed = [record for pair in zip(one, other, strict=False) for record in pair] + one[len(other) :]
+    runs = recordings_of_events(mixed)
+    assert [len(run.readings) for run in runs] == [4, 4]
+    assert [run.readings[0].perplexity for run in runs] == [1.0, 50.0]
+    assert replay(mine, runs[0]).decisions == tuple(Run(mine).feed(bad).decisions)
+
+
 def test_two_policies_are_compared_by_what_they_tell_aloud() -> None:
     recording = Recording(readings=series([1.0] * 20))
     old = replay(policy(rule(ladder=[{"reset_codes": {}, "repeat": 4}], verify={"within": "30 steps"})), recording)
