@@ -152,6 +152,18 @@ def test_residual_repairs_every_level_that_has_collapsed(name: str) -> None:
     assert acts_of(run) == ["30 collapsed act #1 reset_codes"]
 
 
+def test_many_codes_that_explain_nothing_are_astray() -> None:
+    """A collapse that falls on another code from step to step looks well used in a window."""
+    run = Run(load_policy("default")).feed(series([40.0] * 12, relative_error=5e4))
+    assert run.told[:3] == ["10 astray pending", "30 astray alert", "30 astray act #1 reset_codes"]
+    assert "80 astray act #2 fallback_tokenizer" in run.told
+
+
+def test_few_codes_that_leave_no_error_are_no_trouble() -> None:
+    """The data has four modes and the codebook holds them all."""
+    assert Run(load_policy("default")).feed(series([4.0] * 50, relative_error=1e-6)).decisions == []
+
+
 def test_semantic_ids_are_never_permuted_and_the_end_is_asked_for() -> None:
     run = Run(load_policy("semantic_ids")).feed(series([100.0] * 5 + [1.0] * 60))
     assert {each.action for each in run.decisions} == {None, "alert"}

@@ -169,6 +169,7 @@ def test_what_a_table_does_not_hold_is_said_rule_by_rule() -> None:
     assert replay(load_policy("default"), recording).unknown == {
         "non_finite": ("finite_fraction",),
         "collapsed": ("relative_error",),
+        "astray": ("relative_error",),
         "collapsing": ("relative_error",),
     }
 
