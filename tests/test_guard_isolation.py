@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,21 +14,28 @@ import torch
 from torch import nn
 
 from collapse_guard import Event, GenericVQ, Guard, NoQuantizerError, read_events
+from collapse_guard.demos import DigitsClassifier
 from tests import quantizers
 from tests.loops import Recorder, digits_model, train
+
+
+def poisoned_at(when: int, model: DigitsClassifier) -> Callable[[int], None]:
+    """At one step, turn the encoder's weights into NaN."""
+
+    def poison(step: int) -> None:
+        if step == when:
+            with torch.no_grad():
+                cast(nn.Linear, model.encoder[0]).weight.fill_(float("nan"))
+
+    return poison
 
 
 def test_nan_latents_raise_an_alert_and_not_an_exception() -> None:
     recorder = Recorder()
     model = digits_model(repaired=True)
 
-    def poison(step: int) -> None:
-        if step == 60:
-            with torch.no_grad():
-                cast(nn.Linear, model.encoder[0]).weight.fill_(float("nan"))
-
     with Guard("default", console=False, sinks=[recorder]) as guard:
-        train(model, 120, guard, before_step=poison)
+        train(model, 120, guard, before_step=poisoned_at(60, model))
     (alert,) = [event for event in recorder.of("alert") if event.fields["rule"] == "non_finite"]
     assert 60 < alert.step <= 110
     assert "NaN or Inf" in alert.fields["why"]
@@ -185,13 +193,8 @@ def test_nothing_is_repaired_while_latents_are_nan() -> None:
     recorder = Recorder()
     model = digits_model(repaired=True)
 
-    def poison(step: int) -> None:
-        if step == 60:
-            with torch.no_grad():
-                cast(nn.Linear, model.encoder[0]).weight.fill_(float("nan"))
-
     with Guard("default", console=False, sinks=[recorder]) as guard:
-        train(model, 250, guard, before_step=poison)
+        train(model, 250, guard, before_step=poisoned_at(60, model))
     assert recorder.of("intervention") == []
 
 
