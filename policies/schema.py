@@ -235,6 +235,8 @@ class Policy(Part):
     def _not_newer(cls, value: object) -> object:
         if isinstance(value, int) and value > 1:
             raise MismatchError("version 1", quote(value), "The file is for a newer collapse_guard: upgrade.")
+        if isinstance(value, bool):  # which Python takes for 0 or 1
+            raise MismatchError("version 1", quote(value), "Write `version: 1`.")
         return value
 
     @field_validator("extends")

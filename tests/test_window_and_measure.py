@@ -163,3 +163,21 @@ def test_memory_is_bounded_for_wide_and_large_codebooks() -> None:
     assert ring_capacity(16384, 64) == 65_536
     assert ring_capacity(16384, 4096) * 4096 * 4 <= 64 << 20
     assert ring_capacity(2, 100_000_000) == 1
+
+
+def test_a_reading_under_autocast_is_the_same() -> None:
+    window, view = Window(K, D), view_of(torch.randn(K, D))
+    window.add(torch.arange(200) % K, torch.randn(200, D))
+    outside, _ = read_window(window, view, step=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside, _ = read_window(window, view, step=1)
+    assert inside == outside
+
+
+def test_a_window_that_began_under_inference_mode_goes_on_outside_of_it() -> None:
+    window = Window(K, D)
+    with torch.inference_mode():
+        window.add(torch.zeros(5, dtype=torch.long), torch.randn(5, D))
+    window.add(torch.zeros(5, dtype=torch.long), torch.randn(5, D))
+    assert window.tallies is not None
+    assert int(window.tallies[0]) == 10

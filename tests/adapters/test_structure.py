@@ -290,3 +290,41 @@ def test_a_raw_row_cosine_quantizer_is_watched_and_not_written() -> None:
     view = only_view(quantizers.Cosine())
     assert view.why_not("monitor") is None
     assert "decodes with raw ones" in (view.why_not("reset") or "")
+
+
+def test_rows_written_to_a_frozen_learnable_table_are_what_is_kept() -> None:
+    model = nn.Sequential(quantizers.Learnable())
+    view = discover(model, {"0": GenericVQ(table="embedding.weight", codes=lambda output: output[2])}).views[0]
+    view.freeze()
+    view.write_rows(torch.tensor([1]), torch.full((1, D), 7.0))
+    with torch.no_grad():
+        view.table.whole().add_(1.0)  # an optimizer's weight decay, say
+    view.hold()
+    assert torch.equal(view.codebook()[1], torch.full((D,), 7.0))
+
+
+def test_a_frozen_learnable_table_gets_zero_gradients() -> None:
+    model = nn.Sequential(quantizers.Learnable())
+    view = discover(model, {"0": GenericVQ(table="embedding.weight", codes=lambda output: output[2])}).views[0]
+    view.freeze()
+    model(torch.randn(6, D))[1].backward()
+    gradient = view.table.whole().grad
+    assert gradient is not None
+    assert not gradient.any()
+
+
+def test_a_forward_that_raises_leaves_the_real_tensors_in_place() -> None:
+    class Raising(quantizers.Plain):
+        def update(self, z: torch.Tensor, codes: torch.Tensor) -> None:
+            super().update(z, codes)
+            if self.training and len(z) == 7:
+                raise ValueError("in the middle of an update")
+
+    module = Raising().train()
+    view = only_view(module)
+    view.freeze()
+    table, before = module.omega, module.omega.clone()
+    with pytest.raises(ValueError, match="in the middle"):
+        module(torch.randn(7, D))
+    assert module.omega is table
+    assert torch.equal(module.omega, before)
