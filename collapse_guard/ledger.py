@@ -94,16 +94,16 @@ class Ledger:
     def carry_out(self, decisions: Iterable[Decision], engine: PolicyEngine, probes: Mapping[str, Probe]) -> None:
         """Act on each decision in order, report back, and carry out what follows from the report."""
         for decision in decisions:
-            if decision.codebook not in probes:  # of a resumed run whose model has changed
+            if decision.kind in _TOLD_AS:
+                self._tell(decision)
+            elif decision.codebook not in probes:  # of a resumed run whose model has changed
                 reason = f"the model no longer has it; what was open there ends: {decision.reason}"
                 self._log.emit("fault", decision.step, where=decision.codebook, reason=reason)
             elif decision.kind is DecisionKind.ACT:
                 applied, reason = self._act(decision, probes[decision.codebook])
                 self.carry_out(engine.report(decision, applied=applied, reason=reason), engine, probes)
-            elif decision.kind is DecisionKind.OUTCOME:
-                self._settle(decision, probes[decision.codebook])
             else:
-                self._tell(decision)
+                self._settle(decision, probes[decision.codebook])
 
     def tend(self, step: int, probes: Mapping[str, Probe]) -> None:
         """At a step boundary: hold frozen codebooks and let interventions in force keep themselves up to date."""
