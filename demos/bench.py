@@ -23,7 +23,7 @@ from collapse_guard import Guard
 
 __all__ = ["main"]
 
-_ROUNDS = 8
+_ROUNDS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Setting:
 
 SETTINGS = (
     Setting("small: K 256, 64 tokens a step", 256, 64, 64, 256, 100),
-    Setting("realistic: K 1024, 2048 tokens a step", 1024, 64, 2048, 512, 50),
-    Setting("large: K 4096, 2048 tokens a step", 4096, 64, 2048, 512, 50),
+    Setting("realistic: K 1024, 2048 tokens a step", 1024, 64, 2048, 512, 20),
+    Setting("large: K 4096, 2048 tokens a step", 4096, 64, 2048, 512, 20),
 )
 
 

@@ -9,10 +9,13 @@ something are the latents.
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -129,10 +132,22 @@ def run_trials(module: nn.Module, stored: Mapping[str, Tensor], D: int, *, train
     """
     devices = sorted({t.device.index or 0 for t in stored.values() if t.device.type == "cuda"})
     for shape in ((24, D), (2, 12, D), (2, D, 3, 4), (2, D, 12)):
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
+        with _streams_kept(devices), torch.no_grad():
             trial = _try(module, stored, shape, training)
         if trial is not None:
             yield trial
+
+
+@contextmanager
+def _streams_kept(devices: list[int]) -> Iterator[None]:
+    """Put every global random stream back to where it was: torch's, numpy's and Python's own."""
+    plain, array = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(plain)
+        np.random.set_state(array)
 
 
 def _try(module: nn.Module, stored: Mapping[str, Tensor], shape: tuple[int, ...], training: bool) -> Trial | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
@@ -276,6 +277,23 @@ def test_codes_are_read_where_a_training_forward_returns_them() -> None:
     observation = view.reader((x,), {}, module.train()(x))
     assert observation is not None
     assert torch.equal(observation.codes, expected)
+
+
+def test_trials_leave_every_random_stream_where_it_was() -> None:
+    class Noisy(quantizers.Plain):
+        def forward(self, x: torch.Tensor) -> Any:
+            random.random()
+            np.random.rand(3)
+            torch.rand(3)
+            return super().forward(x)
+
+    def streams() -> tuple[Any, str, list[int]]:
+        return random.getstate(), str(np.random.get_state()), torch.random.get_rng_state().tolist()
+
+    module = Noisy()
+    before = streams()
+    only_view(module)
+    assert streams() == before
 
 
 def test_the_owners_hooks_do_not_see_trial_data() -> None:
