@@ -27,6 +27,8 @@ _TOLD_AS = {
     DecisionKind.CLEARED: "cleared",
     DecisionKind.EXHAUSTED: "exhausted",
 }
+_RECORDED = ("attempt", "codebook", "rule", "rung", "action", "params", "step", "result", "undone")
+_JUDGED_BY = ("step", "perplexity", "perplexity_ratio", "usage", "norm_ratio", "relative_error", "loss")
 _OF_THE_LOOP = ("save_checkpoint", "stop_training")  # only the training loop can do these
 
 
@@ -62,8 +64,7 @@ class Entry:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what happened as plain data, without what is needed to undo it."""
-        names = ("attempt", "codebook", "rule", "rung", "action", "params", "step", "result", "undone")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in _RECORDED}
 
 
 class Ledger:
@@ -225,8 +226,8 @@ class Ledger:
             outcome=decision.outcome.value,
             reason=decision.reason,
             undone=undone,
-            before=_numbers(decision.before),
-            after=_numbers(decision.after),
+            before=decision.before and decision.before.excerpt(*_JUDGED_BY),
+            after=decision.after and decision.after.excerpt(*_JUDGED_BY),
         )
 
     def _undo(self, last: Entry, probe: Probe, step: int) -> list[int]:
@@ -300,8 +301,7 @@ class Ledger:
         self._counts = {name: np.asarray(values, dtype=np.int64) for name, values in state["counts"].items()}
         self.entries = []
         for record in state["entries"]:
-            names = ("attempt", "codebook", "rule", "rung", "action", "params", "step", "result", "undone")
-            entry = Entry(**{name: record[name] for name in names})
+            entry = Entry(**{name: record[name] for name in _RECORDED})
             self.entries.append(entry)
             probe = probes.get(entry.codebook)
             if entry.result == "applied" and (probe is None or entry.rule not in rules):
@@ -322,11 +322,3 @@ class Ledger:
             if knob is not None:
                 knob.set(value)
                 self._decayed.add(name)
-
-
-def _numbers(reading: Any) -> dict[str, Any] | None:
-    """Return what an outcome is judged by: a few numbers of a reading."""
-    if reading is None:
-        return None
-    names = ("step", "perplexity", "perplexity_ratio", "usage", "norm_ratio", "relative_error", "loss")
-    return {name: getattr(reading, name) for name in names}

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from collapse_guard.policies import PolicyEngine, Reading
+from collapse_guard.policies import PolicyEngine
 
 from .adapters import CAPABILITIES, CodebookView
 from .ledger import Ledger
 from .watch import Watch
 
 __all__ = ["describe_views", "summarise"]
+
+_SHOWN = ("step", "perplexity", "ceiling", "usage", "norm_ratio", "relative_error")
 
 
 def describe_views(views: Sequence[CodebookView]) -> list[dict[str, Any]]:
@@ -39,17 +41,11 @@ def summarise(ledger: Ledger, watch: Watch, engine: PolicyEngine) -> dict[str, A
             "K": probe.view.K,
             "health": engine.health(name).value,
             "is_watched": probe.is_recording,
-            "first": _numbers(watch.first.get(name)),
-            "last": _numbers(watch.readings.get(name)),
+            "first": first and first.excerpt(*_SHOWN),
+            "last": last and last.excerpt(*_SHOWN),
         }
         for name, probe in watch.probes.items()
+        for first, last in [(watch.first.get(name), watch.readings.get(name))]
     ]
     interventions = [entry.as_dict() for entry in ledger.entries]
     return {"codebooks": codebooks, "interventions": interventions, "in_force": ledger.in_force()}
-
-
-def _numbers(reading: Reading | None) -> dict[str, Any] | None:
-    if reading is None:
-        return None
-    names = ("step", "perplexity", "ceiling", "usage", "norm_ratio", "relative_error")
-    return {name: getattr(reading, name) for name in names}

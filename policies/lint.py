@@ -135,7 +135,7 @@ def _too_short(within: Duration, rule: Rule, policy: Policy, place: Place) -> It
 
 def _of_ladder(rule: Rule) -> Iterator[Finding]:
     """Ladders that end with something that may fail, and with nobody told what then."""
-    if not rule.ladder or rule.severity != "critical" or getattr(rule, "on_exhausted", "alert") != "alert":
+    if not rule.ladder or rule.severity != "critical" or rule.on_exhausted != "alert":
         return
     last = rule.ladder[-1].action
     if last not in _LAST_RESORTS:
@@ -281,7 +281,7 @@ def _subject(comparison: Comparison) -> str:
 
 def _meet(rule: Rule, other: Rule) -> bool:
     """Whether the other rule exists on every codebook that this one does; patterns are compared as written."""
-    own, others = (getattr(each, "codebooks", ("*",)) for each in (rule, other))
+    own, others = rule.codebooks, other.codebooks
     return bool(others == own or "*" in others)
 
 

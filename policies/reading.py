@@ -72,6 +72,10 @@ class Reading:
         """Return the reading as a plain dict of strings, numbers and `None`, in field order."""
         return asdict(self)
 
+    def excerpt(self, *names: str) -> dict[str, Any]:
+        """Return a few of the fields by name, as plain data."""
+        return {name: getattr(self, name) for name in names}
+
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Reading:
         """Rebuild a reading from `as_dict`; unknown keys (from a newer version) are ignored."""

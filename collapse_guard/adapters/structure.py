@@ -133,8 +133,9 @@ def _confirm(name: str, module: nn.Module, structure: _Structure, trials: list[T
         return max(doubts, key=list(_Doubt).index).value
     layout = _Layout(structure.D, frozenset(channel_first), found.layout.normalise)
     other = structure.pair[1] if found.source == structure.pair[0] else structure.pair[0]
-    count = _pick_count(module, structure, layout, found)
     codes_index = _find_training_codes(module, structure, layout, found)
+    reader = _reader(layout, codes_index, structure.K)
+    count = _pick_count(module, structure, reader)
     commitment, lack = _commitment(module)
     lacks = {} if lack is None else {"commitment": lack}
     if found.metric == "cosine":
@@ -145,7 +146,7 @@ def _confirm(name: str, module: nn.Module, structure: _Structure, trials: list[T
         adapter="ema-structure",
         module=module,
         metric=found.metric,
-        reader=_reader(layout, codes_index, structure.K),
+        reader=reader,
         table=_ref(module, found.source, structure.transposed),
         ema_sum=_ref(module, other, structure.transposed),
         ema_count=_ref(module, count, False),
@@ -199,15 +200,16 @@ def _find_training_codes(module: nn.Module, structure: _Structure, layout: _Layo
     """Return where a training forward returns its codes: those are observed, and it may return more than others."""
     stored = {key: _stored(module)[key] for key in structure.pair}
     for trial in run_trials(module, stored, structure.D, training=True):
-        for comparison in trial.comparisons:
-            for table in _as_rows(comparison.table, structure.K, structure.D):
-                index = _find_codes(trial.output, assign(layout.latents(trial.given), table), structure.K)
-                if comparison.source == found.source and index is not None:
-                    return index
+        latents = layout.latents(trial.given)
+        searches = (comparison for comparison in trial.comparisons if comparison.source == found.source)
+        for table in (rows for search in searches for rows in _as_rows(search.table, structure.K, structure.D)):
+            index = _find_codes(trial.output, assign(latents, table), structure.K)
+            if index is not None:
+                return index
     return found.codes_index
 
 
-def _pick_count(module: nn.Module, structure: _Structure, layout: _Layout, found: _Explanation) -> str:
+def _pick_count(module: nn.Module, structure: _Structure, reader: Reader) -> str:
     """Of several (K,) tensors, take the one that follows the codes when a copy trains."""
     if len(structure.counts) == 1:
         return structure.counts[0]
@@ -215,7 +217,7 @@ def _pick_count(module: nn.Module, structure: _Structure, layout: _Layout, found
     names = (*structure.pair, *structure.counts)
     best, winner = -1.0, structure.counts[0]
     for trial in run_trials(module, {key: stored[key] for key in names}, structure.D, training=True):
-        observation = _reader(layout, found.codes_index, structure.K)((trial.given,), {}, trial.output)
+        observation = reader((trial.given,), {}, trial.output)
         if observation is None:
             continue
         hits = torch.bincount(observation.codes, minlength=structure.K).float()
