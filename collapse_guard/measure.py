@@ -17,6 +17,7 @@ from torch.nn import functional
 from collapse_guard.policies import Reading
 
 from .adapters import CodebookView
+from .adapters.base import Metric
 from .kmeans import assign
 from .statistics import dead_fraction, effective_rank, perplexity, perplexity_ceiling, top_share, usage
 from .window import Window
@@ -106,8 +107,9 @@ def _fetch(window: Window, view: CodebookView) -> tuple[np.ndarray, dict[str, fl
     if tallies is None:
         tallies = torch.zeros(view.K + 2, dtype=torch.int64, device=table.device)
     with torch.autocast(table.device.type, enabled=False):
-        searched = functional.normalize(table, dim=-1) if view.metric == "cosine" else table
-        scalars, latent_covariance = _latent_sums(window, searched)
+        is_unit = view.metric == "cosine" and not view.decodes_raw
+        decoded = functional.normalize(table, dim=-1) if is_unit else table
+        scalars, latent_covariance = _latent_sums(window, decoded, view.metric)
         scalars[1:3] = _table_norms(table, tallies[: view.K])
         table_covariance = _covariance(table, torch.ones(len(table), dtype=torch.bool, device=table.device))
     numbers = torch.cat([scalars, latent_covariance.flatten(), table_covariance.flatten()])
@@ -123,7 +125,7 @@ def _fetch(window: Window, view: CodebookView) -> tuple[np.ndarray, dict[str, fl
     )
 
 
-def _latent_sums(window: Window, table: Tensor) -> tuple[Tensor, Tensor]:
+def _latent_sums(window: Window, table: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
     """Return the scalars that need latents (the two about norms of codes are filled in later) and a covariance."""
     most = max(min(_SAMPLE, _DISTANCE_OPERATIONS // table.numel()), 16)
     latents, valid = window.spread(_SAMPLE)
@@ -140,7 +142,7 @@ def _latent_sums(window: Window, table: Tensor) -> tuple[Tensor, Tensor]:
     squared = torch.where(use, (clean - mean).square().sum(dim=-1), 0.0)
     stride = -(-len(clean) // most)
     few, few_used = clean[::stride], use[::stride]
-    distances = (few - table[assign(few, table)]).square().sum(dim=-1)
+    distances = (few - table[assign(few, table, metric)]).square().sum(dim=-1)
     scalars[0] = norms.nanmedian()
     scalars[3] = squared.sum() / number
     scalars[4] = torch.where(few_used, distances, 0.0).sum() / few_used.sum().clamp(min=1)

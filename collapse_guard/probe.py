@@ -1,16 +1,18 @@
-"""A probe: a hook on one quantizer that records what its forwards show, and nothing else."""
+"""A probe: hooks on one quantizer that record what its calls show, and nothing else."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .adapters import CodebookView, Observation
+from .adapters import CodebookView, Interception, Observation
+from .adapters.base import Reader
 from .hooks import Hook
 from .window import Window
 
@@ -32,31 +34,47 @@ class Probe:
         self.window = Window(view.K, view.D, seed=seed)
         self.seconds = 0.0
         self._on_error = on_error
-        self._handle: RemovableHandle | None = None
+        self._handles: list[RemovableHandle | Interception] = []
         self._is_checked = False
 
     @staticmethod
     def is_on(module: nn.Module) -> bool:
         """Whether a probe is recording this module."""
-        return any(isinstance(hook, Hook) and hook.is_live for hook in module._forward_hooks.values())
+        hooks = module._forward_hooks.values()
+        return Interception.is_on(module) or any(isinstance(hook, Hook) and hook.is_live for hook in hooks)
 
     @property
     def is_recording(self) -> bool:
         """Whether the probe is installed and has not failed."""
-        return self._handle is not None
+        return bool(self._handles)
 
     def install(self) -> None:
-        """Begin to record."""
-        if self._handle is None:
-            self._handle = self.view.module.register_forward_hook(Hook(self._record), with_kwargs=True)
+        """Begin to record.
+
+        Raises:
+            InterceptionError: the quantizer is observed by a method of which the calls cannot be reported.
+        """
+        if self._handles:
+            return
+        readers, module = self.view.readers, self.view.module
+        methods = {name: partial(self._record, reader) for name, reader in readers.items() if name != "forward"}
+        if methods:
+            interception = Interception(module, methods)
+            interception.install()
+            self._handles.append(interception)
+        if "forward" in readers:
+            record = Hook(partial(self._record, readers["forward"]))
+            self._handles.append(module.register_forward_hook(record, with_kwargs=True))
 
     def remove(self) -> None:
         """Stop recording."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
-    def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+    def _record(
+        self, reader: Reader, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    ) -> None:
         if not module.training:
             return
         start = time.perf_counter()
@@ -64,7 +82,7 @@ class Probe:
             if _inside_backward():
                 return
             with torch.no_grad():
-                observation = self.view.reader(args, kwargs, output)
+                observation = reader(args, kwargs, output)
                 if observation is not None:
                     self._check(observation)
                     self.window.add(observation.codes, observation.latents)
@@ -82,9 +100,9 @@ class Probe:
         codes, latents, view = observation.codes, observation.latents, self.view
         if codes.is_floating_point() or codes.is_complex() or codes.dtype is torch.bool:
             raise ValueError(f"expected integer codes, got {codes.dtype}: which part of the output holds the codes?")
-        if latents.ndim != 2 or latents.shape[1] != view.D:
+        if latents is not None and (latents.ndim != 2 or latents.shape[1] != view.D):
             raise ValueError(f"expected latents of (n, {view.D}), got {tuple(latents.shape)}")
-        if codes.shape != (len(latents),):
+        if latents is not None and codes.shape != (len(latents),):
             raise ValueError(f"expected one code for each of {len(latents)} latents, got {tuple(codes.shape)}")
         if not self._is_checked and codes.numel() and not -1 <= int(codes.min()) <= int(codes.max()) < view.K:
             low, high = int(codes.min()), int(codes.max())

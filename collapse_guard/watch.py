@@ -64,6 +64,7 @@ class Watch:
         for probe in self.probes.values():
             probe.remove()
             probe.view.unfreeze()
+            probe.view.give_back()
 
     @property
     def seconds(self) -> float:

@@ -46,12 +46,12 @@ class Window:
         self._added_before = 0  # of those, before this window began
 
     @torch.no_grad()
-    def add(self, codes: Tensor, latents: Tensor) -> None:
+    def add(self, codes: Tensor, latents: Tensor | None) -> None:
         """Count every code and keep at most 256 of the latents.
 
         Args:
             codes: (n,) integers; outside [0, K) is not a token.
-            latents: (n, D).
+            latents: (n, D), or `None` where the quantizer does not show them.
         """
         if codes.numel() == 0:
             return
@@ -63,6 +63,8 @@ class Window:
         bins = torch.where(valid, codes, self.K)
         tallies = self._counts[: self.K + 1]
         tallies.scatter_add_(0, bins, torch.ones_like(bins))
+        if latents is None:
+            return
         finite = latents.sum(dim=-1, dtype=torch.float32).isfinite()
         self._counts[self.K + 1] += (valid & ~finite).sum()
         self._keep(latents, valid)

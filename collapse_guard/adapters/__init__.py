@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from .base import CAPABILITIES, CodebookView, Knob, Observation, TensorRef
-from .discovery import Discovery, NoQuantizerError, discover
+from .base import CAPABILITIES, CodebookView, Observation, Unrecognised
+from .discovery import Discovery, NoQuantizerError, discover, survey
 from .explicit import GenericVQ
-from .structure import Unrecognised
+from .interception import Interception, InterceptionError
+from .refs import Knob, Quotient, Switch, TensorRef
+from .registry import Adapter, adapters, register_adapter, unregister_adapter
 
 __all__ = [
     "CAPABILITIES",
+    "Adapter",
     "CodebookView",
     "Discovery",
     "GenericVQ",
+    "Interception",
+    "InterceptionError",
     "Knob",
     "NoQuantizerError",
     "Observation",
+    "Quotient",
+    "Switch",
     "TensorRef",
     "Unrecognised",
+    "adapters",
     "discover",
+    "register_adapter",
+    "survey",
+    "unregister_adapter",
 ]

@@ -1,8 +1,8 @@
 """The uniform handle on one codebook, and what an adapter must say about a family of quantizers.
 
 An adapter recognises a module and returns one `CodebookView` per codebook. A view never keeps a tensor: it keeps
-*where* the tensor lives (`TensorRef`) and reads it again each time, because quantizers re-bind their tables. Views
-write only at a step boundary and only in place, so that optimizers, graphs and checkpoints keep their addresses.
+*where* the tensor lives and reads it again each time, because quantizers re-bind their tables. Views write only at a
+step boundary and only in place, so that optimizers, graphs and checkpoints keep their addresses.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .freeze import Freeze
+from .refs import Knob, Quotient, Switch, TensorRef
 
-__all__ = ["CAPABILITIES", "CodebookView", "Knob", "Metric", "Observation", "Reader", "TensorRef"]
+__all__ = ["CAPABILITIES", "CodebookView", "Metric", "Observation", "Reader", "Unrecognised"]
 
 CAPABILITIES = ("monitor", "reset", "commitment", "freeze", "fallback")
 """What a view may support, in the order in which it is shown."""
@@ -28,98 +29,52 @@ Metric: TypeAlias = Literal["l2", "cosine"]
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What one forward of a quantizer showed.
+    """What one call of a quantizer showed.
 
     Attributes:
         codes: (n,) integers in [0, K); anything outside (-1 for masked tokens and dropped levels) is not a token.
-        latents: (n, D) what the codebook was compared with, in the codebook's own space, detached.
+        latents: (n, D) what the codebook was compared with, in the codebook's own space, detached; `None` where the
+            quantizer does not show them. Codes are then counted, and nothing that needs latents is measured.
     """
 
     codes: Tensor
-    latents: Tensor
+    latents: Tensor | None
 
 
 Reader = Callable[[tuple[Any, ...], Mapping[str, Any], Any], "Observation | None"]
-"""(args, kwargs, output) of one forward -> what it showed; `None` when it assigned no codes."""
+"""(args, kwargs, output) of one call -> what it showed; `None` when it assigned no codes."""
 
 
 @dataclass(frozen=True, slots=True)
-class TensorRef:
-    """Where a tensor lives: `owner.attribute`, one head of it, possibly stored as (D, K).
+class Unrecognised:
+    """A module that looks like a quantizer and could not be confirmed: reported, never touched."""
 
-    Attributes:
-        owner: module that holds the parameter or buffer.
-        attribute: its name on the owner.
-        head: index into a leading head axis; `None` where there is none.
-        transposed: the tensor is stored as (D, K).
-    """
-
-    owner: nn.Module
-    attribute: str
-    head: int | None = None
-    transposed: bool = False
-
-    def whole(self) -> Tensor:
-        """Return the tensor as its owner holds it now, all heads."""
-        tensor = getattr(self.owner, self.attribute)
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{type(self.owner).__name__}.{self.attribute} is no longer a tensor: {type(tensor)}")
-        return tensor
-
-    def get(self) -> Tensor:
-        """Return a detached view of the part that belongs to this codebook; writing to it writes to the model."""
-        tensor = self.whole().detach()
-        if self.head is not None:
-            tensor = tensor[self.head]
-        return tensor.t() if self.transposed else tensor
-
-    @property
-    def is_parameter(self) -> bool:
-        """Whether an optimizer may be moving this tensor."""
-        return isinstance(self.whole(), nn.Parameter) and self.whole().requires_grad
-
-
-@dataclass(frozen=True, slots=True)
-class Knob:
-    """A number on a module that can be changed while training.
-
-    Attributes:
-        owner: the module.
-        attribute: the name of the number on it.
-    """
-
-    owner: nn.Module
-    attribute: str
-
-    def get(self) -> float:
-        """Return the number."""
-        return float(getattr(self.owner, self.attribute))
-
-    def set(self, value: float) -> None:
-        """Set the number, keeping its kind: a tensor is filled in place, a Python number is replaced."""
-        current = getattr(self.owner, self.attribute)
-        if isinstance(current, Tensor):
-            with torch.no_grad():
-                current.fill_(value)
-        else:
-            setattr(self.owner, self.attribute, float(value))
+    name: str
+    reason: str
 
 
 @dataclass(eq=False, kw_only=True)
 class CodebookView:
     """Read and write one codebook, whatever its quantizer calls things.
 
+    Required are `name`, `adapter`, `module`, `table` and `readers`; all else is a capability that a family may lack.
+
     Attributes:
         name: module path of the quantizer in the model, with `.0`, `.1` appended for heads.
         adapter: which adapter made the view.
-        module: the module whose forward assigns codes; probes and freezes hook it.
-        table: the K vectors.
-        reader: extracts codes and latents from a forward.
+        module: the module whose calls assign codes; probes and freezes hook it.
+        table: the K vectors, stored or computed.
+        readers: method of `module` -> what reads codes and latents from one call of it. `forward` is observed by a
+            hook, any other method by interception; none of these methods may call another one.
         ema_sum: (K, D) moving average behind the table, where there is one.
         ema_count: (K,) moving average of the counts, where there is one.
-        metric: "l2" or "cosine"; with cosine the rows that are written are normalised.
-        commitment: knob of the commitment weight, where it can be read.
+        metric: "l2" or "cosine".
+        decodes_raw: with metric "cosine": the row itself is the quantised vector, its length included. Else the
+            normalised row is, and rows are normalised when they are written.
+        commitment: knob of the coefficient of the loss term that pulls the encoder, where it can be read.
         decay: knob of the moving averages' decay, where it can be read.
+        replacement: the quantizer's own replacement of dead codes, where it has one.
+        after_write: called after each write: drops cached tables, sets flags of initialisation.
         is_initialised: whether the quantizer has made its own start; before that it would overwrite what is written.
         lacks: capability -> why it is not supported.
     """
@@ -127,16 +82,20 @@ class CodebookView:
     name: str
     adapter: str
     module: nn.Module
-    table: TensorRef
-    reader: Reader
+    table: TensorRef | Quotient
+    readers: Mapping[str, Reader]
     ema_sum: TensorRef | None = None
     ema_count: TensorRef | None = None
     metric: Metric = "l2"
+    decodes_raw: bool = False
     commitment: Knob | None = None
     decay: Knob | None = None
+    replacement: Switch | None = None
+    after_write: Callable[[], None] = lambda: None
     is_initialised: Callable[[], bool] = lambda: True
     lacks: Mapping[str, str] = field(default_factory=dict)
     _freeze: Freeze | None = field(default=None, init=False)
+    _native: Mapping[str, Any] | None = field(default=None, init=False)
 
     @property
     def K(self) -> int:
@@ -161,7 +120,8 @@ class CodebookView:
 
     def refs(self) -> dict[str, TensorRef]:
         """Return every tensor that a write touches, by role."""
-        roles = {"table": self.table, "ema_sum": self.ema_sum, "ema_count": self.ema_count}
+        table = self.table if isinstance(self.table, TensorRef) else None
+        roles = {"table": table, "ema_sum": self.ema_sum, "ema_count": self.ema_count}
         return {role: ref for role, ref in roles.items() if ref is not None}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -182,19 +142,25 @@ class CodebookView:
             vectors: (m, D) finite, in the codebook's own space.
             counts: (m,) positive EMA counts of the placed codes; the present counts where not given.
         """
-        table = self.codebook()
-        rows = rows.to(table.device)
-        vectors = vectors.to(table.device, torch.float32)
-        if self.metric == "cosine":
+        device = self.codebook().device
+        rows, vectors = rows.to(device), vectors.to(device, torch.float32)
+        if self.metric == "cosine" and not self.decodes_raw:
             vectors = functional.normalize(vectors, dim=-1)
-        table.index_copy_(0, rows, vectors.to(table.dtype))
+        if isinstance(self.table, TensorRef):
+            table = self.table.get()
+            table.index_copy_(0, rows, vectors.to(table.dtype))
         if self.ema_sum is not None and self.ema_count is not None:
-            ema_count = self.ema_count.get()
+            ema_count, ema_sum = self.ema_count.get(), self.ema_sum.get()
             counts = ema_count[rows] if counts is None else counts.to(ema_count)
             ema_count.index_copy_(0, rows, counts)
-            ema_sum = self.ema_sum.get()
             ema_sum.index_copy_(0, rows, (vectors * counts.float().unsqueeze(-1)).to(ema_sum.dtype))
-        self.rebase()
+        self.written()
+
+    def written(self) -> None:
+        """Take note that the tensors were written: caches are dropped, a frozen codebook keeps what it holds now."""
+        self.after_write()
+        if self._freeze is not None:
+            self._freeze.rebase()
 
     @property
     def is_frozen(self) -> bool:
@@ -219,7 +185,18 @@ class CodebookView:
         if self._freeze is not None:
             self._freeze.restore()
 
-    def rebase(self) -> None:
-        """After a write to a frozen codebook: what it holds now is what is kept from now on."""
-        if self._freeze is not None:
-            self._freeze.rebase()
+    @property
+    def is_taken_over(self) -> bool:
+        """Whether the quantizer's own replacement of dead codes is switched off for the guard's."""
+        return self._native is not None
+
+    def take_over(self) -> None:
+        """Switch the quantizer's own replacement of dead codes off, until `give_back`: two must not churn one table."""
+        if self.replacement is not None and self._native is None and self.replacement.is_on:
+            self._native = self.replacement.turn_off()
+
+    def give_back(self) -> None:
+        """Let the quantizer replace dead codes by itself again, if it did."""
+        if self.replacement is not None and self._native is not None:
+            self.replacement.restore(self._native)
+            self._native = None

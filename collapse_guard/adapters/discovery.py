@@ -1,18 +1,19 @@
-"""Finding the codebooks of a model: explicit descriptions first, then the known families, then structure."""
+"""Finding the codebooks of a model: explicit descriptions first, then the registered adapters."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from .base import CodebookView
+from .base import CodebookView, Unrecognised
 from .explicit import GenericVQ
-from .lucidrains import match_lucidrains
-from .structure import K_OF_ONE, Unrecognised, match_structure
+from .registry import adapters
 
-__all__ = ["Discovery", "NoQuantizerError", "discover"]
+__all__ = ["Discovery", "NoQuantizerError", "discover", "survey"]
+
+_K_OF_ONE = "its codebook has K = 1 code: one code cannot collapse"
 
 
 class NoQuantizerError(ValueError):
@@ -38,6 +39,18 @@ def discover(model: nn.Module, explicit: Mapping[str, GenericVQ] | None = None) 
         NoQuantizerError: nothing was found; the message lists the candidates and what to do.
         ValueError: an explicit path or name that the model does not have.
     """
+    found = survey(model, explicit)
+    if not found.views:
+        raise NoQuantizerError(_explain_nothing(model, found.unrecognised))
+    return found
+
+
+def survey(model: nn.Module, explicit: Mapping[str, GenericVQ] | None = None) -> Discovery:
+    """Find every codebook of a model; `discover` that is content with none.
+
+    Raises:
+        ValueError: an explicit path or name that the model does not have.
+    """
     explicit = dict(explicit or {})
     views: list[CodebookView] = []
     unrecognised: list[Unrecognised] = []
@@ -49,40 +62,43 @@ def discover(model: nn.Module, explicit: Mapping[str, GenericVQ] | None = None) 
         views.append(description.view(path, modules[path]))
         taken.append(path)
     for path, module in modules.items():
-        if any(path == outer or path.startswith(f"{outer}.") for outer in taken):
+        if any(path == outer or path.startswith(f"{outer}.") or not outer for outer in taken):
             continue
-        found, rejected = _match(path or "model", module)
-        if found or rejected:
+        found = _match(path or "model", module)
+        if found:
             taken.append(path)
-        # A codebook that several levels share is one codebook, called several times.
-        views.extend(view for view in found if all(view.table != known.table for known in views))
-        unrecognised.extend(rejected)
-    if not views:
-        raise NoQuantizerError(_explain_nothing(model, unrecognised))
+        for item in found:
+            if isinstance(item, Unrecognised):
+                unrecognised.append(item)
+            elif item.K < 2:
+                unrecognised.append(Unrecognised(item.name, _K_OF_ONE))
+            elif all(item.table != known.table for known in views):
+                views.append(item)  # a codebook that several levels share is one codebook, called several times
     return Discovery(tuple(views), tuple(unrecognised))
 
 
-def _match(name: str, module: nn.Module) -> tuple[list[CodebookView], list[Unrecognised]]:
-    """Try the known families on one module."""
-    known = match_lucidrains(name, module)
-    if known is not None:
-        single = [view for view in known if view.K < 2]
-        return [view for view in known if view.K >= 2], [Unrecognised(view.name, K_OF_ONE) for view in single]
-    match = match_structure(name, module)
-    if isinstance(match, CodebookView):
-        return [match], []
-    return [], [match] if match is not None else []
+def _match(name: str, module: nn.Module) -> Sequence[CodebookView | Unrecognised]:
+    """Ask the adapters about one module."""
+    for adapter in adapters():
+        try:
+            found = adapter.match(name, module)
+        except Exception as error:  # a quantizer that an adapter cannot read is reported, the model is not to blame
+            reason = f"adapter {adapter.name!r} raised {type(error).__name__}: {error}"
+            return (Unrecognised(name, reason),)
+        if found is not None:
+            return found
+    return ()
 
 
-def _explain_nothing(model: nn.Module, unrecognised: list[Unrecognised]) -> str:
+def _explain_nothing(model: nn.Module, unrecognised: Sequence[Unrecognised]) -> str:
     lines = [f"found no quantizer to guard in {type(model).__name__}."]
     if unrecognised:
         lines.append("These modules look like one but could not be confirmed:")
         lines += [f"  - {candidate.name}: {candidate.reason}" for candidate in unrecognised]
+    lines.append("Recognised by themselves:")
+    lines += [f"  - {adapter.name}: {adapter.covers}" for adapter in adapters()]
     lines.append(
-        "Recognised by themselves: vector-quantize-pytorch's VectorQuantize, and home-made EMA quantizers with a "
-        "(K, D) table, a (K, D) moving sum and a (K,) moving count whose forward returns its codes. For any other, "
-        "describe it: "
+        "For any other, describe it: "
         "adapters={'path.to.quantizer': GenericVQ(table='embedding.weight', codes=lambda output: output[1])}"
     )
     return "\n".join(lines)

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .base import CodebookView, Knob, Metric, Observation, TensorRef
+from .base import CodebookView, Metric, Observation
+from .refs import Knob, TensorRef
 from .trace import flatten_tensors
 
 __all__ = ["GenericVQ"]
@@ -60,7 +61,7 @@ class GenericVQ:
             adapter="explicit",
             module=module,
             table=table,
-            reader=self._read,
+            readers={"forward": self._read},
             metric=self.metric,
             ema_sum=None if self.ema_sum is None else _ref(name, module, self.ema_sum),
             ema_count=None if self.ema_count is None else _ref(name, module, self.ema_count),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from collapse_guard.adapters import CodebookView
+from collapse_guard.adapters import CodebookView, TensorRef
 from collapse_guard.optimizer import moment_rows, unknown_state
 from collapse_guard.window import Window
 
@@ -60,7 +60,7 @@ class Intervention(ABC, Generic[Params]):
     """
 
     touches: ClassVar[frozenset[str]] = frozenset()
-    """What `apply` may change: "codebook" (table, EMA, optimizer rows, freeze) and "commitment"."""
+    """What `apply` may change: "codebook" (table, EMA, optimizer rows, freeze, own replacement) and "commitment"."""
     stays: ClassVar[bool] = False
     """Whether it stays in force after it recovered the codebook and wants `tend` at each step."""
 
@@ -106,6 +106,8 @@ class Transaction:
         self._tensors = {name: tensor.detach().clone() for name, tensor in self._live().items()}
         self._commitment = view.commitment.get() if "commitment" in touches and view.commitment is not None else None
         self._was_frozen = view.is_frozen
+        self._was_taken_over = view.is_taken_over
+        self._rows_before = view.codebook().clone() if "codebook" in touches else None
 
     def _live(self) -> dict[str, Tensor]:
         if "codebook" not in self._touches:
@@ -124,6 +126,7 @@ class Transaction:
         if "codebook" not in self._touches:
             return
         view, table = self._view, self._view.codebook().float()
+        assert self._rows_before is not None
         if not bool(table.isfinite().all()):
             raise InterventionError("the written codebook has non-finite values")
         if (distinct := len(torch.unique(table, dim=0))) < len(table):
@@ -131,9 +134,9 @@ class Transaction:
         if view.ema_sum is None or view.ema_count is None or table.dtype != view.codebook().dtype:
             return  # a half-precision table cannot be expected to equal sum / count closely
         count = view.ema_count.get().float().unsqueeze(-1)
-        written = (self._tensors["table"] != view.codebook()).any(dim=-1)
+        written = (self._rows_before != view.codebook()).any(dim=-1)
         expected = (view.ema_sum.get().float() / count)[written]
-        if view.metric == "cosine":
+        if view.metric == "cosine" and not view.decodes_raw:
             expected = torch.nn.functional.normalize(expected, dim=-1)
         if not torch.allclose(expected, table[written], rtol=1e-3, atol=1e-5):
             raise InterventionError(
@@ -151,7 +154,9 @@ class Transaction:
                 live[name].copy_(saved)
         if self._commitment is not None and self._view.commitment is not None:
             self._view.commitment.set(self._commitment)
-        self._view.rebase()
+        if self._view.is_taken_over and not self._was_taken_over:
+            self._view.give_back()
+        self._view.written()
 
     def manifest(self) -> list[dict[str, Any]]:
         """Return one record per tensor or number that changed: name, shape, rows changed, norm before and after."""
@@ -164,14 +169,17 @@ class Transaction:
             rows = int((now != saved).reshape(len(now), -1).any(dim=-1).sum())
             norms = {"before": float(saved.float().norm()), "after": float(now.float().norm())}
             changes.append({"name": name, "shape": list(now.shape), "rows": rows, **norms})
-        if "codebook" in self._touches and self._view.table.is_parameter:
-            unknown = unknown_state(self._optimizers, cast(torch.nn.Parameter, self._view.table.whole()))
+        table = self._view.table
+        if "codebook" in self._touches and isinstance(table, TensorRef) and table.is_parameter:
+            unknown = unknown_state(self._optimizers, cast(torch.nn.Parameter, table.whole()))
             changes += [{"name": name, "left_alone": "row-shaped, not known to be a moment"} for name in unknown]
         weight = self._view.commitment.get() if self._view.commitment is not None else None
         if self._commitment is not None and weight != self._commitment:
             changes.append({"name": "commitment_weight", "before": self._commitment, "after": weight})
         if self._view.is_frozen != self._was_frozen:
             changes.append({"name": "frozen", "before": self._was_frozen, "after": self._view.is_frozen})
+        if (taken_over := self._view.is_taken_over) != self._was_taken_over:
+            changes.append({"name": "own_replacement", "before": taken_over, "after": not taken_over})
         return changes
 
     def state_dict(self) -> dict[str, Any]:
@@ -180,6 +188,7 @@ class Transaction:
             "tensors": {name: tensor.cpu() for name, tensor in self._tensors.items()},
             "commitment": self._commitment,
             "was_frozen": self._was_frozen,
+            "was_taken_over": self._was_taken_over,
             "touches": sorted(self._touches),
         }
 
@@ -192,19 +201,16 @@ class Transaction:
         transaction._tensors = {name: tensor.to(device) for name, tensor in state["tensors"].items()}
         transaction._commitment = state["commitment"]
         transaction._was_frozen = bool(state["was_frozen"])
+        transaction._was_taken_over = bool(state["was_taken_over"])
         return transaction
 
 
 def _moments(view: CodebookView, optimizers: Sequence[Optimizer]) -> dict[str, Tensor] | None:
     """Return the optimizer moments of this codebook's table as (K, D) views, `None` for a table without any."""
-    if not view.table.is_parameter:
+    if not isinstance(view.table, TensorRef) or not view.table.is_parameter:
         return None
-    parameter = view.table.whole()
-    assert isinstance(parameter, torch.nn.Parameter)
-    found = moment_rows(optimizers, parameter)
-    if view.table.head is not None:
-        found = {name: tensor[view.table.head] for name, tensor in found.items()}
-    return {name: tensor.t() for name, tensor in found.items()} if view.table.transposed else found
+    parameter = cast(torch.nn.Parameter, view.table.whole())
+    return {name: view.table.part_of(tensor) for name, tensor in moment_rows(optimizers, parameter).items()}
 
 
 def clear_moments(site: Site, rows: Tensor) -> None:

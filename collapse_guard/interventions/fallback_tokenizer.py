@@ -17,7 +17,7 @@ from collapse_guard.kmeans import fit_codebook
 from collapse_guard.policies import FallbackTokenizer
 
 from .base import Intervention, Site, clear_moments
-from .placement import are_distinct, scale_counts
+from .placement import are_distinct, scale_counts, with_lengths
 
 __all__ = ["FallbackTokenizerIntervention"]
 
@@ -98,6 +98,7 @@ class FallbackTokenizerIntervention(Intervention[FallbackTokenizer]):
             present = view.ema_count.get()
             counts = scale_counts(fit.counts.to(present.device), present, 0.5)
         rows = torch.arange(view.K)
-        view.write_rows(rows, fit.codebook, counts)
+        view.take_over()
+        view.write_rows(rows, with_lengths(fit.codebook, latents) if view.decodes_raw else fit.codebook, counts)
         clear_moments(site, rows)
         return fit.inertia / len(latents), len(latents)

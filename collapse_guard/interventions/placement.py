@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from collapse_guard.kmeans import assign
 
-__all__ = ["are_distinct", "place_beside", "scale_counts"]
+__all__ = ["are_distinct", "place_beside", "scale_counts", "with_lengths"]
 
 _REFINEMENTS = 5
 _BLOCKS = 16
@@ -92,6 +93,27 @@ def _separate(chosen: Tensor, living: Tensor, latents: Tensor, generator: torch.
         noise = torch.randn(chosen.shape, generator=generator, device=chosen.device) * spread * 1e-3
         chosen = torch.where(repeated.unsqueeze(-1), chosen + noise, chosen)
     return chosen
+
+
+def with_lengths(directions: Tensor, latents: Tensor) -> Tensor:
+    """Give codes that are searched by angle, and decoded as they are, the length that reconstructs best.
+
+    For a fixed direction u the mean of |z - a u|^2 over its latents is least at a = mean(z.u).
+
+    Args:
+        directions: (m, D) non-zero.
+        latents: (n, D) finite, n >= 1, with the lengths that they have.
+
+    Returns:
+        (m, D) the same directions; one that no latent comes near gets the mean length of all latents.
+    """
+    units = functional.normalize(directions, dim=-1)
+    codes = assign(latents, units, "cosine")
+    along = (latents * units[codes]).sum(dim=-1)
+    sums = torch.zeros(len(units), device=units.device).index_add_(0, codes, along)
+    counts = torch.bincount(codes, minlength=len(units))
+    lengths = torch.where(counts > 0, sums / counts.clamp(min=1), 0.0)
+    return units * torch.where(lengths > 0, lengths, latents.norm(dim=-1).mean()).unsqueeze(-1)
 
 
 def scale_counts(counts: Tensor, present: Tensor, refill: float) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional
 
 from collapse_guard.kmeans import fit_codebook
 from collapse_guard.policies import ResetCodes
 
 from .base import Intervention, clear_moments
-from .placement import are_distinct, place_beside, scale_counts
+from .placement import are_distinct, place_beside, scale_counts, with_lengths
 
 __all__ = ["ResetCodesIntervention"]
 
@@ -42,21 +43,29 @@ class ResetCodesIntervention(Intervention[ResetCodes]):
         present = view.ema_count.get() if view.ema_count is not None else None
         if self.params.scope == "all" and self.params.source == "kmeans":
             fit = fit_codebook(latents, view.K, metric=view.metric, seed=site.seed)
-            vectors, found = fit.codebook, fit.counts
+            vectors = with_lengths(fit.codebook, latents) if view.decodes_raw else fit.codebook
+            found = fit.counts
             counts = None if present is None else scale_counts(found.to(present.device), present, self.params.refill)
         else:
-            living = torch.ones(view.K, dtype=torch.bool)
-            living[rows] = False
-            table = view.codebook().float()
-            vectors = place_beside(
-                table[living.to(table.device)], latents, len(rows), source=self.params.source, seed=site.seed
-            )
+            vectors = self._beside_the_living(rows, latents)
             counts = None
             if present is not None:
                 counts = torch.full((len(rows),), self.params.refill * float(present.float().mean()))
+        view.take_over()
         view.write_rows(rows, vectors, counts)
         clear_moments(site, rows)
         return f"{len(rows)} of {view.K} codes placed by {self.params.source} on {len(latents)} latents"
+
+    def _beside_the_living(self, rows: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        site, view = self.site, self.site.view
+        living = torch.ones(view.K, dtype=torch.bool)
+        living[rows] = False
+        table = view.codebook().float()
+        table, found = table[living.to(table.device)], latents
+        if view.metric == "cosine":
+            table, found = functional.normalize(table, dim=-1), functional.normalize(latents, dim=-1)
+        vectors = place_beside(table, found, len(rows), source=self.params.source, seed=site.seed)
+        return with_lengths(vectors, latents) if view.decodes_raw else vectors
 
     def _dead(self) -> torch.Tensor:
         counts = torch.as_tensor(self.site.counts)

@@ -37,7 +37,7 @@ def observe(view: CodebookView, model: nn.Module, x: torch.Tensor, **kwargs: Any
     seen: list[Observation] = []
 
     def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        observation = view.reader(args, kwargs, output)
+        observation = view.readers["forward"](args, kwargs, output)
         assert observation is not None
         seen.append(observation)
 
@@ -53,6 +53,7 @@ def test_codes_and_latents_agree_with_an_independent_search_in_eval(mode: str) -
     for view in discover(nn.Sequential(model)).views:
         assert view.adapter == "vector-quantize-pytorch"
         observation, _ = observe(view, model.eval(), x)
+        assert observation.latents is not None
         latents, table = (t.double().numpy() for t in (observation.latents, view.codebook()))
         assert latents.shape[1] == view.D
         nearest = ((latents[:, None] - table[None]) ** 2).sum(-1).argmin(1)

@@ -51,7 +51,7 @@ def test_ten_lines_are_enough_and_the_log_lies_where_the_trainer_says(tmp_path: 
     for expected in (
         "quantizer",
         "256",
-        "ema-structure",
+        "home-made",
         "CRITICAL",
         "reset_codes",
         "FAILED",

@@ -24,7 +24,7 @@ STORY = [
                     "name": "vq",
                     "K": 256,
                     "D": 64,
-                    "adapter": "ema-structure",
+                    "adapter": "home-made",
                     "kind": "ema",
                     "metric": "l2",
                     "supports": ["monitor", "reset"],
@@ -171,7 +171,7 @@ def test_readings_holds_and_skipped_candidates_are_for_the_log_not_for_people() 
 
 def test_tables_show_what_is_watched_and_what_came_of_it() -> None:
     text = shown(STORY)
-    assert "ema-structure (ema, l2)" in text
+    assert "home-made (ema, l2)" in text
     assert "cannot        vq: commitment: no weight found" in text
     assert "not watched   other: returns no codes" in text
     assert "1.0 > 80.0 of 256" in text

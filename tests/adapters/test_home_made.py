@@ -38,7 +38,7 @@ def test_the_table_the_sum_and_the_count_are_told_apart(
     view = only_view(kind())
     assert (view.name, view.adapter, view.kind, view.K, view.D, view.metric) == (
         "1",
-        "ema-structure",
+        "home-made",
         "ema",
         K,
         D,
@@ -54,8 +54,9 @@ def test_codes_and_latents_agree_with_an_independent_search(
     module = kind().eval()
     view = only_view(module)
     x = torch.randn(shape)
-    observation = view.reader((x,), {}, module(x))
+    observation = view.readers["forward"]((x,), {}, module(x))
     assert observation is not None
+    assert observation.latents is not None
     latents, table = observation.latents.numpy().astype(np.float64), view.codebook().numpy().astype(np.float64)
     assert latents.shape == (x.numel() // D, D)
     if metric == "cosine":
@@ -91,7 +92,7 @@ def test_written_rows_survive_the_next_training_forward(
     written = view.codebook()[rows].clone()
     x = torch.randn(shape) * 1e-3
     module(x)
-    observation = view.reader((x,), {}, module.eval()(x))
+    observation = view.readers["forward"]((x,), {}, module.eval()(x))
     assert observation is not None
     unhit = [index for index in range(2) if int(rows[index]) not in observation.codes]
     assert unhit
@@ -172,7 +173,7 @@ def test_a_collapsed_codebook_is_recognised_all_the_same() -> None:
     with torch.no_grad():
         module.omega.fill_(3.0)
         module.alpha.zero_()
-    assert only_view(module).table.attribute == "omega"
+    assert only_view(module).refs()["table"].attribute == "omega"
 
 
 def test_the_commitment_weight_and_the_decay_are_read_and_set_live() -> None:
@@ -192,7 +193,7 @@ def test_an_explicit_description_wins_and_its_mistakes_are_named() -> None:
     described = GenericVQ(table="embedding.weight", codes=lambda output: output[2], commitment="beta")
     (view,) = discover(model, {"0": described}).views
     assert (view.adapter, view.kind, view.K, view.D) == ("explicit", "learnable", K, D)
-    observation = view.reader((x := torch.randn(2, 5, D),), {}, model(x))
+    observation = view.readers["forward"]((x := torch.randn(2, 5, D),), {}, model(x))
     assert observation is not None
     nearest = torch.cdist(x.reshape(-1, D), view.codebook()).argmin(1)
     assert torch.equal(observation.codes, nearest)
@@ -236,7 +237,7 @@ def test_a_frozen_learnable_table_stands_still_although_the_optimizer_steps() ->
 def test_normalised_latents_are_what_the_codebook_is_compared_with() -> None:
     module = quantizers.Normalising().eval()
     x = torch.randn(3, 4, D) * 7
-    observation = only_view(module).reader((x,), {}, module(x))
+    observation = only_view(module).readers["forward"]((x,), {}, module(x))
     assert observation is not None
     torch.testing.assert_close(observation.latents, functional.normalize(x, dim=-1).reshape(-1, D))
 
@@ -244,7 +245,7 @@ def test_normalised_latents_are_what_the_codebook_is_compared_with() -> None:
 def test_half_precision_is_no_obstacle_to_recognition() -> None:
     module = quantizers.Plain().to(torch.bfloat16)
     view = only_view(module)
-    assert view.table.attribute == "omega"
+    assert view.refs()["table"].attribute == "omega"
     assert module.omega.dtype is torch.bfloat16
 
 
@@ -274,7 +275,7 @@ def test_codes_are_read_where_a_training_forward_returns_them() -> None:
     view = only_view(module)
     x = torch.randn(6, D)
     expected = torch.cdist(x, module.omega).argmin(-1)
-    observation = view.reader((x,), {}, module.train()(x))
+    observation = view.readers["forward"]((x,), {}, module.train()(x))
     assert observation is not None
     assert torch.equal(observation.codes, expected)
 
@@ -316,7 +317,7 @@ def test_rows_written_to_a_frozen_learnable_table_are_what_is_kept() -> None:
     view.freeze()
     view.write_rows(torch.tensor([1]), torch.full((1, D), 7.0))
     with torch.no_grad():
-        view.table.whole().add_(1.0)  # an optimizer's weight decay, say
+        view.refs()["table"].whole().add_(1.0)  # an optimizer's weight decay, say
     view.hold()
     assert torch.equal(view.codebook()[1], torch.full((D,), 7.0))
 
@@ -326,7 +327,7 @@ def test_a_frozen_learnable_table_gets_zero_gradients() -> None:
     view = discover(model, {"0": GenericVQ(table="embedding.weight", codes=lambda output: output[2])}).views[0]
     view.freeze()
     model(torch.randn(6, D))[1].backward()
-    gradient = view.table.whole().grad
+    gradient = view.refs()["table"].whole().grad
     assert gradient is not None
     assert not gradient.any()
 

@@ -8,7 +8,7 @@ candidate whose codes equal an independent nearest-code search is accepted; any 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -17,14 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from collapse_guard.adapters.base import CodebookView, Metric, Observation, Reader, Unrecognised
+from collapse_guard.adapters.refs import Knob, TensorRef
+from collapse_guard.adapters.trace import Comparison, Trial, flatten_tensors, run_trials
 from collapse_guard.kmeans import assign
 
-from .base import CodebookView, Knob, Metric, Observation, Reader, TensorRef
-from .trace import Comparison, Trial, flatten_tensors, run_trials
-
-__all__ = ["K_OF_ONE", "Unrecognised", "match_structure"]
-
-K_OF_ONE = "its codebook has K = 1 code: one code cannot collapse"
+__all__ = ["match_home_made"]
 
 _DECAY_NAMES = ("decay", "ema_decay", "_decay", "gamma", "_gamma", "momentum")
 _COMMITMENT_NAMES = (
@@ -37,14 +35,6 @@ _COMMITMENT_NAMES = (
     "beta",
     "_beta",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Unrecognised:
-    """A module that looks like a quantizer and could not be confirmed: reported, never touched."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +62,22 @@ class _Layout:
         return functional.normalize(rows, dim=-1) if self.normalise else rows
 
 
-def match_structure(name: str, module: nn.Module) -> CodebookView | Unrecognised | None:
+def match_home_made(name: str, module: nn.Module) -> Sequence[CodebookView | Unrecognised] | None:
     """Recognise a home-made EMA quantizer; `None` where the module does not even look like one."""
     structures = list(_structures(module))
     if not structures:
         return None
     if structures[0].K < 2:
-        return Unrecognised(name, K_OF_ONE)
+        return [Unrecognised(name, "its codebook has K = 1 code: one code cannot collapse")]
     reasons = []
     for structure in structures:
         stored = _stored(module)
         trials = list(run_trials(module, {key: stored[key] for key in structure.pair}, structure.D))
         view = _confirm(name, module, structure, trials)
         if isinstance(view, CodebookView):
-            return view
+            return [view]
         reasons.append(view)
-    return Unrecognised(name, "; ".join(dict.fromkeys(reasons)))
+    return [Unrecognised(name, "; ".join(dict.fromkeys(reasons)))]
 
 
 def _stored(module: nn.Module) -> dict[str, Tensor]:
@@ -143,10 +133,10 @@ def _confirm(name: str, module: nn.Module, structure: _Structure, trials: list[T
         lacks |= dict.fromkeys(("reset", "fallback"), why_not)
     return CodebookView(
         name=name,
-        adapter="ema-structure",
+        adapter="home-made",
         module=module,
         metric=found.metric,
-        reader=reader,
+        readers={"forward": reader},
         table=_ref(module, found.source, structure.transposed),
         ema_sum=_ref(module, other, structure.transposed),
         ema_count=_ref(module, count, False),

@@ -8,19 +8,20 @@ searched, or in which the table is updated out of sight of a forward, are watche
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .base import CodebookView, Knob, Observation, Reader, TensorRef
+from collapse_guard.adapters.base import CodebookView, Observation, Reader, Unrecognised
+from collapse_guard.adapters.refs import Knob, Switch, TensorRef
 
 __all__ = ["match_lucidrains"]
 
 
-def match_lucidrains(name: str, module: nn.Module) -> list[CodebookView] | None:
+def match_lucidrains(name: str, module: nn.Module) -> Sequence[CodebookView | Unrecognised] | None:
     """Recognise a `VectorQuantize`; one view per head where heads have codebooks of their own."""
     leaf = getattr(module, "_codebook", None)
     if not isinstance(leaf, nn.Module) or not all(
@@ -50,13 +51,14 @@ def _view(name: str, module: nn.Module, leaf: nn.Module, head: int) -> CodebookV
         name=name,
         adapter="vector-quantize-pytorch",
         module=leaf,
-        reader=_reader(leaf, head),
+        readers={"forward": _reader(leaf, head)},
         table=TensorRef(leaf, "embed", head),
         ema_sum=None if learnable else TensorRef(leaf, "embed_avg", head),
         ema_count=None if learnable else TensorRef(leaf, "cluster_size", head),
         metric="cosine" if _is_cosine(module, leaf) else "l2",
         commitment=commitment,
         decay=None if learnable else Knob(leaf, "decay"),
+        replacement=_replacement(leaf),
         is_initialised=lambda: bool(getattr(leaf, "initted", True)),
         lacks=lacks,
     )
@@ -65,6 +67,12 @@ def _view(name: str, module: nn.Module, leaf: nn.Module, head: int) -> CodebookV
 def _is_cosine(module: nn.Module, leaf: nn.Module) -> bool:
     flags = (getattr(leaf, "use_cosine_sim", None), getattr(module, "use_cosine_sim", None))
     return any(flag is True for flag in flags) or type(leaf).__name__ == "CosineSimCodebook"
+
+
+def _replacement(leaf: nn.Module) -> Switch | None:
+    off = {"threshold_ema_dead_code": 0, "has_dead_code_replacement": False}
+    present = {name: value for name, value in off.items() if hasattr(leaf, name)}
+    return Switch(leaf, present) if present else None
 
 
 def _why_not_writable(module: nn.Module, leaf: nn.Module) -> str | None:

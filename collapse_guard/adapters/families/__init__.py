@@ -1,0 +1,16 @@
+"""The families of quantizers that are recognised by themselves, each in a module of its own, by structure alone."""
+
+from __future__ import annotations
+
+from .codec_ema import match_codec_ema
+from .home_made import match_home_made
+from .lucidrains import match_lucidrains
+
+__all__ = ["BUILT_IN"]
+
+BUILT_IN = (
+    ("vector-quantize-pytorch", match_lucidrains, "VectorQuantize, also in residual, grouped and projected forms"),
+    ("codec-ema", match_codec_ema, "encodec, audiocraft, speechtokenizer; Encodec, XCodec and Higgs of transformers"),
+    ("home-made", match_home_made, "any quantizer whose trial forward returns the nearest codes of a (K, D) table"),
+)
+"""(name, match, covers) in the order in which they are asked: telling structures before trials."""

@@ -1,0 +1,115 @@
+"""Observing methods that no hook sees: `encode`, `quantize`, `inference`.
+
+Several codecs never call the `forward` of their quantizers, so module hooks stay silent. The instance's class is
+exchanged for a subclass whose methods call the original and report; the class is put back when the last observer
+leaves. A copied or unpickled module is of the original class and reports to nobody.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from torch import nn
+
+from collapse_guard.hooks import Hook
+
+__all__ = ["Interception", "InterceptionError"]
+
+_OBSERVERS = "_collapse_guard_observers"
+_ORIGINAL = "_collapse_guard_original"
+
+Observer = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], Any], None]
+"""(module, args, kwargs, output) of one call, as a forward hook with keyword arguments gets them."""
+
+
+class InterceptionError(RuntimeError):
+    """The methods of this module cannot be observed; says why and what to do instead."""
+
+
+class Interception:
+    """Reports calls of some methods of one module, until removed.
+
+    Args:
+        module: the quantizer.
+        observers: method name -> told of each call after it returned.
+    """
+
+    def __init__(self, module: nn.Module, observers: Mapping[str, Observer]) -> None:
+        """Store the parts; the class is exchanged by `install`."""
+        self._module = module
+        self._hooks = {method: Hook(observer) for method, observer in observers.items()}
+
+    def install(self) -> None:
+        """Begin to report.
+
+        Raises:
+            InterceptionError: the module lacks a method, or its class cannot be exchanged.
+        """
+        module = self._module
+        if missing := [method for method in self._hooks if not callable(getattr(type(module), method, None))]:
+            raise InterceptionError(f"{type(module).__name__} has no method {missing[0]!r} to observe")
+        observers: dict[str, list[Hook]] = module.__dict__.setdefault(_OBSERVERS, {})
+        original = _original(type(module))
+        try:
+            module.__class__ = _subclass(original, frozenset({*observers, *self._hooks}))
+        except TypeError as error:
+            if not observers:
+                del module.__dict__[_OBSERVERS]
+            raise InterceptionError(
+                f"the class {original.__name__} cannot be exchanged for one that reports its calls ({error}); "
+                f"describe the quantizer by GenericVQ on a module whose forward runs"
+            ) from error
+        for method, hook in self._hooks.items():
+            observers.setdefault(method, []).append(hook)
+
+    def remove(self) -> None:
+        """Stop reporting; the class is put back once nobody observes the module any more."""
+        observers = self._module.__dict__.get(_OBSERVERS)
+        if observers is None:
+            return
+        for method, hook in self._hooks.items():
+            observers[method] = [each for each in observers.get(method, []) if each is not hook]
+        if not any(observers.values()):
+            del self._module.__dict__[_OBSERVERS]
+            self._module.__class__ = _original(type(self._module))
+
+    @staticmethod
+    def is_on(module: nn.Module) -> bool:
+        """Whether calls of this module are being reported."""
+        return _OBSERVERS in module.__dict__
+
+
+def _original(cls: type[Any]) -> type[Any]:
+    """Return the class that a module had before any exchange."""
+    original: type[Any] = cls.__dict__.get(_ORIGINAL, cls)
+    return original
+
+
+def _subclass(original: type[Any], methods: frozenset[str]) -> type[Any]:
+    """Make the reporting subclass; it looks like the original, and copies and pickles as the original."""
+    body: dict[str, Any] = {method: _report(getattr(original, method), method) for method in methods}
+    body |= {name: getattr(original, name) for name in ("__module__", "__doc__", "__qualname__")}
+    return type(original.__name__, (original,), body | {_ORIGINAL: original, "__reduce_ex__": _reduce})
+
+
+def _report(method: Callable[..., Any], name: str) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def reporting(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        output = method(self, *args, **kwargs)
+        for hook in self.__dict__.get(_OBSERVERS, {}).get(name, ()):
+            hook(self, args, kwargs, output)
+        return output
+
+    return reporting
+
+
+def _reduce(self: nn.Module, protocol: Any) -> Any:
+    """Reduce a module as one of its original class, without its observers."""
+    original = _original(type(self))
+    make, args, state, *rest = cast("tuple[Any, ...]", super(type(self), self).__reduce_ex__(protocol))
+    args = tuple(original if part is type(self) else part for part in args)
+    if isinstance(state, dict):
+        state = {key: value for key, value in state.items() if key != _OBSERVERS}
+    return (make, args, state, *rest)

@@ -1,0 +1,132 @@
+"""Where things live on a module: tensors, quotients of tensors, numbers and switches.
+
+Nothing here keeps a tensor. Quantizers re-bind their tables, so each access asks the owner again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Knob", "Quotient", "Switch", "TensorRef"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRef:
+    """Where a tensor lives: `owner.attribute`, one head of it, possibly stored as (D, K).
+
+    Attributes:
+        owner: module that holds the parameter or buffer.
+        attribute: its name on the owner.
+        head: index into a leading axis of heads or levels; `None` where there is none.
+        transposed: the tensor is stored as (D, K).
+    """
+
+    owner: nn.Module
+    attribute: str
+    head: int | None = None
+    transposed: bool = False
+
+    def whole(self) -> Tensor:
+        """Return the tensor as its owner holds it now, all heads."""
+        tensor = getattr(self.owner, self.attribute)
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{type(self.owner).__name__}.{self.attribute} is no longer a tensor: {type(tensor)}")
+        return tensor
+
+    def get(self) -> Tensor:
+        """Return a detached view of the part that belongs to this codebook; writing to it writes to the model."""
+        return self.part_of(self.whole().detach())
+
+    def part_of(self, whole: Tensor) -> Tensor:
+        """Return the part of a tensor of the same form, such as an optimizer moment, that belongs to this codebook."""
+        part = whole[self.head] if self.head is not None else whole
+        return part.t() if self.transposed else part
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether an optimizer may be moving this tensor."""
+        return isinstance(self.whole(), nn.Parameter) and self.whole().requires_grad
+
+
+@dataclass(frozen=True, slots=True)
+class Quotient:
+    """A table that is stored nowhere: a moving sum divided by its moving count.
+
+    Attributes:
+        sum: the (K, D) moving sum.
+        count: the (K,) moving count.
+        floor: the least count that is divided by.
+    """
+
+    sum: TensorRef
+    count: TensorRef
+    floor: float
+
+    def get(self) -> Tensor:
+        """Return the (K, D) quotient; writing to it writes nowhere."""
+        return self.sum.get() / self.count.get().clamp(min=self.floor).unsqueeze(-1)
+
+    @property
+    def is_parameter(self) -> bool:
+        """No optimizer moves it."""
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """A number on a module that can be changed while training.
+
+    Attributes:
+        owner: the module.
+        attribute: the name of the number on it.
+    """
+
+    owner: nn.Module
+    attribute: str
+
+    def get(self) -> float:
+        """Return the number."""
+        return float(getattr(self.owner, self.attribute))
+
+    def set(self, value: float) -> None:
+        """Set the number, keeping its kind: a tensor is filled in place, a Python number is replaced."""
+        current = getattr(self.owner, self.attribute)
+        if isinstance(current, Tensor):
+            with torch.no_grad():
+                current.fill_(value)
+        else:
+            setattr(self.owner, self.attribute, float(value))
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """The settings with which a quantizer's own replacement of dead codes is off.
+
+    Attributes:
+        owner: the module that reads them at each forward.
+        off: attribute -> value with which nothing is replaced.
+    """
+
+    owner: nn.Module
+    off: Mapping[str, Any]
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the quantizer would replace codes as things stand."""
+        return all(getattr(self.owner, name) != value for name, value in self.off.items())
+
+    def turn_off(self) -> dict[str, Any]:
+        """Switch the replacement off and return the settings that were in force."""
+        before = {name: getattr(self.owner, name) for name in self.off}
+        self.restore(self.off)
+        return before
+
+    def restore(self, settings: Mapping[str, Any]) -> None:
+        """Put settings back."""
+        for name, value in settings.items():
+            setattr(self.owner, name, value)
