@@ -1,35 +1,87 @@
-"""Lightning 2.x: a callback that wraps a `Guard`.
+"""Lightning 2.x: a callback that wraps a `Guard`, for `lightning.pytorch` and for `pytorch_lightning`.
 
-Hooks are released on the normal end and on an exception (Lightning calls only `on_exception` then). Sanity checks,
-validate-only runs and `fast_dev_run` are left alone.
+The two are separate distributions of the same code, each with a `Callback` of its own; this one is a callback of each
+that the program has loaded. Hooks are released on the normal end and on an exception (Lightning calls only
+`on_exception` then). Sanity checks, validate-only runs and `fast_dev_run` are left alone.
 """
 
 from __future__ import annotations
 
+import contextlib
+import re
+import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
-from lightning.pytorch.loggers import Logger
 from rich import get_console
 from torch import Tensor
 from typing_extensions import override
 
-from collapse_guard import Event, GenericVQ, Guard, Sink
+from collapse_guard import Event, GenericVQ, Guard, PolicyError, Request, Sink
 from collapse_guard.policies import Policy, load_policy
+from collapse_guard.requests import REQUESTABLE, may_request
+from collapse_guard.sinks import log_folder
 
-__all__ = ["CollapseGuard"]
+__all__ = ["CollapseGuard", "join_lightning"]
+
+
+_LIGHTNINGS = ("lightning.pytorch", "pytorch_lightning")
+
+
+def _loaded() -> tuple[type, ...]:
+    """Return the `Callback` of every Lightning that this program has loaded so far."""
+    callbacks = (getattr(sys.modules.get(name), "Callback", None) for name in _LIGHTNINGS)
+    return tuple(callback for callback in callbacks if callback is not None)
+
+
+def _first_importable() -> tuple[type, ...]:
+    """Return the `Callback` of the first Lightning that can be imported.
+
+    Raises:
+        ImportError: there is none.
+    """
+    missing = []
+    for name in _LIGHTNINGS:
+        try:
+            return (import_module(name).Callback,)
+        except ImportError as error:
+            missing.append(f"{name}: {error}")
+    raise ImportError(f"expected lightning 2.4 or newer, got none ({'; '.join(missing)}). Run `pip install lightning`.")
+
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+    from lightning.pytorch import Callback
+    from lightning.pytorch.loggers import Logger
+else:
+    # A base of its own, between this callback and theirs: what it derives from may grow, see `join_lightning`.
+    Callback = type("Callback", _loaded() or _first_importable(), {})
+
+
+def join_lightning() -> None:
+    """Make the callback one of every Lightning that has been loaded by now, whichever was imported first.
+
+    One that is not loaded is left so: importing it would take over the other's log messages and warning categories.
+    """
+    bases = Callback.__bases__
+    if new := tuple(base for base in _loaded() if base not in bases):
+        Callback.__bases__ = (*bases, *new)
+
 
 _SCALARS = ("perplexity", "perplexity_ratio", "usage", "dead_fraction", "norm_ratio", "relative_error")
 
 
-class CollapseGuard(pl.Callback):
+class CollapseGuard(Callback):
     """Watches the codebooks of the LightningModule that trains and repairs them under a policy.
 
+    What the policy asks of the training loop is done after the step that asked for it: a checkpoint beside the event
+    log, or `trainer.should_stop`, which the Trainer heeds once `min_epochs` and `min_steps` are reached.
+
     Args:
-        policy: preset name, path of a YAML file, mapping, or a loaded policy. A bad policy is refused here, before
-            training starts.
+        policy: preset name, path of a YAML file (relative to the working directory), mapping, or a loaded policy. A bad
+            policy is refused here; where LightningCLI makes the callback, in `setup`, still before training starts.
         log_dir: where `collapse_guard/events.jsonl` goes; where not given, the Trainer's `log_dir`, else its
             `default_root_dir`.
         loss: name of a logged metric (`self.log(name, ...)`) that verification may look at.
@@ -57,8 +109,15 @@ class CollapseGuard(pl.Callback):
         seed: int = 0,
     ) -> None:
         """Validate the policy and store the rest; nothing is hooked, opened or printed before training starts."""
+        join_lightning()
         super().__init__()
-        self.policy = load_policy(policy)
+        self._policy: Policy | PolicyError
+        try:
+            self._policy = load_policy(policy)
+        except PolicyError as refused:
+            if not _is_made_by_jsonargparse():
+                raise
+            self._policy = refused
         self.guard: Guard | None = None
         self._log_dir = log_dir
         self._loss = loss
@@ -70,6 +129,26 @@ class CollapseGuard(pl.Callback):
         self._guarded: pl.LightningModule | None = None
         self._last_global_step = 0
 
+    @property
+    def policy(self) -> Policy:
+        """The policy that was given.
+
+        Raises:
+            PolicyError: LightningCLI made the callback, and the policy is not valid.
+        """
+        if isinstance(self._policy, PolicyError):
+            raise self._policy.with_traceback(None)
+        return self._policy
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse a bad policy before anything else happens.
+
+        Raises:
+            PolicyError: as in `policy`.
+        """
+        _ = self.policy
+
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Attach: the model is on its device, the optimizers exist, a checkpoint has been restored."""
@@ -78,11 +157,10 @@ class CollapseGuard(pl.Callback):
                 get_console().print("collapse_guard: not attached: a fast_dev_run is too short to guard")
             return
         first = trainer.is_global_zero
-        log_dir = self._log_dir or trainer.log_dir or trainer.default_root_dir
         sinks = [*self._sinks, _LoggerSink(trainer)] if first else []
         guard = Guard(
             self.policy,
-            log_dir=log_dir if first else None,
+            log_dir=self._directory(trainer) if first else None,
             console=self._console and first,
             sinks=sinks,
             adapters=self._adapters,
@@ -107,6 +185,43 @@ class CollapseGuard(pl.Callback):
             return
         self._last_global_step = trainer.global_step
         self.guard.step(loss=lambda: self._logged_loss(trainer), epoch=trainer.current_epoch)
+        if may_request(self.guard.policy):
+            self._carry_out(trainer, self.guard)
+
+    def _carry_out(self, trainer: pl.Trainer, guard: Guard) -> None:
+        """Do what the policy asks of the loop: on every rank as soon as it is asked for on one."""
+        taken = guard.requests.take()
+        for kind, act in zip(REQUESTABLE, (self._save_checkpoint, self._stop_training), strict=True):
+            asked = [request for request in taken if request.kind == kind]
+            if trainer.strategy.reduce_boolean_decision(bool(asked), all=False):
+                act(trainer, guard, asked)
+
+    def _save_checkpoint(self, trainer: pl.Trainer, guard: Guard, asked: Sequence[Request]) -> None:
+        """Write one checkpoint for all requests of a step; a full disk is told, and ends nothing."""
+        codebook = re.sub(r"[^\w.-]", "_", asked[0].codebook) if asked else "codebook"
+        file = log_folder(self._directory(trainer)) / f"{guard.steps}-{codebook}.ckpt"
+        path = Path(trainer.strategy.broadcast(str(file)))
+        is_new = not path.exists()
+        try:
+            trainer.save_checkpoint(path, weights_only=False)
+        except Exception as error:  # storage fails in many ways, and the run must outlive each of them
+            with contextlib.suppress(OSError):
+                if is_new and trainer.is_global_zero:  # what there is of it cannot be loaded
+                    path.unlink(missing_ok=True)
+            for request in asked:
+                guard.requests.failed(request, f"{type(error).__name__}: {error}")
+        else:
+            for request in asked:
+                guard.requests.carried_out(request, f"the whole run as it stands is in {path}", file=str(path))
+
+    def _stop_training(self, trainer: pl.Trainer, guard: Guard, asked: Sequence[Request]) -> None:
+        """Ask the Trainer to stop; it goes on until `min_epochs` and `min_steps` are reached."""
+        trainer.should_stop = True
+        for request in asked:
+            guard.requests.carried_out(request, _stopping(trainer))
+
+    def _directory(self, trainer: pl.Trainer) -> str | Path:
+        return self._log_dir or trainer.log_dir or trainer.default_root_dir
 
     def _logged_loss(self, trainer: pl.Trainer) -> Tensor | None:
         return trainer.callback_metrics.get(self._loss) if self._loss is not None else None
@@ -139,6 +254,29 @@ class CollapseGuard(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until training starts: modules and optimizers are not ready yet."""
         self._resume_from = state_dict or None
+
+
+# LightningCLI reads the annotation at run time. By the true one it would write a mapping as text into the config that
+# it saves, and refuse in words of its own what `load_policy` explains better.
+CollapseGuard.__init__.__annotations__["policy"] = Any
+
+
+def _stopping(trainer: pl.Trainer) -> str:
+    """Say when the Trainer will stop, now that it was told to."""
+    least = {"min_epochs": trainer.min_epochs, "min_steps": trainer.min_steps}
+    wanted = " and ".join(f"{name}={count}" for name, count in least.items() if count)
+    return "the Trainer was told to stop" + (f", which it does once {wanted} is reached" if wanted else "")
+
+
+def _is_made_by_jsonargparse() -> bool:
+    """Whether LightningCLI's parser is what calls the constructor, also that of a subclass.
+
+    An exception raised there comes out as one line of many on which types a Trainer's callbacks may have.
+    """
+    frame = sys._getframe(1)
+    while frame.f_code.co_name == "__init__" and frame.f_back is not None:
+        frame = frame.f_back
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == "jsonargparse"
 
 
 class _LoggerSink:

@@ -19,6 +19,7 @@ from collapse_guard.policies import Policy, PolicyError, Reading, load_policy
 from .adapters import CodebookView, GenericVQ, NoQuantizerError, discover
 from .events import Event, Sink
 from .guard import Guard
+from .requests import Request
 from .sinks import ConsoleSink, JsonLinesSink, read_events
 
 try:
@@ -37,6 +38,7 @@ __all__ = [
     "Policy",
     "PolicyError",
     "Reading",
+    "Request",
     "Sink",
     "__version__",
     "discover",

@@ -27,7 +27,7 @@ class Event:
 
     Attributes:
         event: `attached`, `reading`, `pending`, `alert`, `intervention`, `tended`, `outcome`, `skip`, `cleared`,
-            `exhausted`, `fault`, `resumed` or `summary`.
+            `exhausted`, `carried_out`, `fault`, `resumed` or `summary`.
         step: optimizer steps completed.
         fields: what else there is to say, as plain data.
         time: when, in UTC, ISO 8601.

@@ -23,6 +23,7 @@ from .adapters import GenericVQ, discover
 from .events import EventLog, Sink
 from .ledger import Ledger
 from .reports import describe_views, summarise
+from .requests import Requests
 from .sinks import ConsoleSink, JsonLinesSink
 from .watch import Watch
 
@@ -45,6 +46,9 @@ class Guard:
         sinks: further places for events to go.
         adapters: module path -> description, for quantizers that are not recognised.
         seed: of the guard's own random streams; the run's are never touched.
+
+    Attributes:
+        requests: what the policy asks of the loop, such as to stop; see `Requests.take`.
 
     Raises:
         PolicyError: the policy is not valid; every problem is listed with file and line.
@@ -78,6 +82,7 @@ class Guard:
         self._seconds = 0.0
         self._attached_at = 0.0
         self._log = EventLog()
+        self.requests = Requests(self._log)
         self._engine = PolicyEngine(self.policy)
         self._is_attached = False
         self._state_at_close: dict[str, Any] | None = None
@@ -158,6 +163,7 @@ class Guard:
         # What is saved after the end must be able to go on: with verifications open, not settled for the summary.
         self._state_at_close = self.state_dict()
         self._ledger.carry_out(self._engine.finish(self._step), self._engine, self._watch.probes)
+        self.requests.remind(self._step)
         total = time.perf_counter() - self._attached_at
         self._log.emit(
             "summary",
@@ -200,6 +206,7 @@ class Guard:
         self._step += 1
         try:
             assert self._ledger is not None
+            self.requests.remind(self._step)
             self._ledger.tend(self._step, self._watch.probes)
             if self._is_due():
                 self._read(_number(loss), epoch)
@@ -255,6 +262,7 @@ class Guard:
             "engine": self._engine.state_dict(),
             "watch": self._watch.state_dict(),
             "ledger": self._ledger.state_dict(self._watch.probes) if self._ledger is not None else {},
+            "requests": self.requests.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -279,6 +287,7 @@ class Guard:
         self._watch.load_state_dict(state["watch"])
         rules = {rule.name for rule in self.policy.rules}
         self._ledger.load_state_dict(state["ledger"], self._watch.probes, rules)
+        self.requests.load_state_dict(state["requests"])
         changed = state["policy"]["fingerprint"] != self.policy.fingerprint()
         in_force = self._ledger.in_force()
         self._log.emit("resumed", self._step, policy=self.policy.name, policy_changed=changed, in_force=in_force)
@@ -286,7 +295,11 @@ class Guard:
     def _begin_afresh(self) -> None:
         self._step = self._read_at = 0
         self._engine = PolicyEngine(self.policy)
-        self._ledger = Ledger(self._log, self._optimizers, seed=self._seed, dead_below=self.policy.sample.dead_below)
+        self.requests = Requests(self._log)
+        dead_below = self.policy.sample.dead_below
+        self._ledger = Ledger(
+            self._log, self._optimizers, seed=self._seed, dead_below=dead_below, requests=self.requests
+        )
 
     # Parts
 

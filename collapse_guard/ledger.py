@@ -16,6 +16,7 @@ from .events import EventLog
 from .interventions import Intervention, Site, Transaction, find_intervention
 from .probe import Probe
 from .reasons import explain
+from .requests import REQUESTABLE, Request, Requests
 
 __all__ = ["Entry", "Ledger"]
 
@@ -29,7 +30,6 @@ _TOLD_AS = {
 }
 _RECORDED = ("attempt", "codebook", "rule", "rung", "action", "params", "step", "result", "undone")
 _JUDGED_BY = ("step", "perplexity", "perplexity_ratio", "usage", "norm_ratio", "relative_error", "loss")
-_OF_THE_LOOP = ("save_checkpoint", "stop_training")  # only the training loop can do these
 
 
 @dataclass(slots=True)
@@ -75,10 +75,20 @@ class Ledger:
         optimizers: those that may hold moments of codebook rows.
         seed: base of each attempt's seed.
         dead_below: share of the uniform share under which a code is dead.
+        requests: where to ask for what only the training loop can do.
     """
 
-    def __init__(self, log: EventLog, optimizers: Sequence[Optimizer], *, seed: int, dead_below: float = 0.1) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        optimizers: Sequence[Optimizer],
+        *,
+        seed: int,
+        dead_below: float = 0.1,
+        requests: Requests | None = None,
+    ) -> None:
         """Store the parts."""
+        self._requests = requests if requests is not None else Requests(log)
         self.entries: list[Entry] = []
         self._log = log
         self._optimizers = optimizers
@@ -265,13 +275,24 @@ class Ledger:
         fields["reason"] = decision.reason
         if decision.then is not None:
             fields["then"] = decision.then
-            if decision.then in _OF_THE_LOOP:
-                fields["reason"] += (
-                    f"; the policy asks for {decision.then} now, which this guard cannot do: do it yourself"
-                )
+            if decision.then in REQUESTABLE:
+                fields["reason"] += f"; the policy asks for {decision.then} now"
+                self._ask(decision.then, decision)
         if decision.kind is DecisionKind.ALERT and decision.before is not None:
             fields |= {"why": explain(decision.before), "reading": decision.before.as_dict()}
         self._log.emit(_TOLD_AS[decision.kind], decision.step, **fields)
+
+    def _ask(self, kind: str, decision: Decision) -> None:
+        """Ask the training loop for something, for the reason of a decision."""
+        self._requests.ask(
+            Request(
+                kind=kind,
+                step=decision.step,
+                codebook=decision.codebook,
+                rule=decision.rule,
+                reason=decision.reason,
+            )
+        )
 
     def state_dict(self, probes: Mapping[str, Probe]) -> dict[str, Any]:
         """Return all entries with what is needed to undo and tend them, as plain data and tensors.

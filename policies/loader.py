@@ -51,6 +51,9 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy) -> Policy:
         raise PolicyError(
             [_unreadable(source, "policy", "a preset or the path of a file", quote(source), _presets(source))]
         )
+    if not isinstance(source, (str, Path)):  # from a YAML file of another program, such as LightningCLI's
+        expected = "the name of a preset, the path of a file, or a mapping"
+        raise PolicyError([_unreadable("<policy>", "policy", expected, quote(source), _presets(""))])
     path = Path(source)
     return _checked(_extended(_read(path, str(source)), path.parent, {path.resolve(): str(source)}))
 

@@ -1,4 +1,4 @@
-"""What the ledger says of a rule that is exhausted and asks for something that only the training loop can do."""
+"""What the ledger says, and asks for, when a rule is exhausted."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from collapse_guard.events import EventLog
 from collapse_guard.ledger import Ledger
 from collapse_guard.policies import Decision, DecisionKind, PolicyEngine, load_policy
+from collapse_guard.requests import Request, Requests
 
 
 class Heard:
@@ -23,8 +24,9 @@ class Heard:
 
 
 @pytest.mark.parametrize("then", ["alert", "observe", "save_checkpoint", "stop_training"])
-def test_what_the_guard_cannot_do_is_said(then: str) -> None:
+def test_what_only_the_loop_can_do_is_said_and_asked_for(then: str) -> None:
     log = Heard()
+    requests = Requests(cast(EventLog, log))
     decision = Decision(
         kind=DecisionKind.EXHAUSTED,
         step=9,
@@ -34,8 +36,11 @@ def test_what_the_guard_cannot_do_is_said(then: str) -> None:
         reason="all failed",
         then=then,
     )
-    Ledger(cast(EventLog, log), [], seed=0).carry_out([decision], PolicyEngine(load_policy("default")), {})
+    ledger = Ledger(cast(EventLog, log), [], seed=0, requests=requests)
+    ledger.carry_out([decision], PolicyEngine(load_policy("default")), {})
     (event,) = log.events
-    cannot = f"; the policy asks for {then} now, which this guard cannot do: do it yourself"
+    of_the_loop = then in ("save_checkpoint", "stop_training")
     assert (event["event"], event["then"]) == ("exhausted", then)
-    assert event["reason"] == "all failed" + (cannot if then in ("save_checkpoint", "stop_training") else "")
+    assert event["reason"] == "all failed" + (f"; the policy asks for {then} now" if of_the_loop else "")
+    asked = Request(kind=then, step=9, codebook="vq", rule="r", reason="all failed")
+    assert requests.take() == ((asked,) if of_the_loop else ())

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .console import ConsoleSink
-from .jsonl import JsonLinesSink, read_events
+from .jsonl import JsonLinesSink, log_folder, read_events
 
-__all__ = ["ConsoleSink", "JsonLinesSink", "read_events"]
+__all__ = ["ConsoleSink", "JsonLinesSink", "log_folder", "read_events"]

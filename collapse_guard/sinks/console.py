@@ -69,6 +69,7 @@ class ConsoleSink:
             "outcome": _outcome,
             "cleared": _ruling("green"),
             "exhausted": _ruling("bold red"),
+            "carried_out": _carried_out,
             "skip": _skip,
             "fault": _fault,
             "summary": _summary,
@@ -198,6 +199,11 @@ def _skip(event: Event) -> list[_Line]:
     return [
         _at(event, "SKIPPED", "cyan", f"{event.fields['codebook']}: {event.fields['rule']}: {event.fields['reason']}")
     ]
+
+
+def _carried_out(event: Event) -> list[_Line]:
+    fields = event.fields
+    return [_at(event, "CARRIED OUT", "bold cyan", f"{fields['codebook']}: {fields['request']}: {fields['summary']}")]
 
 
 def _fault(event: Event) -> list[_Line]:

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from collapse_guard.events import SCHEMA, Event
 
-__all__ = ["JsonLinesSink", "read_events"]
+__all__ = ["JsonLinesSink", "log_folder", "read_events"]
 
 _logger = logging.getLogger("collapse_guard")
 
@@ -33,7 +33,7 @@ class JsonLinesSink:
 
     def __init__(self, log_dir: str | Path) -> None:
         """Store the path; nothing is created yet."""
-        self.path = Path(log_dir) / _folder(Path(log_dir)) / "events.jsonl"
+        self.path = log_folder(log_dir) / "events.jsonl"
         self.run = uuid.uuid4().hex[:8]
         self._file: TextIO | None = None
 
@@ -56,9 +56,15 @@ class JsonLinesSink:
             self._file = None
 
 
-def _folder(log_dir: Path) -> str:
+def log_folder(log_dir: str | Path) -> Path:
+    """Return the folder below a run's log directory that holds what the guard writes; nothing is created.
+
+    Args:
+        log_dir: directory of the run.
+    """
     imported_from = {Path(entry or ".").resolve() for entry in sys.path}
-    return f"{_FOLDER}_log" if log_dir.resolve() in imported_from else _FOLDER
+    name = f"{_FOLDER}_log" if Path(log_dir).resolve() in imported_from else _FOLDER
+    return Path(log_dir) / name
 
 
 def _ends_with_newline(path: Path) -> bool:
