@@ -191,6 +191,7 @@ class Ledger:
             counts=counts,
             seed=self._seed * 1_000_003 + entry.attempt,
             dead_below=self._dead_below,
+            ask=lambda kind: self._ask(kind, entry.step, entry.codebook, entry.rule, f"rung {entry.rung + 1}: {kind}"),
         )
 
     def _apply(self, entry: Entry, intervention: Intervention[Any], probe: Probe) -> tuple[str, list[dict[str, Any]]]:
@@ -277,22 +278,13 @@ class Ledger:
             fields["then"] = decision.then
             if decision.then in REQUESTABLE:
                 fields["reason"] += f"; the policy asks for {decision.then} now"
-                self._ask(decision.then, decision)
+                self._ask(decision.then, decision.step, decision.codebook, decision.rule, decision.reason)
         if decision.kind is DecisionKind.ALERT and decision.before is not None:
             fields |= {"why": explain(decision.before), "reading": decision.before.as_dict()}
         self._log.emit(_TOLD_AS[decision.kind], decision.step, **fields)
 
-    def _ask(self, kind: str, decision: Decision) -> None:
-        """Ask the training loop for something, for the reason of a decision."""
-        self._requests.ask(
-            Request(
-                kind=kind,
-                step=decision.step,
-                codebook=decision.codebook,
-                rule=decision.rule,
-                reason=decision.reason,
-            )
-        )
+    def _ask(self, kind: str, step: int, codebook: str, rule: str, reason: str) -> None:
+        self._requests.ask(Request(kind=kind, step=step, codebook=codebook, rule=rule, reason=reason))
 
     def state_dict(self, probes: Mapping[str, Probe]) -> dict[str, Any]:
         """Return all entries with what is needed to undo and tend them, as plain data and tensors.

@@ -129,4 +129,6 @@ def may_request(policy: Policy) -> bool:
     """Whether a guard under this policy can come to ask for anything: the same on all ranks of a run."""
     if policy.mode != "act":
         return False
-    return any(rule.on_exhausted in REQUESTABLE for rule in policy.rules)
+    last_resorts = {rule.on_exhausted for rule in policy.rules}
+    actions = {rung.action for rule in policy.rules for rung in rule.ladder}
+    return not (last_resorts | actions).isdisjoint(REQUESTABLE)

@@ -21,6 +21,8 @@ __all__ = [
     "DecayCommitment",
     "FallbackTokenizer",
     "ResetCodes",
+    "SaveCheckpoint",
+    "StopTraining",
     "action_named",
     "actions",
     "register_action",
@@ -97,8 +99,21 @@ class Alert(Action):
     action: ClassVar[str] = "alert"
 
 
+class SaveCheckpoint(Action):
+    """Ask the training loop for a checkpoint; the codebook is touched no more than by `alert`."""
+
+    action: ClassVar[str] = "save_checkpoint"
+
+
+class StopTraining(Action):
+    """Ask the training loop to stop; a run that goes on all the same is judged like any other."""
+
+    action: ClassVar[str] = "stop_training"
+
+
 _ACTIONS: dict[str, type[Action]] = {
-    model.action: model for model in (ResetCodes, DecayCommitment, FallbackTokenizer, Alert)
+    model.action: model
+    for model in (ResetCodes, DecayCommitment, FallbackTokenizer, Alert, SaveCheckpoint, StopTraining)
 }
 
 _RUNG_OPTIONS = {"action", "params", "repeat", "within", "budget"}

@@ -38,6 +38,8 @@ _ACTIONS: dict[str, Callable[[Any], str]] = {
         f"refitted first after {it.refit_every}, each later wait {it.refit_growth:g} times as long"
     ),
     "alert": lambda _: "touch nothing, and leave it to a human",
+    "save_checkpoint": lambda _: "touch nothing, and ask the training loop for a checkpoint",
+    "stop_training": lambda _: "touch nothing, and ask the training loop to stop",
 }
 _TOLD_OF_POLICY = {"version", "name", "mode", "sample", "warmup", "budget", "rules"}
 _TOLD_OF_SAMPLE = {"every", "when_suspect", "min_tokens", "settle", "dead_below"}

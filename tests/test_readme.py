@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from collapse_guard import read_events
 from collapse_guard.demos import DigitsClassifier, ReferenceQuantizer, digits_loaders
 from collapse_guard.policies import load_policy
 from tests.checkout import ROOT
@@ -40,8 +42,31 @@ def test_the_python_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.Monk
     assert re.search(r"^20 quantizer 1\.0 collapsed$", printed, flags=re.MULTILINE)
 
 
+class CliModel(DigitsClassifier):
+    def __init__(self) -> None:
+        super().__init__(ReferenceQuantizer())
+
+    def train_dataloader(self) -> Any:
+        return digits_loaders(0)[0]
+
+
+def test_the_config_of_lightning_cli_trains_guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.pytorch.cli import LightningCLI
+
+    (text,) = (block for block in blocks("yaml") if block.startswith("trainer:"))
+    Path(tmp_path, "train.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", "fit", "--config", "train.yaml", "--trainer.max_steps", "40"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        cli = LightningCLI(CliModel, seed_everything_default=False)
+    events = [record["event"] for record in read_events(cli.trainer.log_dir or "")]
+    assert (events[0], events[-1]) == ("attached", "summary")
+    assert "intervention" in events
+
+
 def test_the_yaml_block_is_a_valid_policy() -> None:
-    (text,) = blocks("yaml")
+    (text,) = (block for block in blocks("yaml") if block.startswith("version:"))
     policy = load_policy(yaml.safe_load(text))
     assert [rule.name for rule in policy.rules] == ["collapsed"]
 

@@ -117,3 +117,19 @@ def test_what_needs_no_loop_is_asked_of_none(then: str) -> None:
         assert guard.requests.take() == ()
     assert [event.fields["then"] for event in recorder.of("exhausted")] == [then]
     assert recorder.of("fault") == []
+
+
+@pytest.mark.parametrize("kind", ["save_checkpoint", "stop_training"])
+def test_a_rung_may_ask_and_is_judged_like_an_alert(kind: str) -> None:
+    policy = giving_up("alert")
+    policy["rules"][0]["ladder"] = [kind]
+    recorder, taken = Recorder(), list[Request]()
+    with Guard(policy, console=False, sinks=[recorder]) as guard:
+        train(digits_model(), 60, guard, before_step=lambda step: taken.extend(guard.requests.take()))
+    asked = {"codebook": "quantizer", "rule": "collapsed-1", "reason": f"rung 1: {kind}"}
+    assert taken == [Request(kind=kind, step=20, **asked)]
+    (intervention,) = recorder.of("intervention")
+    assert (intervention.fields["result"], intervention.fields["manifest"]) == ("applied", [])
+    assert intervention.fields["summary"] == "nothing was touched; the training loop is asked for it"
+    assert [event.fields["outcome"] for event in recorder.of("outcome")] == ["failed"]
+    assert [event.step for event in recorder.of("exhausted")] == [40]

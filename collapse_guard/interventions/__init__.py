@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from collapse_guard.policies import Alert
+from collapse_guard.policies import Alert, SaveCheckpoint, StopTraining
 
 from .base import Intervention, InterventionError, Site, Transaction
 from .decay_commitment import DecayCommitmentIntervention
@@ -26,11 +26,26 @@ class AlertIntervention(Intervention[Alert]):
         return "nothing was touched; a human is asked to look"
 
 
+class RequestIntervention(Intervention[SaveCheckpoint | StopTraining]):
+    """A rung that only asks: the loop carries it out after this step, and the ladder waits as it does on an alert."""
+
+    def refusal(self) -> str | None:
+        """Never refuse; whether the loop could do it is told by the loop."""
+        return None
+
+    def apply(self) -> str:
+        """Ask the training loop; nothing is done to the model."""
+        self.site.ask(self.params.action)
+        return "nothing was touched; the training loop is asked for it"
+
+
 INTERVENTIONS: dict[str, type[Intervention[Any]]] = {
     "alert": AlertIntervention,
     "decay_commitment": DecayCommitmentIntervention,
     "fallback_tokenizer": FallbackTokenizerIntervention,
     "reset_codes": ResetCodesIntervention,
+    "save_checkpoint": RequestIntervention,
+    "stop_training": RequestIntervention,
 }
 
 

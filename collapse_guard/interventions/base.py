@@ -8,7 +8,7 @@ transaction before.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
@@ -41,6 +41,7 @@ class Site:
         counts: (K,) uses of each code in the reading that led here.
         dead_below: share of the uniform share under which a code is dead.
         seed: of anything random, derived from run and attempt.
+        ask: asks the training loop for what only it can do, by name; see `collapse_guard.requests`.
     """
 
     view: CodebookView
@@ -49,6 +50,7 @@ class Site:
     counts: np.ndarray
     seed: int
     dead_below: float = 0.1
+    ask: Callable[[str], None] = lambda kind: None
 
 
 class Intervention(ABC, Generic[Params]):

@@ -70,7 +70,8 @@ def without(*names: str) -> str:
     """Lines after which some packages cannot be imported, as if they were not installed."""
     return (
         f"class Missing:\n    def find_spec(self, name, path=None, target=None):\n        if name in {names}:\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\nsys.meta_path.insert(0, Missing())"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Missing())"
     )
 
 
@@ -97,8 +98,8 @@ def test_pytorch_lightning_alone_is_enough(tmp_path: Path) -> None:
         "    def train_dataloader(self):",
         "        return torch.utils.data.DataLoader(torch.randn(640, 8), batch_size=64)",
         f"guard = CollapseGuard('observe', console=False, log_dir={str(tmp_path)!r})",
-        "trainer = pl.Trainer(max_steps=30, callbacks=guard, logger=False, enable_checkpointing=False, accelerator='cpu',",
-        "    enable_progress_bar=False, enable_model_summary=False)",
+        "trainer = pl.Trainer(max_steps=30, callbacks=guard, accelerator='cpu', logger=False,",
+        "    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)",
         "trainer.fit(Model())",
         "print(isinstance(guard, pl.Callback), guard.guard.steps)",
         TELL,

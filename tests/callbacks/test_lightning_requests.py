@@ -119,6 +119,20 @@ def test_both_are_done_the_checkpoint_first(tmp_path: Path) -> None:
     assert run.global_step == 40
 
 
+def test_the_rungs_of_a_ladder_may_ask_too(tmp_path: Path) -> None:
+    policy = giving_up("alert")
+    policy["rules"][0]["ladder"] = [{"save_checkpoint": {}, "within": "20 steps"}, "stop_training"]
+    run, recorder = fit(tmp_path, policy)
+    done = [(event.step, event.fields["request"]) for event in recorder.of("carried_out")]
+    assert done == [(20, "save_checkpoint"), (40, "stop_training")]
+    assert run.global_step == 40
+    file = tmp_path / "collapse_guard" / "20-quantizer.ckpt"
+    resumed, again = fit(tmp_path, policy, ckpt_path=file)
+    assert again.of("resumed")[0].step == 20
+    assert [(event.step, event.fields["request"]) for event in again.of("carried_out")] == [(40, "stop_training")]
+    assert resumed.global_step == 40
+
+
 class FullDisk(TorchCheckpointIO):
     """Fails in the middle of a checkpoint, as a full disk does."""
 

@@ -49,7 +49,14 @@ def test_built_in_actions_describe_themselves_as_a_call() -> None:
 
 
 def test_built_in_actions_are_known_by_their_names() -> None:
-    assert list(actions()) == ["reset_codes", "decay_commitment", "fallback_tokenizer", "alert"]
+    assert list(actions()) == [
+        "reset_codes",
+        "decay_commitment",
+        "fallback_tokenizer",
+        "alert",
+        "save_checkpoint",
+        "stop_training",
+    ]
     assert action_named("reset_codes") is ResetCodes
 
 
