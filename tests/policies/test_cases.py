@@ -181,7 +181,9 @@ def test_a_mistake_in_a_file_of_tests_is_told_with_its_place(tmp_path: Path, wri
 
 def test_the_readme_tests_the_policy_of_the_readme(tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (tmp_path / "mine.yaml").write_text(readme.partition("```yaml\n")[2].partition("```")[0])
+    (tmp_path / "mine.yaml").write_text(
+        "version: 1\n" + readme.partition("```yaml\nversion: 1\n")[2].partition("```")[0]
+    )
     shown = readme.partition("### Test a policy")[2].partition("```text\n")[2].partition("```")[0]
     (tmp_path / "mine.test.yaml").write_text(shown)
     assert yaml.safe_load(shown)["tests"]

@@ -114,7 +114,7 @@ def test_options_are_told_where_they_stand_and_foreign_actions_as_written() -> N
 
 def test_the_readme_shows_what_is_printed() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    written = readme.partition("```yaml\n")[2].partition("```")[0]
+    written = "version: 1\n" + readme.partition("```yaml\nversion: 1\n")[2].partition("```")[0]
     shown = readme.partition("plain English, for whoever")[2].partition("```text\n")[2].partition("```")[0]
     assert shown
     assert shown in explain_policy(load_policy(yaml.safe_load(written))) + "\n"
