@@ -61,6 +61,7 @@ class Skip(Word):
     INHIBITED = "inhibited", "a more telling rule is at work on this codebook"
     COOLING_DOWN = "cooling_down", "the last intervention ended only just now"
     OCCUPIED = "occupied", "another intervention on this codebook is still open"
+    COARSER_LEVEL = "coarser_level", "an intervention on a coarser level of the same residual is still open"
     BUDGET_SPENT = "budget_spent", "the run, or the rule on this codebook, has had all its interventions"
     OBSERVING = "observing", "the policy only observes, or has come to do so on this codebook"
 
@@ -93,7 +94,7 @@ class Health(Word):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """One decision about one codebook.
+    """One decision about one codebook, or about several levels of one group together.
 
     Attributes:
         kind: what it says.
@@ -111,6 +112,10 @@ class Decision:
         after: OUTCOME: the reading that decided, if one did.
         then: EXHAUSTED and the SKIP of a spent budget: what the rule asks for now that nothing more can be tried, its
             `on_exhausted`: `alert`, `save_checkpoint`, `stop_training` or `observe`.
+        group: residual of which the codebook is a level, if it is one. level: which, from 0, the coarsest.
+        members: the decisions about each level, coarse first, where several are concerned. `codebook`, `level`,
+            `before` and `after` are then those of the coarsest; `outcome` is that of all together, and `rollback`
+            whether any level is undone.
     """
 
     kind: DecisionKind
@@ -129,3 +134,16 @@ class Decision:
     before: Reading | None = None
     after: Reading | None = None
     then: str | None = None
+    group: str | None = None
+    level: int | None = None
+    members: tuple[Decision, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Decision, ...]:
+        """The decisions about one codebook each that this one consists of: itself, where there is only one."""
+        return self.members or (self,)
+
+    @property
+    def codebooks(self) -> tuple[str, ...]:
+        """Names of all codebooks that it concerns, coarse first."""
+        return tuple(part.codebook for part in self.parts)

@@ -32,6 +32,8 @@ class Reading:
         top_share: largest share of tokens on one code, in [0, 1].
         stage: "train" or "eval".
         epoch: epochs begun, from 0; `None` in a loop that does not say.
+        group: name of the residual whose levels are coded one after another, where the codebook is one of them.
+        level: which of them it is, from 0, the coarsest; given together with `group` or not at all.
         norm_ratio: median norm of all K codes / median norm of the latents.
         used_norm_ratio: the same over used codes only.
         latent_rank: effective rank of the latents, in [1, D]: exp of the entropy of the normalised covariance
@@ -57,6 +59,8 @@ class Reading:
     top_share: float
     stage: str = "train"
     epoch: int | None = None
+    group: str | None = None
+    level: int | None = None
     norm_ratio: float | None = None
     used_norm_ratio: float | None = None
     latent_rank: float | None = None
@@ -84,6 +88,6 @@ class Reading:
 
 
 NUMERIC_FIELDS: tuple[str, ...] = tuple(
-    field.name for field in fields(Reading) if field.name not in {"codebook", "stage"}
+    field.name for field in fields(Reading) if field.name not in {"codebook", "stage", "group", "level"}
 )
 """Names that a condition may use on its left side."""

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from .decisions import Skip, Word
+from .decisions import Outcome, Skip, Word
 from .past import Past
 from .reading import Reading
 
-__all__ = ["CodebookState", "EngineState", "Phase", "RuleState"]
+__all__ = ["CodebookState", "EngineState", "Phase", "RuleState", "Verdict"]
 
 SCHEMA = 1
 """Version of the written form."""
@@ -32,6 +32,33 @@ class Phase(Word):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """How an intervention ended on one codebook; its outcome is stated once every level that shares it has one.
+
+    Attributes:
+        outcome: how. reason: one plain sentence. after: the reading that decided, if one did.
+        again: whether the same rung may be tried again. applied: whether the action was carried out here.
+    """
+
+    outcome: Outcome
+    reason: str
+    after: Reading | None = None
+    again: bool = True
+    applied: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the verdict as plain data."""
+        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        return plain | {"outcome": self.outcome.value, "after": self.after.as_dict() if self.after else None}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Verdict:
+        """Rebuild a verdict from `to_dict`."""
+        after = Reading.from_dict(plain["after"]) if plain["after"] else None
+        return replace(cls(**plain), outcome=Outcome(plain["outcome"]), after=after)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RuleState:
     """One rule on one codebook.
 
@@ -44,6 +71,7 @@ class RuleState:
         failed: descriptions of the actions that failed here; a changed ladder cannot confuse them.
         tried: description of the action tried last. tries: how often in a row. rung: its index in the ladder.
         attempt: number of the open intervention, reported or not. before: the last reading before it.
+        verdict: how the open intervention ended here, while other levels that share it are still being judged.
         since_step, since_epoch: where the open intervention, or the cooling, began.
         readings: readings since then. evidence: how many of them could tell success from failure.
         spent: interventions asked for, by description, since the budget was last whole. pauses: cooldowns begun since.
@@ -60,6 +88,7 @@ class RuleState:
     rung: int | None = None
     attempt: int | None = None
     before: Reading | None = None
+    verdict: Verdict | None = None
     since_step: int = 0
     since_epoch: int | None = None
     readings: int = 0
@@ -76,6 +105,7 @@ class RuleState:
             "failed": list(self.failed),
             "spent": dict(self.spent),
             "before": self.before.as_dict() if self.before else None,
+            "verdict": self.verdict.to_dict() if self.verdict else None,
         }
 
     @classmethod
@@ -88,6 +118,7 @@ class RuleState:
             failed=tuple(plain["failed"]),
             spent=dict(plain["spent"]),
             before=Reading.from_dict(plain["before"]) if plain["before"] else None,
+            verdict=Verdict.from_dict(plain["verdict"]) if plain.get("verdict") else None,
         )
 
 
@@ -102,6 +133,7 @@ class CodebookState:
         settling_after: action whose effect is still settling. settled: readings that have passed since.
         past: what `rel` and `trend` compare with.
         resigned: rule that was exhausted and asked that nothing more be done here.
+        group: residual of which it is a level, if it is one. level: which, from 0, the coarsest.
     """
 
     rules: Mapping[str, RuleState] = field(default_factory=dict)
@@ -111,6 +143,8 @@ class CodebookState:
     settled: int = 0
     past: Past = field(default_factory=Past)
     resigned: str | None = None
+    group: str | None = None
+    level: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as plain data."""
@@ -122,6 +156,8 @@ class CodebookState:
             "settled": self.settled,
             "past": self.past.to_dict(),
             "resigned": self.resigned,
+            "group": self.group,
+            "level": self.level,
         }
 
     @classmethod

@@ -8,53 +8,75 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .decisions import Decision, DecisionKind, Outcome, Skip
-from .plan import Plan, RulePlan
+from .plan import RulePlan
 from .reading import Reading
-from .states import CodebookState, EngineState, Phase, RuleState
+from .states import CodebookState, Phase, RuleState
 
-__all__ = ["ARMED", "Turn"]
+if TYPE_CHECKING:
+    from .group import Group
+
+__all__ = ["ARMED", "Turn", "action_of"]
 
 ARMED = RuleState()
 """The state of a rule that has seen nothing yet."""
 
 
 class Turn:
-    """The codebook's rules as they change, the run's counters, and the decisions so far.
+    """The codebook as it changes.
 
     Args:
-        plan: the compiled policy.
-        state: of the run, before this turn. book: of the codebook, before this turn.
+        group: what its turn has in common with those of the other levels of its residual.
+        book: state of the codebook before this turn.
         codebook: its name.
         step: optimizer step of the turn. reading: the reading to judge, or else the last one before the intervention.
+        is_read: whether the reading is one of this step.
     """
 
     __slots__ = (
         "_rules",
-        "attempts",
+        "book",
         "codebook",
-        "decisions",
         "derived",
+        "group",
+        "is_read",
+        "level",
         "plan",
         "reading",
         "resigned",
         "rules",
-        "spent",
         "step",
     )
 
     def __init__(
-        self, plan: Plan, state: EngineState, book: CodebookState, codebook: str, *, step: int, reading: Reading
+        self, group: Group, book: CodebookState, codebook: str, *, step: int, reading: Reading, is_read: bool
     ) -> None:
-        self.plan, self.codebook, self.step, self.reading = plan, codebook, step, reading
+        self.group, self.plan, self.codebook = group, group.plan, codebook
+        self.step, self.reading, self.is_read = step, reading, is_read
+        self.book, self.level = book, book.level or 0
         self.rules: Mapping[str, RuleState] = book.rules
         self._rules: dict[str, RuleState] | None = None
-        self.attempts, self.spent = state.attempts, state.spent
         self.resigned = book.resigned
-        self.derived = plan.derive(book.past, reading)
-        self.decisions: list[Decision] = []
+        self.derived = group.plan.derive(book.past, reading)
+
+    def remember(self) -> None:
+        """Make the reading part of the past that `rel` and `trend` compare with."""
+        if self.plan.derived:
+            past = self.plan.past_with(self.book.past, self.reading)
+            self.book = replace(self.book, past=past)
+            self.derived = self.plan.derive(past, self.reading)
+
+    def unsettle(self, action: str) -> None:
+        """Let what the codebook shows count as evidence only once an action has settled."""
+        self.book = replace(self.book, settling_after=action, settled=0)
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin the values for `trend` anew."""
+        if self.book.past.recent:
+            self.book = replace(self.book, past=self.book.past.restarted())
 
     def put(self, rule: RulePlan, state: RuleState) -> None:
         """Write down the new state of a rule; the first write copies, so that the old state stays as it was."""
@@ -62,12 +84,26 @@ class Turn:
             self.rules = self._rules = dict(self.rules)
         self._rules[rule.name] = state
 
+    def after(self) -> CodebookState:
+        """Return the codebook's state after this turn."""
+        if self.rules is self.book.rules and self.resigned is self.book.resigned:
+            return self.book
+        return replace(self.book, rules=self.rules, resigned=self.resigned)
+
     def record(self, kind: DecisionKind, rule: RulePlan | None, reason: str, **facts: Any) -> None:
         """Add a decision."""
         name, severity = (rule.name, rule.severity) if rule else ("", "info")
-        self.decisions.append(
+        self.group.decisions.append(
             Decision(
-                kind=kind, step=self.step, codebook=self.codebook, rule=name, severity=severity, reason=reason, **facts
+                kind=kind,
+                step=self.step,
+                codebook=self.codebook,
+                rule=name,
+                severity=severity,
+                reason=reason,
+                group=self.book.group,
+                level=self.book.level,
+                **facts,
             )
         )
 

@@ -1,0 +1,137 @@
+"""Asking for an action: the rung to try, the reasons against it, and room for it.
+
+An ACT decision only asks; nothing here acts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from .decisions import DecisionKind, Outcome, Skip
+from .plan import RulePlan, RungPlan
+from .quiet import hush, silence, yield_to
+from .states import Phase, RuleState, Verdict
+from .turn import Turn
+from .verdicts import end
+
+__all__ = ["act", "quieted"]
+
+
+def quieted(turn: Turn, rule: RulePlan, state: RuleState, *, fires: bool) -> RuleState | None:
+    """Return the state of a rule that has to keep quiet now and to count anew, or `None` if it may speak.
+
+    Args:
+        fires: whether it would fire or act now, and not only count on.
+    """
+    if turn.step < rule.silence_until:
+        return silence(turn, rule, state)
+    inhibitor = turn.inhibitor(rule)
+    if inhibitor is not None and not turn.is_pending(inhibitor):
+        return hush(turn, rule, state, inhibitor)
+    coarser = turn.group.coarser(turn, rule, state, fires=fires)
+    return None if coarser is None else yield_to(turn, rule, state, coarser)
+
+
+def act(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
+    """Ask for the first action that has not failed here, or record why there is none.
+
+    The reasons against are weighed from the lasting to the passing: nothing left to try, a policy that only observes,
+    a spent budget (the rule is exhausted, too), another open intervention.
+    """
+    if not rule.rungs:
+        return state
+    rung = rule.next_rung(state)
+    if rung is None:
+        tried = ", ".join(each.description for each in rule.rungs)
+        spent = " or spent its budget" if any(each.description not in state.failed for each in rule.rungs) else ""
+        turn.record(DecisionKind.EXHAUSTED, rule, f"every rung has failed{spent}: {tried}", then=rule.on_exhausted)
+        return _exhausted(turn, rule, replace(state, skipped=None))
+    facts: dict[str, Any] = {"action": rung.action, "params": rung.params, "rung": rung.index}
+    if turn.plan.observes:
+        return turn.skip(rule, state, Skip.OBSERVING, f"observe mode: would {rung.description}", **facts)
+    if turn.resigned is not None:
+        reason = f"nothing more is done here since {turn.resigned} was exhausted: would {rung.description}"
+        return turn.skip(rule, state, Skip.OBSERVING, reason, **facts)
+    if (spent_budget := _spent_budget(turn, rule, rung, state)) is not None:
+        state = turn.skip(rule, state, Skip.BUDGET_SPENT, spent_budget, **facts, then=rule.on_exhausted)
+        return _exhausted(turn, rule, state)
+    if not _make_room(turn, rule, state):
+        return turn.skip(rule, state, Skip.OCCUPIED, "another intervention is being verified", **facts)
+    return _ask(turn, rule, state, rung)
+
+
+def _spent_budget(turn: Turn, rule: RulePlan, rung: RungPlan, state: RuleState) -> str | None:
+    """Return which budget allows no further intervention, if one does not; levels that act together are one."""
+    group = turn.group
+    if group.spent >= turn.plan.interventions and (rule.name, rung.description) not in group.asked:
+        return f"budget of {turn.plan.interventions} interventions is spent"
+    if rule.is_spent(state):
+        return f"budget of {rule.budget} interventions by {rule.name} on {turn.codebook} is spent"
+    return None
+
+
+def _exhausted(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
+    """Give up until the rule clears; on the whole codebook and for good if the rule says so."""
+    if rule.on_exhausted == "observe":
+        turn.resigned = rule.name
+    return replace(state, phase=Phase.EXHAUSTED)
+
+
+def _make_room(turn: Turn, rule: RulePlan, state: RuleState) -> bool:
+    """Whether nothing else is open on the codebook.
+
+    The verification of an inhibited rule is ended to make it so, and those of finer levels, which lose their ground.
+    """
+    occupant = turn.occupant(besides=rule)
+    if occupant is not None and (occupant[0].name not in rule.inhibits or occupant[1].phase is not Phase.VERIFYING):
+        return False
+    turn.put(rule, state)  # the other rule must see itself inhibited, or it would climb its own ladder
+    if occupant is not None:
+        other, open_state = occupant
+        verdict = Verdict(
+            outcome=Outcome.FAILED, reason=f"{rule.name} fired meanwhile", after=turn.reading, again=False
+        )
+        ended = end(turn, other, open_state, open_state.verdict or verdict)
+        if ended.phase is Phase.FIRING:
+            inhibitor = turn.inhibitor(other)
+            assert inhibitor is not None, "it is inhibited by the rule that made room"
+            is_silent = turn.step < other.silence_until
+            ended = silence(turn, other, ended) if is_silent else hush(turn, other, ended, inhibitor)
+        turn.put(other, ended)
+    for finer, other, open_state in list(turn.group.open_below(turn)):
+        reason = f"{turn.codebook}, a coarser level of the same residual, was acted on meanwhile"
+        verdict = Verdict(outcome=Outcome.INCONCLUSIVE, reason=reason)
+        finer.put(other, end(finer, other, open_state, open_state.verdict or verdict))
+    return True
+
+
+def _ask(turn: Turn, rule: RulePlan, state: RuleState, rung: RungPlan) -> RuleState:
+    """Issue the ACT decision, charge it to the budget, and open the intervention."""
+    attempt = turn.group.number_of(rule, rung)
+    tries = state.tries + 1 if state.tried == rung.description else 1
+    nth = f", try {tries} of {rung.repeat}" if rung.repeat > 1 else ""
+    place = f"rung {rung.index + 1} of {len(rule.rungs)}{nth}"
+    turn.record(
+        DecisionKind.ACT,
+        rule,
+        f"{place}: {rung.description} at {rule.when.measure(turn.reading, turn.derived)}",
+        action=rung.action,
+        params=rung.params,
+        rung=rung.index,
+        attempt=attempt,
+        before=turn.reading,
+    )
+    return replace(
+        state,
+        skipped=None,
+        cleared=0,
+        tried=rung.description,
+        tries=tries,
+        rung=rung.index,
+        attempt=attempt,
+        before=turn.reading,
+        since_step=turn.step,
+        since_epoch=turn.reading.epoch,
+        spent={**state.spent, rung.description: state.spent.get(rung.description, 0) + 1},
+    )
