@@ -17,7 +17,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from collapse_guard.policies import Policy, PolicyEngine, Reading, load_policy
+from collapse_guard.policies import Policy, PolicyEngine, Reading, load_policy, taken_together
 
 from .adapters import GenericVQ, discover
 from .events import EventLog, Sink
@@ -238,11 +238,15 @@ class Guard:
         readings = self._watch.read(
             step=self._step, epoch=epoch, loss=loss, dead_below=sample.dead_below, min_tokens=enough
         )
+        taken = []
         for reading, counts in readings:
             self._ledger.note(reading.codebook, counts)
-            decisions = self._engine.observe(reading)
-            fields = {key: value for key, value in reading.as_dict().items() if key != "step"}
-            self._log.emit("reading", self._step, health=self._engine.health(reading.codebook).value, **fields)
+            taken.append(reading)
+        for together in taken_together(taken):
+            decisions = self._engine.observe_together(together)
+            for reading in together:
+                fields = {key: value for key, value in reading.as_dict().items() if key != "step"}
+                self._log.emit("reading", self._step, health=self._engine.health(reading.codebook).value, **fields)
             self._ledger.carry_out(decisions, self._engine, self._watch.probes)
 
     # State

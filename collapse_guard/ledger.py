@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,59 +10,16 @@ from torch.optim import Optimizer
 
 from collapse_guard.policies import Decision, DecisionKind, Outcome, PolicyEngine, actions
 
+from .acting import Deed, act_together
+from .entries import Entry, tries_of
 from .events import EventLog
-from .interventions import Intervention, Site, Transaction, find_intervention
+from .interventions import Site, Transaction, find_intervention
 from .probe import Probe
-from .reasons import explain
 from .requests import REQUESTABLE, Request, Requests
+from .residual import Levels
+from .telling import TOLD_AS, fields_of_act, fields_of_outcome, fields_of_word
 
 __all__ = ["Entry", "Ledger"]
-
-_logger = logging.getLogger("collapse_guard")
-_TOLD_AS = {
-    DecisionKind.PENDING: "pending",
-    DecisionKind.ALERT: "alert",
-    DecisionKind.SKIP: "skip",
-    DecisionKind.CLEARED: "cleared",
-    DecisionKind.EXHAUSTED: "exhausted",
-}
-_RECORDED = ("attempt", "codebook", "rule", "rung", "action", "params", "step", "result", "undone")
-_JUDGED_BY = ("step", "perplexity", "perplexity_ratio", "usage", "norm_ratio", "relative_error", "loss")
-
-
-@dataclass(slots=True)
-class Entry:
-    """One intervention, from its application to its outcome.
-
-    Attributes:
-        attempt: its number in the run.
-        codebook: name of the codebook.
-        rule: name of the rule that decided on it.
-        rung: its place on the rule's ladder, from 0.
-        action: name of the action.
-        params: the action's parameters as plain data.
-        step: when it was applied.
-        result: `refused`, `applied`, `recovered`, `failed` or `inconclusive`.
-        undone: whether it was rolled back.
-        transaction: the snapshot, while it may still be undone.
-        intervention: the acting object, while it is in force.
-    """
-
-    attempt: int
-    codebook: str
-    rule: str
-    rung: int
-    action: str
-    params: dict[str, Any]
-    step: int
-    result: str = "applied"
-    undone: bool = False
-    transaction: Transaction | None = field(default=None, repr=False)
-    intervention: Intervention[Any] | None = field(default=None, repr=False)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return what happened as plain data, without what is needed to undo it."""
-        return {name: getattr(self, name) for name in _RECORDED}
 
 
 class Ledger:
@@ -105,16 +60,24 @@ class Ledger:
     def carry_out(self, decisions: Iterable[Decision], engine: PolicyEngine, probes: Mapping[str, Probe]) -> None:
         """Act on each decision in order, report back, and carry out what follows from the report."""
         for decision in decisions:
-            if decision.kind in _TOLD_AS:
-                self._tell(decision)
-            elif decision.codebook not in probes:  # of a resumed run whose model has changed
+            if decision.kind in TOLD_AS:
+                self._tell(decision, probes)
+                continue
+            known = [part for part in decision.parts if part.codebook in probes]
+            gone = {part.codebook for part in decision.parts} - {part.codebook for part in known}
+            for codebook in sorted(gone):  # of a resumed run whose model has changed
                 reason = f"the model no longer has it; what was open there ends: {decision.reason}"
-                self._log.emit("fault", decision.step, where=decision.codebook, reason=reason)
-            elif decision.kind is DecisionKind.ACT:
-                applied, reason = self._act(decision, probes[decision.codebook])
-                self.carry_out(engine.report(decision, applied=applied, reason=reason), engine, probes)
-            else:
-                self._settle(decision, probes[decision.codebook])
+                self._log.emit("fault", decision.step, where=codebook, reason=reason)
+            if decision.kind is DecisionKind.ACT:
+                deeds = self._act(decision, known, probes) if known else []
+                answers = {deed.entry.codebook: deed for deed in deeds}
+                refused = {name: deed.summary for name, deed in answers.items() if deed.entry.result == "refused"}
+                postponed = {name: deed.summary for name, deed in answers.items() if deed.entry.result == "postponed"}
+                refused |= dict.fromkeys(gone, "the model no longer has it")
+                self.carry_out(engine.report_together(decision, refused=refused, postponed=postponed), engine, probes)
+            elif known:
+                undone = {part.codebook: self._settle(part, probes) for part in known}
+                self._log.emit("outcome", decision.step, **fields_of_outcome(decision, undone, probes))
 
     def tend(self, step: int, probes: Mapping[str, Probe]) -> None:
         """At a step boundary: hold frozen codebooks and let interventions in force keep themselves up to date."""
@@ -140,47 +103,20 @@ class Ledger:
                     "tended", step, codebook=entry.codebook, action=entry.action, attempt=entry.attempt, summary=done
                 )
 
-    def _act(self, decision: Decision, probe: Probe) -> tuple[bool, str]:
-        """Apply one intervention as a transaction; return whether it stands, and what was done or why not."""
-        assert decision.action is not None
-        assert decision.attempt is not None
-        entry = Entry(
-            decision.attempt,
-            decision.codebook,
-            decision.rule,
-            decision.rung or 0,
-            decision.action,
-            decision.params.model_dump(mode="json") if decision.params is not None else {},
-            decision.step,
-        )
-        site = self._site(entry, probe)
-        self.entries.append(entry)
-        manifest: list[dict[str, Any]] = []
-        try:
-            intervention = find_intervention(decision.action)(decision.params, site)
-            if (reason := intervention.refusal()) is not None:
-                entry.result = "refused"
-            else:
-                reason, manifest = self._apply(entry, intervention, probe)
-        except Exception as error:  # foreign tensors may fail in any way; the transaction has put them back
-            entry.result = "refused"
-            reason = f"{type(error).__name__}: {error}; everything was put back"
-            _logger.debug("intervention failed", exc_info=error)
-        self._log.emit(
-            "intervention",
-            decision.step,
-            codebook=decision.codebook,
-            rule=decision.rule,
-            attempt=entry.attempt,
-            rung=entry.rung,
-            action=entry.action,
-            params=entry.params,
-            result=entry.result,
-            summary=reason,
-            codebook_version=self._versions.get(entry.codebook, 0),
-            manifest=manifest,
-        )
-        return entry.result == "applied", reason
+    def _act(self, decision: Decision, parts: Sequence[Decision], probes: Mapping[str, Probe]) -> list[Deed]:
+        """Apply one intervention as a transaction, on each of its codebooks; tell, and return what became of it."""
+        deeds = [Deed(part, Entry.of(part), probes[part.codebook]) for part in parts]
+        self.entries += [deed.entry for deed in deeds]
+        levels = Levels.of(deeds[0].probe, probes)
+        act_together(deeds, levels, self._optimizers, lambda deed: self._site(deed.entry, deed.probe))
+        for deed in deeds:
+            if "commitment" in deed.touches:
+                self._decayed.add(deed.entry.codebook)
+            if "codebook" in deed.touches:
+                self._versions[deed.entry.codebook] = self._versions.get(deed.entry.codebook, 0) + 1
+                deed.summary += "; token ids are permuted"
+        self._log.emit("intervention", decision.step, **fields_of_act(decision, deeds, self._versions, probes))
+        return deeds
 
     def _site(self, entry: Entry, probe: Probe) -> Site:
         counts = self._counts.get(entry.codebook, np.zeros(probe.view.K, dtype=np.int64))
@@ -194,57 +130,32 @@ class Ledger:
             ask=lambda kind: self._ask(kind, entry.step, entry.codebook, entry.rule, f"rung {entry.rung + 1}: {kind}"),
         )
 
-    def _apply(self, entry: Entry, intervention: Intervention[Any], probe: Probe) -> tuple[str, list[dict[str, Any]]]:
-        transaction = Transaction(probe.view, self._optimizers, intervention.touches)
-        try:
-            summary = intervention.apply()
-            transaction.check()
-        except BaseException:
-            transaction.undo()
-            raise
-        entry.transaction, entry.intervention = transaction, intervention
-        if "commitment" in intervention.touches:
-            self._decayed.add(entry.codebook)
-        if "codebook" in intervention.touches:
-            self._versions[entry.codebook] = self._versions.get(entry.codebook, 0) + 1
-            summary += "; token ids are permuted"
-        probe.window.restart()  # a reading never straddles an intervention
-        return summary, transaction.manifest()
-
-    def _settle(self, decision: Decision, probe: Probe) -> None:
-        """Write the outcome; undo the tries of this rung where the engine says so."""
+    def _settle(self, decision: Decision, probes: Mapping[str, Probe]) -> list[int]:
+        """Note the outcome on one codebook; undo the tries of this rung where the engine says so, and return those."""
         assert decision.outcome is not None
-        entry = next((e for e in reversed(self.entries) if e.attempt == decision.attempt), None)
+        whose = (decision.attempt, decision.codebook)
+        entry = next((each for each in reversed(self.entries) if (each.attempt, each.codebook) == whose), None)
+        if entry is None:
+            return []
         undone: list[int] = []
-        if entry is not None:
-            if entry.result != "refused":
-                entry.result = decision.outcome.value
-            if decision.rollback:
-                undone = self._undo(entry, probe, decision.step)
-            elif decision.outcome is not Outcome.FAILED:
-                for each in self._tries(entry):
-                    each.transaction = None  # it stands; nothing will undo it any more
-            if entry.intervention is not None and not entry.intervention.stays:
-                entry.intervention = None
-        self._log.emit(
-            "outcome",
-            decision.step,
-            codebook=decision.codebook,
-            rule=decision.rule,
-            attempt=decision.attempt,
-            rung=decision.rung,
-            action=decision.action,
-            outcome=decision.outcome.value,
-            reason=decision.reason,
-            undone=undone,
-            before=decision.before and decision.before.excerpt(*_JUDGED_BY),
-            after=decision.after and decision.after.excerpt(*_JUDGED_BY),
-        )
+        if entry.result != "refused":
+            entry.result = decision.outcome.value
+        if decision.rollback:
+            undone = self._undo(entry, probes, decision.step)
+        elif decision.outcome is not Outcome.FAILED:
+            for each in tries_of(entry, self.entries):
+                each.transaction = None  # it stands; nothing will undo it any more
+        if entry.intervention is not None and not entry.intervention.stays:
+            entry.intervention = None
+        return undone
 
-    def _undo(self, last: Entry, probe: Probe, step: int) -> list[int]:
+    def _undo(self, last: Entry, probes: Mapping[str, Probe], step: int) -> list[int]:
         """Put back every failed try of this rung, newest first; return their attempt numbers."""
         undone = []
-        for entry in self._tries(last):
+        probe = probes[last.codebook]
+        levels = Levels.of(probe, probes)
+        writes = "codebook" in find_intervention(last.action).touches
+        for entry in tries_of(last, self.entries):
             if entry.transaction is None:
                 continue
             try:
@@ -255,33 +166,22 @@ class Ledger:
                 reason = f"undoing {entry.action} raised {type(error).__name__}: {error}"
                 self._log.emit("fault", step, where=entry.codebook, reason=reason)
             entry.transaction = entry.intervention = None
+        if writes and undone:
+            levels.refresh(probe)
         probe.window.restart()
+        levels.restart_below(probe)
         return undone
 
     def in_force(self) -> list[dict[str, Any]]:
         """Return what stays in force, as plain data: codebook, action, and the step since when."""
         names = ("codebook", "action", "step", "attempt")
-        standing = (entry for entry in self.entries if entry.intervention is not None and entry.intervention.stays)
+        standing = (entry for entry in self.entries if entry.is_in_force)
         return [{name: getattr(entry, name) for name in names} for entry in standing]
 
-    def _tries(self, entry: Entry) -> list[Entry]:
-        """Return all tries of this entry's rung on its codebook, newest first."""
-        rung = (entry.codebook, entry.rule, entry.rung)
-        return [each for each in reversed(self.entries) if (each.codebook, each.rule, each.rung) == rung]
-
-    def _tell(self, decision: Decision) -> None:
-        fields: dict[str, Any] = {"codebook": decision.codebook, "rule": decision.rule, "severity": decision.severity}
-        if decision.action is not None:
-            fields["action"] = decision.action
-        fields["reason"] = decision.reason
-        if decision.then is not None:
-            fields["then"] = decision.then
-            if decision.then in REQUESTABLE:
-                fields["reason"] += f"; the policy asks for {decision.then} now"
-                self._ask(decision.then, decision.step, decision.codebook, decision.rule, decision.reason)
-        if decision.kind is DecisionKind.ALERT and decision.before is not None:
-            fields |= {"why": explain(decision.before), "reading": decision.before.as_dict()}
-        self._log.emit(_TOLD_AS[decision.kind], decision.step, **fields)
+    def _tell(self, decision: Decision, probes: Mapping[str, Probe]) -> None:
+        self._log.emit(TOLD_AS[decision.kind], decision.step, **fields_of_word(decision, probes))
+        if decision.then is not None and decision.then in REQUESTABLE:
+            self._ask(decision.then, decision.step, decision.codebook, decision.rule, decision.reason)
 
     def _ask(self, kind: str, step: int, codebook: str, rule: str, reason: str) -> None:
         self._requests.ask(Request(kind=kind, step=step, codebook=codebook, rule=rule, reason=reason))
@@ -314,7 +214,7 @@ class Ledger:
         self._counts = {name: np.asarray(values, dtype=np.int64) for name, values in state["counts"].items()}
         self.entries = []
         for record in state["entries"]:
-            entry = Entry(**{name: record[name] for name in _RECORDED})
+            entry = Entry.from_dict(record)
             self.entries.append(entry)
             probe = probes.get(entry.codebook)
             if entry.result == "applied" and (probe is None or entry.rule not in rules):

@@ -93,6 +93,8 @@ def _unused(view: CodebookView, tokens: int, *, step: int, epoch: int | None, lo
         dead_fraction=1.0,
         top_share=0.0,
         epoch=epoch,
+        group=view.group,
+        level=view.level,
         commitment_weight=view.commitment.get() if view.commitment is not None else None,
         decay=view.decay.get() if view.decay is not None else None,
         loss=loss,

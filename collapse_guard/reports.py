@@ -17,7 +17,7 @@ _SHOWN = ("step", "perplexity", "ceiling", "usage", "norm_ratio", "relative_erro
 
 
 def describe_views(views: Sequence[CodebookView]) -> list[dict[str, Any]]:
-    """Return one record per codebook: name, K, D, adapter, kind, metric, what it supports and why not the rest."""
+    """Return one record per codebook: name, size, adapter, kind, metric, what it supports or not, and its level."""
     return [
         {
             "name": view.name,
@@ -28,6 +28,8 @@ def describe_views(views: Sequence[CodebookView]) -> list[dict[str, Any]]:
             "metric": view.metric,
             "supports": [capability for capability in CAPABILITIES if view.why_not(capability) is None],
             "lacks": dict(view.lacks),
+            "group": view.group,
+            "level": view.level,
         }
         for view in views
     ]

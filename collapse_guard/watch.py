@@ -29,7 +29,7 @@ class Watch:
 
     Args:
         views: the codebooks.
-        seed: of the probes' random streams, one after another.
+        seed: of the probes' random streams, one after another; levels of one residual share one.
         fault: where to say what went wrong.
 
     Attributes:
@@ -42,9 +42,12 @@ class Watch:
         self._empty: dict[str, int] = {}
         self.readings: dict[str, Reading] = {}
         self.first: dict[str, Reading] = {}
+        # Levels of one residual draw alike, so that their rings hold the same tokens.
+        firsts: dict[str, int] = {}
+        streams = [firsts.setdefault(view.group or view.name, index) for index, view in enumerate(views)]
         self.probes: dict[str, Probe] = {
-            view.name: Probe(view, seed=seed + index, on_error=self._failure_of(view))
-            for index, view in enumerate(views)
+            view.name: Probe(view, seed=seed + stream, on_error=self._failure_of(view))
+            for view, stream in zip(views, streams, strict=True)
         }
 
     def install(self) -> None:

@@ -2,17 +2,19 @@
 
 All of it stays on the device where the quantizer runs. Recording adds to tensors in place and asks the device
 nothing, so it costs no synchronisation. The latents live in a ring of fixed size which outlasts a window, so that a
-repair may draw on more than the last few steps.
+repair may draw on more than the last few steps. Beside each latent stands its code and the forward that it came from,
+which tells the tokens of one residual level from those of another.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Window", "ring_capacity"]
+__all__ = ["Rows", "Window", "ring_capacity"]
 
 _PER_FORWARD = 256
 _RING_ELEMENTS = 1 << 24  # 64 MiB of float32
@@ -21,6 +23,22 @@ _RING_ELEMENTS = 1 << 24  # 64 MiB of float32
 def ring_capacity(K: int, D: int) -> int:
     """Return how many latents are kept: 16 per code, at least 4096, at most 65,536 and never above 64 MiB."""
     return max(min(max(16 * K, 4096), 65_536, _RING_ELEMENTS // D), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What a ring holds, row by row, as views on its tensors: whoever writes to them writes to the ring.
+
+    Attributes:
+        latents: (n, D) float32.
+        codes: (n,) int64. forwards: (n,) int64, which forward each came from, counted from 0.
+        valid: (n,) bool, which are tokens.
+    """
+
+    latents: Tensor
+    codes: Tensor
+    forwards: Tensor
+    valid: Tensor
 
 
 class Window:
@@ -41,6 +59,8 @@ class Window:
         self._counts: Tensor | None = None
         self._latents: Tensor | None = None
         self._valid: Tensor | None = None
+        self._origins: Tensor | None = None
+        self._forwards = 0
         self._generator: torch.Generator | None = None
         self._added = 0  # latents ever added
         self._added_before = 0  # of those, before this window began
@@ -67,7 +87,8 @@ class Window:
             return
         finite = latents.sum(dim=-1, dtype=torch.float32).isfinite()
         self._counts[self.K + 1] += (valid & ~finite).sum()
-        self._keep(latents, valid)
+        self._keep(latents, codes, valid)
+        self._forwards += 1
 
     def _allocate(self, device: torch.device) -> None:
         if self._counts is not None and self._counts.device == device:
@@ -77,23 +98,29 @@ class Window:
             self._counts = torch.zeros(self.K + 2, dtype=torch.int64, device=device)
             self._latents = torch.zeros(self.capacity, self.D, dtype=torch.float32, device=device)
             self._valid = torch.zeros(self.capacity, dtype=torch.bool, device=device)
+            self._origins = torch.zeros(2, self.capacity, dtype=torch.int64, device=device)
             self._generator = torch.Generator(device=device).manual_seed(self._seed)
-            self._added = self._added_before = 0
+            self._added = self._added_before = self._forwards = 0
 
-    def _keep(self, latents: Tensor, valid: Tensor) -> None:
+    def _keep(self, latents: Tensor, codes: Tensor, valid: Tensor) -> None:
         assert self._latents is not None
         assert self._valid is not None
+        assert self._origins is not None
         n, most = latents.shape[0], min(_PER_FORWARD, self.capacity)
         if n > most:
             chosen = torch.randperm(n, generator=self._generator, device=latents.device)[:most]
-            latents, valid, n = latents[chosen], valid[chosen], most
+            latents, codes, valid, n = latents[chosen], codes[chosen], valid[chosen], most
         start = self._added % self.capacity
         head = min(n, self.capacity - start)
         self._latents[start : start + head] = latents[:head]
         self._valid[start : start + head] = valid[:head]
+        self._origins[0, start : start + head] = codes[:head]
+        self._origins[1, start : start + head] = self._forwards
         if head < n:
             self._latents[: n - head] = latents[head:]
             self._valid[: n - head] = valid[head:]
+            self._origins[0, : n - head] = codes[head:]
+            self._origins[1, : n - head] = self._forwards
         self._added += n
 
     @property
@@ -119,6 +146,18 @@ class Window:
         latents, valid = self._latents[:held], self._valid[:held]
         return latents[valid & latents.isfinite().all(dim=-1)]
 
+    def rows(self) -> Rows | None:
+        """Return what the ring holds, or `None` before the first observation."""
+        if self._latents is None or self._valid is None or self._origins is None:
+            return None
+        held = min(self._added, self.capacity)
+        return Rows(self._latents[:held], self._origins[0, :held], self._origins[1, :held], self._valid[:held])
+
+    def forget(self) -> None:
+        """Take nothing in the ring for a token: it is not what the codebook is compared with any more. Counts stay."""
+        if self._valid is not None:
+            self._valid.zero_()
+
     def restart(self) -> None:
         """Begin a new window: counts at zero; the ring keeps its latents."""
         if self._counts is not None:
@@ -127,10 +166,12 @@ class Window:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the window as plain data and tensors."""
-        state: dict[str, Any] = {"added": self._added, "added_before": self._added_before}
+        state: dict[str, Any] = {"added": self._added, "added_before": self._added_before, "forwards": self._forwards}
         if self._counts is not None and self._latents is not None and self._valid is not None:
             assert self._generator is not None
+            assert self._origins is not None
             tensors = {"counts": self._counts, "latents": self._latents, "valid": self._valid}
+            tensors["origins"] = self._origins
             state |= {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
             state["generator"] = self._generator.get_state()
         return state
@@ -152,9 +193,12 @@ class Window:
         assert self._counts is not None
         assert self._latents is not None
         assert self._valid is not None
+        assert self._origins is not None
         self._counts.copy_(state["counts"])
         self._latents.copy_(state["latents"])
         self._valid.copy_(state["valid"])
+        self._origins.copy_(state["origins"])
         if self._generator is not None and state["generator"].numel() == self._generator.get_state().numel():
             self._generator.set_state(state["generator"])
         self._added, self._added_before = int(state["added"]), int(state["added_before"])
+        self._forwards = int(state["forwards"])

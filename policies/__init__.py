@@ -20,11 +20,13 @@ from .actions import (
 )
 from .cases import Case, load_cases
 from .condition import Comparison, Condition
+from .coordination import levels_text
 from .decisions import Decision, DecisionKind, Health, Outcome, Skip
 from .duration import Duration
 from .engine import PolicyEngine
 from .errors import PolicyError, Problem
 from .explain import explain_policy
+from .group import taken_together
 from .json_schema import policy_json_schema
 from .lint import Finding, lint_policy, position_in
 from .loader import load_policy, policy_text, preset_names
@@ -78,6 +80,7 @@ __all__ = [
     "actions",
     "compare_replays",
     "explain_policy",
+    "levels_text",
     "lint_policy",
     "load_cases",
     "load_policy",
@@ -89,5 +92,6 @@ __all__ = [
     "recordings_of_events",
     "register_action",
     "replay",
+    "taken_together",
     "try_case",
 ]

@@ -1,7 +1,7 @@
 """The engine: readings in, decisions out.
 
-`PolicyEngine` only holds a policy and the state between calls; the functions of `judging`, which it calls, are pure. Time
-is `reading.step`.
+`PolicyEngine` only holds a policy and the state between calls; the functions of `judging`, which it calls, are pure.
+Time is `reading.step`.
 
 Rules are judged in the order of the file, except that a rule goes before those it inhibits. Each has its own state on
 each codebook; the levels of one residual are judged together, coarse first. Only the budget and the numbering of

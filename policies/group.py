@@ -96,7 +96,7 @@ class Group:
     def coarser(self, turn: Turn, rule: RulePlan, state: RuleState, *, fires: bool) -> str | None:
         """Return a coarser level whose open intervention a rule must wait for.
 
-        A rule that `fires` need not wait for the very intervention that it would ask for, if that was asked for only now.
+        A rule that `fires` need not wait for the very intervention that it would ask for, if others ask for it now.
         """
         if turn.level == 0:
             return None

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from .decisions import Decision
 from .errors import MismatchError, quote, suggest
@@ -20,6 +20,9 @@ __all__ = ["Recording", "recording_of_rows", "recordings_of_events"]
 _MANY_TOKENS = 10**9
 _GIVEN = {"step", "K", "D"}
 
+Answer: TypeAlias = "tuple[str, str]"
+"""What became of an intervention on a codebook: `applied`, `refused` or `postponed`, and what was done or why not."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Recording:
@@ -27,23 +30,30 @@ class Recording:
 
     Attributes:
         readings: in the order in which they were taken.
-        answers: what became of each intervention that the run asked for, by codebook, step, action and parameters:
-            the reason why it was refused, or `None` where it was applied.
+        answers: what became of each intervention that the run asked for, by codebook, step, action and parameters.
         end: step at which the run was closed; `None` where the recording does not say.
         policy: name of the policy that was in force. mode: its mode. fingerprint: its meaning; empty if unknown.
     """
 
     readings: list[Reading] = field(default_factory=list)
-    answers: dict[tuple[str, int, str, str], str | None] = field(default_factory=dict)
+    answers: dict[tuple[str, int, str, str], Answer] = field(default_factory=dict)
     end: int | None = None
     policy: str = ""
     mode: str = ""
     fingerprint: str = ""
 
-    def refusal_of(self, decision: Decision) -> str | None:
-        """Return why the run refused this very ACT; `None` if it was applied, or if the run never asked for it."""
+    def answers_to(self, decision: Decision) -> tuple[dict[str, str], dict[str, str]]:
+        """Return why the run refused this very ACT, and why it postponed it, by codebook.
+
+        On codebooks in neither the run applied it, or never asked for it.
+        """
         params = decision.params.model_dump(mode="json") if decision.params is not None else {}
-        return self.answers.get(_key(decision.codebook, decision.step, decision.action or "", params))
+        found: dict[str, dict[str, str]] = {"refused": {}, "postponed": {}, "applied": {}}
+        for codebook in decision.codebooks:
+            key = _key(codebook, decision.step, decision.action or "", params)
+            result, reason = self.answers.get(key, ("applied", ""))
+            found[result][codebook] = reason
+        return found["refused"], found["postponed"]
 
     def knows(self, name: str) -> bool:
         """Whether a field of the readings was recorded at all."""
@@ -74,8 +84,9 @@ def recordings_of_events(records: Iterable[Mapping[str, Any]]) -> list[Recording
         elif event == "reading":
             run.readings.append(Reading.from_dict(dict(record)))
         elif event == "intervention":
-            key = _key(record["codebook"], step, record["action"], record.get("params", {}))
-            run.answers[key] = record.get("summary", "") if record.get("result") == "refused" else None
+            for part in record.get("members") or (record,):
+                key = _key(part["codebook"], step, record["action"], record.get("params", {}))
+                run.answers[key] = _answer(part)
         elif event == "summary":
             run.end = step
     return [run for run in runs if run.readings]
@@ -128,6 +139,11 @@ def recording_of_rows(
             Reading(step=int(step), codebook=book or "codebook", K=K, D=D, tokens=seen, epoch=whole["epoch"], **fields)
         )
     return Recording(readings=sorted(readings, key=lambda reading: reading.step))
+
+
+def _answer(record: Mapping[str, Any]) -> Answer:
+    result = record.get("result")
+    return result if result in ("refused", "postponed") else "applied", record.get("summary", "")
 
 
 def _go_on(before: Recording, run: Recording, step: int) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from .condition import Condition
 from .decisions import Decision, DecisionKind
 from .engine import PolicyEngine
+from .group import taken_together
 from .reading import NUMERIC_FIELDS
 from .recording import Recording
 from .schema import Policy
@@ -61,8 +62,8 @@ def replay(policy: Policy, recording: Recording) -> Replay:
     """Let a policy decide on a recording, step by step."""
     engine = PolicyEngine(policy)
     decisions: list[Decision] = []
-    for reading in recording.readings:
-        _take(engine, recording, engine.observe(reading), decisions)
+    for readings in taken_together(recording.readings):
+        _take(engine, recording, engine.observe_together(readings), decisions)
     if recording.end is not None:
         _take(engine, recording, engine.finish(recording.end), decisions)
     fields = {rule.name: _fields_of(rule.when) | _fields_of(rule.clear_when) for rule in policy.rules}
@@ -87,8 +88,8 @@ def _take(engine: PolicyEngine, recording: Recording, made: Iterable[Decision], 
     for decision in made:
         decisions.append(decision)
         if decision.kind is DecisionKind.ACT:
-            refusal = recording.refusal_of(decision)
-            follow = engine.report(decision, applied=refusal is None, reason=refusal or "")
+            refused, postponed = recording.answers_to(decision)
+            follow = engine.report_together(decision, refused=refused, postponed=postponed)
             _take(engine, recording, follow, decisions)
 
 

@@ -21,4 +21,5 @@ def left_of(span: Duration, turn: Turn, state: RuleState) -> int:
 
 
 def readings_text(count: int) -> str:
+    """Write a number of readings: `1 reading`, `2 readings`."""
     return f"{count} reading" if count == 1 else f"{count} readings"

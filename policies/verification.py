@@ -30,7 +30,7 @@ def judge(turn: Turn, rule: RulePlan, state: RuleState, verdict: Verdict) -> Rul
 
 
 def conclude(group: Group) -> None:
-    """State the outcomes that every level concerned has its verdict on, and let those that failed go on, coarse first."""
+    """State outcomes on which every level concerned has its verdict, and let those that failed go on, coarse first."""
     ended = group.concluded()
     for turn, rule, state in ended:
         assert state.verdict is not None, "a concluded intervention has a verdict everywhere"

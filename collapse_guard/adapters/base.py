@@ -77,6 +77,8 @@ class CodebookView:
         after_write: called after each write: drops cached tables, sets flags of initialisation.
         is_initialised: whether the quantizer has made its own start; before that it would overwrite what is written.
         lacks: capability -> why it is not supported.
+        group: name of the residual of which the codebook is a level, if it is one.
+        level: which level it is, from 0, the coarsest; set together with `group` or not at all.
     """
 
     name: str
@@ -94,6 +96,8 @@ class CodebookView:
     after_write: Callable[[], None] = lambda: None
     is_initialised: Callable[[], bool] = lambda: True
     lacks: Mapping[str, str] = field(default_factory=dict)
+    group: str | None = None
+    level: int | None = None
     _freeze: Freeze | None = field(default=None, init=False)
     _native: Mapping[str, Any] | None = field(default=None, init=False)
 

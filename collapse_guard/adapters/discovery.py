@@ -9,6 +9,7 @@ from torch import nn
 
 from .base import CodebookView, Unrecognised
 from .explicit import GenericVQ
+from .levels import assign_levels
 from .registry import adapters
 
 __all__ = ["Discovery", "NoQuantizerError", "discover", "survey"]
@@ -74,6 +75,7 @@ def survey(model: nn.Module, explicit: Mapping[str, GenericVQ] | None = None) ->
                 unrecognised.append(Unrecognised(item.name, _K_OF_ONE))
             elif all(item.table != known.table for known in views):
                 views.append(item)  # a codebook that several levels share is one codebook, called several times
+    assign_levels(model, views)
     return Discovery(tuple(views), tuple(unrecognised))
 
 

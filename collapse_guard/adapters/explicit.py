@@ -30,6 +30,8 @@ class GenericVQ:
         ema_count: name of the (K,) moving average of the counts.
         commitment: name of the attribute that weighs the loss term which pulls the encoder towards the codes.
         metric: "l2" or "cosine".
+        group: a name that the levels of one residual share, where this is a level of one and class names do not tell.
+        level: which level it is, from 0, the coarsest; given together with `group` or not at all.
     """
 
     table: str
@@ -39,18 +41,25 @@ class GenericVQ:
     ema_count: str | None = None
     commitment: str | None = None
     metric: Metric = "l2"
+    group: str | None = None
+    level: int | None = None
 
     def view(self, name: str, module: nn.Module) -> CodebookView:
         """Make the view of the described quantizer.
 
         Raises:
             ValueError: a name that the module does not have, a table that is not (K, D) with K of 2 or more, an EMA
-                sum without its count, or an unknown metric.
+                sum without its count, an unknown metric, or a group without a level from 0.
         """
         if self.metric not in ("l2", "cosine"):
             raise ValueError(f"{name}: expected metric 'l2' or 'cosine', got {self.metric!r}")
         if (self.ema_sum is None) != (self.ema_count is None):
             raise ValueError(f"{name}: give both ema_sum and ema_count, or neither: a write must keep them consistent")
+        if (self.group is None) != (self.level is None) or (self.level is not None and self.level < 0):
+            raise ValueError(
+                f"{name}: expected group and level, from 0, of a residual, or neither, got group={self.group!r} and "
+                f"level={self.level!r}"
+            )
         table = _ref(name, module, self.table)
         if table.whole().ndim != 2 or table.whole().shape[0] < 2:
             raise ValueError(
@@ -67,6 +76,8 @@ class GenericVQ:
             ema_count=None if self.ema_count is None else _ref(name, module, self.ema_count),
             commitment=None if self.commitment is None else Knob(module, self.commitment),
             lacks={} if self.commitment else {"commitment": "GenericVQ(commitment=...) was not given"},
+            group=self.group,
+            level=self.level,
         )
         if view.commitment is not None:
             view.commitment.get()

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from collapse_guard.events import Event
+from collapse_guard.policies import levels_text
 
 __all__ = ["ConsoleSink", "plain"]
 
@@ -131,6 +132,13 @@ def _more(label: str, text: str) -> _Entry:
     return _Entry("", label, "dim", text)
 
 
+def _who(fields: Mapping[str, Any]) -> str:
+    """Name the codebook, or the residual and those of its levels that are concerned."""
+    if "levels" not in fields:
+        return str(fields["codebook"])
+    return f"{fields['group']}: {levels_text(fields['levels'])} of {fields['levels_watched']}"
+
+
 def _attached(event: Event) -> list[_Line]:
     fields = event.fields
     table = Table(title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
@@ -158,28 +166,29 @@ def _resumed(event: Event) -> list[_Line]:
 
 def _alert(event: Event) -> list[_Line]:
     fields = event.fields
-    text = f"{fields['codebook']}: {fields['rule']}: {fields['reason']}"
+    text = f"{_who(fields)}: {fields['rule']}: {fields['reason']}"
     lines: list[_Line] = [_at(event, fields["severity"].upper(), _STYLES.get(fields["severity"], "bold"), text)]
     reading = fields.get("reading")
     if reading is not None:
         used = f"{reading['tokens']} tokens used {reading['usage']:.1%} of {reading['K']} codes"
         lines.append(_more("seen", f"{used}; uniform codes would show perplexity {reading['ceiling']:.0f}"))
     if "why" in fields:
-        lines.append(_more("why", fields["why"]))
+        whose = f"level {fields['levels'][0]}: " if "levels" in fields else ""
+        lines.append(_more("why", whose + fields["why"]))
     return lines
 
 
 def _intervention(event: Event) -> list[_Line]:
     fields = event.fields
     label = "ACT" if fields["result"] == "applied" else "REFUSED"
-    text = f"{fields['codebook']}: {fields['action']} #{fields['attempt']}: {fields['summary']}"
+    text = f"{_who(fields)}: {fields['action']} #{fields['attempt']}: {fields['summary']}"
     return [_at(event, label, _STYLES[fields["result"]], text)]
 
 
 def _outcome(event: Event) -> list[_Line]:
     fields = event.fields
     undone = f"; undone: #{', #'.join(str(number) for number in fields['undone'])}" if fields["undone"] else ""
-    text = f"{fields['codebook']}: {fields['action']} #{fields['attempt']}: {fields['reason']}{undone}"
+    text = f"{_who(fields)}: {fields['action']} #{fields['attempt']}: {fields['reason']}{undone}"
     return [_at(event, fields["outcome"].upper(), _STYLES[fields["outcome"]], text)]
 
 
@@ -188,7 +197,7 @@ def _ruling(style: str) -> Callable[[Event], list[_Line]]:
 
     def render(event: Event) -> list[_Line]:
         fields = event.fields
-        return [_at(event, event.event.upper(), style, f"{fields['codebook']}: {fields['rule']}: {fields['reason']}")]
+        return [_at(event, event.event.upper(), style, f"{_who(fields)}: {fields['rule']}: {fields['reason']}")]
 
     return render
 
@@ -196,9 +205,8 @@ def _ruling(style: str) -> Callable[[Event], list[_Line]]:
 def _skip(event: Event) -> list[_Line]:
     if "action" not in event.fields:  # a skipped candidate is for the log; an action that was not taken is for people
         return []
-    return [
-        _at(event, "SKIPPED", "cyan", f"{event.fields['codebook']}: {event.fields['rule']}: {event.fields['reason']}")
-    ]
+    fields = event.fields
+    return [_at(event, "SKIPPED", "cyan", f"{_who(fields)}: {fields['rule']}: {fields['reason']}")]
 
 
 def _carried_out(event: Event) -> list[_Line]:

@@ -1,0 +1,81 @@
+"""Entries of the ledger: one intervention on one codebook each, and how its rung is undone or written down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from collapse_guard.policies import Decision
+
+from .interventions import Intervention, Transaction
+
+__all__ = ["Entry", "tries_of"]
+
+_RECORDED = ("attempt", "codebook", "rule", "rung", "action", "params", "step", "result", "undone")
+
+
+@dataclass(slots=True)
+class Entry:
+    """One intervention on one codebook, from its application to its outcome.
+
+    Attributes:
+        attempt: its number in the run; the levels that act together share one.
+        codebook: name of the codebook.
+        rule: name of the rule that decided on it.
+        rung: its place on the rule's ladder, from 0.
+        action: name of the action.
+        params: the action's parameters as plain data.
+        step: when it was applied.
+        result: `refused`, `postponed`, `applied`, `recovered`, `failed` or `inconclusive`.
+        undone: whether it was rolled back.
+        transaction: the snapshot, while it may still be undone.
+        intervention: the acting object, while it is in force.
+    """
+
+    attempt: int
+    codebook: str
+    rule: str
+    rung: int
+    action: str
+    params: dict[str, Any]
+    step: int
+    result: str = "applied"
+    undone: bool = False
+    transaction: Transaction | None = field(default=None, repr=False)
+    intervention: Intervention[Any] | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, decision: Decision) -> Entry:
+        """Return the entry of an ACT decision about one codebook."""
+        assert decision.action is not None
+        assert decision.attempt is not None
+        return cls(
+            decision.attempt,
+            decision.codebook,
+            decision.rule,
+            decision.rung or 0,
+            decision.action,
+            decision.params.model_dump(mode="json") if decision.params is not None else {},
+            decision.step,
+        )
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Entry:
+        """Rebuild an entry from `as_dict`."""
+        return cls(**{name: record[name] for name in _RECORDED})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what happened as plain data, without what is needed to undo it."""
+        return {name: getattr(self, name) for name in _RECORDED}
+
+    @property
+    def is_in_force(self) -> bool:
+        """Whether it stays in force now."""
+        return self.intervention is not None and self.intervention.stays
+
+
+def tries_of(entry: Entry, entries: Sequence[Entry]) -> list[Entry]:
+    """Return all tries of an entry's rung on its codebook, newest first."""
+    rung = (entry.codebook, entry.rule, entry.rung)
+    return [each for each in reversed(entries) if (each.codebook, each.rule, each.rung) == rung]
