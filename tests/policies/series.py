@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from collapse_guard.policies import Decision, DecisionKind, Policy, PolicyEngine, Reading, load_policy
@@ -47,15 +47,26 @@ def policy(*rules: dict[str, Any], **fields: Any) -> Policy:
 class Run:
     """An engine with a guard's manners: every ACT is answered at once, with `applies`, and all decisions are kept."""
 
-    def __init__(self, policy: Policy, applies: Callable[[Decision], bool] = lambda _: True) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        applies: Callable[[Decision], bool] = lambda _: True,
+        refuses: Callable[[Decision], Mapping[str, str]] = lambda _: {},
+        postpones: Callable[[Decision], Mapping[str, str]] = lambda _: {},
+    ) -> None:
         self.engine = PolicyEngine(policy)
-        self.applies = applies
+        self.applies, self.refuses, self.postpones = applies, refuses, postpones
         self.decisions: list[Decision] = []
 
     def feed(self, readings: Iterable[Reading]) -> Run:
         """Observe readings one after another."""
         for each in readings:
             self._take(self.engine.observe(each))
+        return self
+
+    def feed_together(self, readings: Iterable[Reading]) -> Run:
+        """Observe the readings of several levels of one group at one step."""
+        self._take(self.engine.observe_together(readings))
         return self
 
     def finish(self, step: int) -> Run:
@@ -67,8 +78,11 @@ class Run:
         for decision in decisions:
             self.decisions.append(decision)
             if decision.kind is DecisionKind.ACT:
-                applied = self.applies(decision)
-                self._take(self.engine.report(decision, applied, "" if applied else "not today"))
+                refused = dict(self.refuses(decision))
+                if not self.applies(decision):
+                    refused = dict.fromkeys(decision.codebooks, "not today")
+                answers = {"refused": refused, "postponed": self.postpones(decision)}
+                self._take(self.engine.report_together(decision, **answers))
 
     @property
     def told(self) -> list[str]:
