@@ -17,8 +17,9 @@ from .base import CodebookView
 
 __all__ = ["assign_levels"]
 
-# ResidualVQ, MimiResidualVectorQuantizer, MyRVQ, RQBottleneck; but no ResidualBlock
-_RESIDUAL = re.compile(r"(?i:rvq|residual\w*(?:vq|quant|codebook))|RQ(?=[A-Z]|$)")
+_RESIDUAL = re.compile(r"(?i:residual)")
+_QUANTIZES = re.compile(r"(?i:vq|quant|codebook)")  # the class or its list must say so: a ResidualBlock is none
+_BOTH = re.compile(r"(?i:rvq)|RQ(?=[A-Z]|$)")  # MyRVQ, RQBottleneck
 
 
 def assign_levels(model: nn.Module, views: Sequence[CodebookView]) -> None:
@@ -47,16 +48,18 @@ def _place(model: nn.Module, path: str) -> tuple[str, int] | None:
         if not parts[index].isdecimal() or not isinstance(container, nn.ModuleList):
             continue
         owner = _submodule(model, prefix[:-1])
-        if owner is None or not is_residual(owner):
+        if owner is None or not _is_residual(owner, prefix[-1]):
             return None
         name = ".".join(prefix)
         return (f"{name}.*.{'.'.join(suffix)}" if suffix else name), int(parts[index])
     return None
 
 
-def is_residual(owner: nn.Module) -> bool:
-    """Whether the class of a module, or one that it is derived from, says that its parts code residuals."""
-    return any(_RESIDUAL.search(each.__name__) for each in type(owner).__mro__ if issubclass(each, nn.Module))
+def _is_residual(owner: nn.Module, attribute: str) -> bool:
+    """Whether a module says, by its class and the name of its list, that what stands in the list codes residuals."""
+    names = [each.__name__ for each in type(owner).__mro__ if issubclass(each, nn.Module)]
+    residual = any(_RESIDUAL.search(name) for name in names)
+    return any(map(_BOTH.search, names)) or (residual and any(map(_QUANTIZES.search, [*names, attribute])))
 
 
 def _submodule(model: nn.Module, parts: Sequence[str]) -> nn.Module | None:

@@ -8,7 +8,7 @@ log file can be searched. Names from the model are printed as text, never as mar
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -240,13 +240,23 @@ def _summary(event: Event) -> list[_Line]:
         )
     share = f"the guard took {fields['guard_seconds']:.2f} s of {fields['run_seconds']:.2f} s"
     lines: list[_Line] = [table]
-    lines += [_more("in force", _standing(each)) for each in fields["in_force"]]
+    lines += [_more("in force", _standing(alike)) for alike in _alike(fields["in_force"])]
     return [*lines, Text(f"{share} ({fields['guard_share']:.1%})", style="dim")]
 
 
-def _standing(item: Mapping[str, Any]) -> str:
+def _alike(in_force: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Gather what stays in force by the intervention that several levels share."""
+    found: dict[int, list[Mapping[str, Any]]] = {}
+    for item in in_force:
+        found.setdefault(item["attempt"], []).append(item)
+    return list(found.values())
+
+
+def _standing(items: Sequence[Mapping[str, Any]]) -> str:
+    names, first = ", ".join(str(item["codebook"]) for item in items), items[0]
+    stands, book, its = ("stands", "codebook", "its") if len(items) == 1 else ("stand", "codebooks", "their")
     return (
-        f"{item['codebook']} stands on the codebook of {item['action']} since step {item['step']}; its own update was "
+        f"{names} {stands} on the {book} of {first['action']} since step {first['step']}; {its} own update was "
         "kept out. Evaluate freely; to train on, keep the guard or repair the update, or it will collapse again."
     )
 

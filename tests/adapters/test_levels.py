@@ -65,6 +65,16 @@ def test_a_home_made_residual_is_known_by_the_name_of_its_class() -> None:
     assert places(Codec()) == {f"quantizer.quantizers.{level}": ("quantizer.quantizers", level) for level in range(3)}
 
 
+def test_the_name_of_the_list_may_say_that_what_is_residual_quantizes() -> None:
+    class ResidualStack(ResidualBlocks):
+        def __init__(self) -> None:
+            super().__init__()
+            del self.blocks
+            self.codebooks = nn.ModuleList(Plain() for _ in range(2))
+
+    assert places(ResidualStack()) == {f"codebooks.{level}": ("codebooks", level) for level in range(2)}
+
+
 def test_each_part_of_a_grouped_residual_is_a_group_of_its_own() -> None:
     model = GroupedResidualVQ(dim=16, groups=2, num_quantizers=2, codebook_size=16)
     assert places(model) == {
