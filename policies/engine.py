@@ -14,13 +14,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from .decisions import Decision, Health
+from .decisions import Decision, Health, Skip
 from .group import UNSEEN
 from .judging import AT_WORK, TROUBLED, Decisions, finish, has_phase, observe, report
 from .plan import Plan
 from .reading import Reading
 from .schema import Policy
-from .states import EngineState, Phase
+from .states import CodebookState, EngineState, Phase
 from .turn import ARMED
 
 __all__ = ["PolicyEngine"]
@@ -103,10 +103,10 @@ class PolicyEngine:
         """Whether readings should be dense.
 
         True before the first reading, and while a codebook that was seen is without a verdict or has a rule that is
-        pending, firing or verifying.
+        pending, firing, verifying or waiting for a coarser level.
         """
         books = self._state.codebooks.values()
-        return not books or any(not book.judged or has_phase(book, AT_WORK) for book in books)
+        return not books or any(not book.judged or has_phase(book, AT_WORK) or _waits(book) for book in books)
 
     def health(self, codebook: str) -> Health:
         """Return the state of a codebook: the worst severity among rules that hold now or are not done yet."""
@@ -153,3 +153,8 @@ class PolicyEngine:
                 for name, book in state.codebooks.items()
             },
         )
+
+
+def _waits(book: CodebookState) -> bool:
+    """Whether a rule would count or fire on a codebook if no coarser level were at work."""
+    return any(state.skipped is Skip.COARSER_LEVEL for state in book.rules.values())

@@ -47,7 +47,7 @@ def probes(tables: list[Tensor]) -> list[Probe]:
         module.rows.copy_(table)
         ref = TensorRef(module, "rows")
         view = CodebookView(
-            name=f"rvq.{level}", adapter="", module=module, table=ref, reader=lambda *_: None, group="rvq", level=level
+            name=f"rvq.{level}", adapter="", module=module, table=ref, readers={}, group="rvq", level=level
         )
         found.append(Probe(view, seed=7, on_error=lambda error: None))
     return found

@@ -30,6 +30,7 @@ _STYLES = {
     "recovered": "bold green",
     "failed": "bold red",
     "refused": "yellow",
+    "postponed": "yellow",
     "inconclusive": "yellow",
     "applied": "cyan",
     "healthy": "green",

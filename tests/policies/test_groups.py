@@ -176,6 +176,16 @@ def test_a_level_that_has_to_wait_for_new_latents_has_not_failed() -> None:
     ]
 
 
+def test_readings_stay_dense_while_a_finer_level_waits_and_until_it_has_counted_afresh() -> None:
+    mine = policy(rule(hold=2, ladder=["reset_codes"], verify={"within": "20 steps"}, cooldown="90 steps"))
+    run, suspect = Run(mine), []
+    for together in course([1.0] * 2 + [90.0] * 4, [90.0] + [1.0] * 3 + [90.0] * 2):
+        run.feed_together(together)
+        suspect.append(run.engine.is_suspect)
+    assert "40 collapsed outcome #1 reset_codes recovered [0]" in told(run)
+    assert suspect == [True, True, True, True, False, False]
+
+
 def test_a_level_that_falls_silent_does_not_hold_up_the_others_for_ever() -> None:
     readings = [*course([1.0, 90.0], [1.0, 90.0]), *((level(0, step),) for step in (30, 40, 50))]
     run = decided(RESETS, [readings[0], readings[1][:1], *readings[2:]])
