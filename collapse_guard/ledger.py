@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,7 +108,15 @@ class Ledger:
         deeds = [Deed(part, Entry.of(part), probes[part.codebook]) for part in parts]
         self.entries += [deed.entry for deed in deeds]
         levels = Levels.of(deeds[0].probe, probes)
-        act_together(deeds, levels, self._optimizers, lambda deed: self._site(deed.entry, deed.probe))
+        asked: set[str] = set()
+
+        def ask(kind: str) -> None:  # once, however many levels do
+            if kind not in asked:
+                asked.add(kind)
+                reason = f"rung {(decision.rung or 0) + 1}: {kind}"
+                self._ask(kind, decision.step, decision.codebook, decision.rule, reason)
+
+        act_together(deeds, levels, self._optimizers, lambda deed: self._site(deed.entry, deed.probe, ask))
         for deed in deeds:
             if "commitment" in deed.touches:
                 self._decayed.add(deed.entry.codebook)
@@ -118,7 +126,7 @@ class Ledger:
         self._log.emit("intervention", decision.step, **fields_of_act(decision, deeds, self._versions, probes))
         return deeds
 
-    def _site(self, entry: Entry, probe: Probe) -> Site:
+    def _site(self, entry: Entry, probe: Probe, ask: Callable[[str], None]) -> Site:
         counts = self._counts.get(entry.codebook, np.zeros(probe.view.K, dtype=np.int64))
         return Site(
             view=probe.view,
@@ -127,7 +135,7 @@ class Ledger:
             counts=counts,
             seed=self._seed * 1_000_003 + entry.attempt,
             dead_below=self._dead_below,
-            ask=lambda kind: self._ask(kind, entry.step, entry.codebook, entry.rule, f"rung {entry.rung + 1}: {kind}"),
+            ask=ask,
         )
 
     def _settle(self, decision: Decision, probes: Mapping[str, Probe]) -> list[int]:
@@ -226,7 +234,7 @@ class Ledger:
                 entry.transaction = Transaction.restore(record["transaction"], probe.view, self._optimizers)
             if record["in_force"] is not None:
                 params = actions()[entry.action].model_validate(entry.params)
-                entry.intervention = find_intervention(entry.action)(params, self._site(entry, probe))
+                entry.intervention = find_intervention(entry.action)(params, self._site(entry, probe, _asked_already))
                 entry.intervention.load_state_dict(record["in_force"])
                 if entry.intervention.stays:
                     probe.view.freeze()
@@ -235,3 +243,7 @@ class Ledger:
             if knob is not None:
                 knob.set(value)
                 self._decayed.add(name)
+
+
+def _asked_already(kind: str) -> None:
+    """What a restored intervention asked of the training loop, it asked for when it was applied."""

@@ -212,6 +212,17 @@ def test_an_action_that_raises_on_one_level_is_put_back_on_all(monkeypatch: pyte
     ]
 
 
+def test_several_levels_ask_the_training_loop_once() -> None:
+    guard, model = (
+        Guard(POLICY | {"rules": [{"name": "collapsed", "ladder": ["save_checkpoint"]}]}, console=False),
+        codec(),
+    )
+    train(model, [guard], steps=90)
+    assert [(each.kind, each.codebook, each.reason) for each in guard.requests.take()] == [
+        ("save_checkpoint", "rvq.layers.0", "rung 1: save_checkpoint")
+    ]
+
+
 def test_the_console_tells_a_coordinated_intervention_in_three_lines() -> None:
     text = io.StringIO()
     sink = ConsoleSink(Console(file=text, width=400))
