@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .condition import Condition
-from .document import read_document
+from .document import Document, read_document
 from .duration import Duration
 from .errors import Place
 from .intervals import Ranges, both, even_use, in_range, possible, ranges_of, share_room
@@ -66,7 +67,7 @@ def lint_policy(policy: Policy, codes: int | None = None, commitment: float | No
 
 def position_in(text: str, finding: Finding) -> tuple[int, int] | tuple[None, None]:
     """Return line and column, from 1, of what a finding is about in the text of its policy."""
-    document = read_document(text, "")
+    document = _read(text)
     place = finding.place
     if finding.rule:
         rules = document.data.get("rules", []) if isinstance(document.data, Mapping) else []
@@ -76,6 +77,12 @@ def position_in(text: str, finding: Finding) -> tuple[int, int] | tuple[None, No
         place = ("rules", names.index(finding.rule), *place)
     *_, line, column = document.position(place)
     return (line, column) if line is not None and column is not None else (None, None)
+
+
+@lru_cache(maxsize=1)
+def _read(text: str) -> Document:
+    """Read a text once for all its findings."""
+    return read_document(text, "")
 
 
 def _of_conditions(rule: Rule, ranges: Ranges, codes: int | None) -> Iterator[Finding]:
@@ -167,7 +174,7 @@ def _of_floors(rule: Rule, commitment: float | None) -> Iterator[Finding]:
 
 
 def _of_others(rule: Rule, policy: Policy, ranges: Ranges) -> Iterator[Finding]:
-    """Rules that another one keeps from firing, or doubles."""
+    """Rules that another one keeps from firing, or doubles; of several such others the first is told."""
     for other in policy.rules:
         if other is rule or not possible(rule.when, ranges) or not _meet(rule, other):
             continue
@@ -177,10 +184,12 @@ def _of_others(rule: Rule, policy: Policy, ranges: Ranges) -> Iterator[Finding]:
             message = f"it can never fire: where it does, {other.name} has fired already and keeps it quiet."
             hint = f"Remove one of the two, or turn `inhibits` of {other.name} round."
             yield Finding(kind="shadowed", rule=rule.name, place=("when",), message=message, hint=hint)
+            return
         elif other.name not in rule.inhibits and (other.when != rule.when or _is_before(rule, other, policy)):
             message = f"where it fires, {other.name} fires too: one trouble, two alerts and two ladders."
             hint = f"Write `inhibits: [{other.name}]` in the worse of the two."
             yield Finding(kind="doubled", rule=rule.name, place=("when",), message=message, hint=hint)
+            return
 
 
 def _of_tokens(policy: Policy, codes: int | None, ranges: Ranges) -> Iterator[Finding]:

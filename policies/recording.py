@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .decisions import Decision
-from .reading import Reading
+from .errors import MismatchError, quote
+from .reading import NUMERIC_FIELDS, Reading
 
 __all__ = ["Recording", "recordings_of_events"]
 
@@ -51,6 +52,9 @@ def recordings_of_events(records: Iterable[Mapping[str, Any]]) -> list[Recording
     Runs that write into one log at the same time are told apart by the name that each of their lines carries. A run
     that went on from a checkpoint is one run. What was recorded between the checkpoint and the interruption is left
     out: the run itself has forgotten it.
+
+    Raises:
+        MismatchError: for a reading that lacks a field, or holds what is no number.
     """
     runs: list[Recording] = []
     latest: dict[Any, Recording] = {}
@@ -67,9 +71,9 @@ def recordings_of_events(records: Iterable[Mapping[str, Any]]) -> list[Recording
         if event == "resumed" and (place := next(i for i, each in enumerate(runs) if each is run)):
             _go_on(runs.pop(place - 1), run, step)
         elif event == "reading":
-            run.readings.append(Reading.from_dict(dict(record)))
+            run.readings.append(_reading_of(record))
         elif event == "intervention":
-            key = _key(record["codebook"], step, record["action"], record.get("params", {}))
+            key = _key(str(record.get("codebook")), step, str(record.get("action")), record.get("params", {}))
             run.answers[key] = record.get("summary", "") if record.get("result") == "refused" else None
         elif event == "summary":
             run.end = step
@@ -80,6 +84,20 @@ def _go_on(before: Recording, run: Recording, step: int) -> None:
     """Put what a run remembers of the time before its checkpoint in front of what came after."""
     run.readings[:0] = [reading for reading in before.readings if reading.step <= step]
     run.answers = {key: reason for key, reason in before.answers.items() if key[1] <= step} | run.answers
+
+
+def _reading_of(record: Mapping[str, Any]) -> Reading:
+    """Return the reading of a record."""
+    try:
+        reading = Reading.from_dict(dict(record))
+    except TypeError as error:
+        lacking = str(error).partition("missing ")[2] or str(error)
+        raise MismatchError("readings as collapse_guard writes them", f"one without {lacking}") from None
+    for name in NUMERIC_FIELDS:
+        value = getattr(reading, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise MismatchError(f"a number for {name} in a reading", quote(value))
+    return reading
 
 
 def _key(codebook: str, step: int, action: str, params: Mapping[str, Any]) -> tuple[str, int, str, str]:

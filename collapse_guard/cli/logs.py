@@ -153,6 +153,9 @@ def _from_csv(path: Path, given: Given) -> Log:
             names = [name for name in reader.fieldnames or [] if name]
             if not names:
                 raise ValueError("expected a header with the names of the columns, got an empty file.")
+            if _STEP not in names and _STEP not in given.columns:
+                hint = "Separate columns by commas." if len(names) == 1 else "Name it: `--column step=NAME`."
+                raise ValueError(f"expected a column that counts the steps, got {listed(names)}. {hint}")
             recording, notes = _recording(names, reader, given, "columns")
     except UnicodeDecodeError:
         raise ValueError("expected text in UTF-8, got something else. Save it as UTF-8.") from None
@@ -164,8 +167,8 @@ def _from_csv(path: Path, given: Given) -> Log:
 def _from_tensorboard(files: Sequence[Path], given: Given) -> Log:
     """Read the event files of one run."""
     scalars = scalars_in(list(files))
-    count = "a TensorBoard event file" if len(files) == 1 else f"{len(files)} TensorBoard event files, merged by step,"
-    read = [f"Read: {count} in {files[0].parent}.", *scalars.notes]
+    several = f"{len(files)} TensorBoard event files, merged by step, in {files[0].parent}"
+    read = [f"Read: {several if len(files) > 1 else f'TensorBoard event file {files[0]}'}.", *scalars.notes]
     if not scalars.tags:
         raise ValueError(f"expected scalars, got none. {' '.join(read)}")
     if given.columns.get(_STEP, _STEP) != _STEP:

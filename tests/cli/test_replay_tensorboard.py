@@ -101,7 +101,7 @@ def test_foreign_tags_are_read_by_a_mapping_and_what_was_read_is_said(tmp_path: 
     for expected in (
         "step 30 alert codebook: low: perplexity 1.00 < 2 for 2 readings",
         "step 50 recovered codebook: low alert #1",
-        f"Read: a TensorBoard event file in {tmp_path / 'run'}.",
+        f"Read: TensorBoard event file {tmp_path / 'run'}/events.out.tfevents.",
         "Taken: perplexity from train/codebook_ppl.",
         "Not in the log, though the policy looks at it: relative_error. What follows for each rule:",
         "far, without relative_error: it can never fire (`missing: keep`: such comparisons stay open).",
