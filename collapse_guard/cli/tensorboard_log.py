@@ -14,6 +14,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -147,14 +148,14 @@ def _tensorboard() -> tuple[Any, Any]:
         ValueError: if the package is not installed.
     """
     try:
-        from tensorboard.compat.proto.event_pb2 import Event
+        events = import_module("tensorboard.compat.proto.event_pb2")  # made by protobuf, so its names are not declared
         from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
     except ImportError:
         raise ValueError(
             "expected the package `tensorboard`, which reads its event files; it is not installed. "
             "Run `pip install tensorboard`."
         ) from None
-    return Event, masked_crc32c
+    return events.Event, masked_crc32c
 
 
 def _begun(path: Path) -> tuple[int, str]:
