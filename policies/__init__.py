@@ -19,6 +19,7 @@ from .actions import (
     register_action,
 )
 from .cases import Case, load_cases
+from .columns import Columns, columns_of, listed
 from .condition import Comparison, Condition
 from .coordination import levels_text
 from .decisions import Decision, DecisionKind, Health, Outcome, Skip
@@ -31,12 +32,13 @@ from .json_schema import policy_json_schema
 from .lint import Finding, lint_policy, position_in
 from .loader import load_policy, policy_text, preset_names
 from .reading import NUMERIC_FIELDS, Reading
-from .recording import Recording, recording_of_rows, recordings_of_events
+from .recording import Recording, recordings_of_events
 from .replay import LIMITS as REPLAY_LIMITS
 from .replay import Replay, replay
 from .replay import compare as compare_replays
 from .schema import Budget, Clear, Cooldown, LossBound, Policy, Rule, Rung, Sample, Verify
 from .states import Phase
+from .table import recording_of_rows
 from .trial import Difference, try_case
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "Budget",
     "Case",
     "Clear",
+    "Columns",
     "Comparison",
     "Condition",
     "Cooldown",
@@ -78,10 +81,12 @@ __all__ = [
     "Verify",
     "action_named",
     "actions",
+    "columns_of",
     "compare_replays",
     "explain_policy",
     "levels_text",
     "lint_policy",
+    "listed",
     "load_cases",
     "load_policy",
     "policy_json_schema",

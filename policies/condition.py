@@ -2,8 +2,8 @@
 
 The language is deliberately small: a comparison with one number, a list (all must hold), or `any:` with a list of which
 one is enough; an entry of a list may be such a condition itself. On the left of a comparison stands a field, or one
-relative to its past: `rel(field)` or `trend(field, over: 5 readings)`, see `past`. The text is taken apart by a
-regular expression and never evaluated as code.
+relative to its past: `rel(field)` or `trend(field, over: 5 readings)`, see `past`. How the text of a comparison is read
+stands in `grammar`.
 
 Logic has three values (Kleene, Introduction to Metamathematics, 1952, section 64): a field that is missing or NaN makes
 its comparison unknown, `None`, which neither fires nor clears a rule; the whole is unknown only where the known
@@ -12,18 +12,17 @@ comparisons do not decide it.
 
 from __future__ import annotations
 
-import math
 import operator
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Protocol, TypeAlias
+from typing import Annotated, Any, Protocol, TypeAlias
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
-from .errors import MismatchError, Place, quote, suggest
-from .past import HIGHEST_IS_BEST, LOWEST_IS_BEST, NOTHING, Derived
-from .reading import NUMERIC_FIELDS, Reading
+from .errors import MismatchError, Place, quote
+from .grammar import CONDITION_SCHEMA, Function, parts_of_comparison
+from .past import NOTHING, Derived
+from .reading import Reading
 
 __all__ = ["Comparison", "Condition", "ConditionField", "Test"]
 
@@ -44,15 +43,6 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "!=": operator.ne,
 }
 _OPPOSITE = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
-_MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
-
-_NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
-_NAME = r"[A-Za-z_]\w*"
-_SIGN = r"<=|>=|==|!=|<|>"
-_CALL = rf"(?P<function>rel|trend)\s*\(\s*(?P<of>{_NAME})\s*(?:,?\s*over:?\s*(?P<over>\d{{1,6}})\s*readings?\s*)?\)"
-_COMPARISON = re.compile(rf"\s*(?:(?P<field>{_NAME})|{_CALL})\s*(?P<sign>{_SIGN})\s*(?P<number>{_NUMBER})\s*")
-_LEAST_OVER, _MOST_OVER = 2, 100
-_REVERSED = re.compile(rf"\s*({_NUMBER})\s*({_SIGN})\s*({_NAME})\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +59,7 @@ class Comparison:
     field: str
     sign: str
     threshold: float
-    function: Literal["value", "rel", "trend"] = "value"
+    function: Function = "value"
     over: int = 0
 
     @classmethod
@@ -82,16 +72,7 @@ class Comparison:
         Raises:
             MismatchError: with the likely correction.
         """
-        match = _COMPARISON.fullmatch(text) if isinstance(text, str) else None
-        if match is None:
-            raise MismatchError("a comparison such as `perplexity < 1.5`", quote(text), _correction(text))
-        field, sign, number = match["field"] or match["of"], match["sign"], match["number"]
-        if field not in NUMERIC_FIELDS:
-            raise MismatchError("a numeric field of a reading", quote(field), suggest(field, NUMERIC_FIELDS))
-        if not math.isfinite(float(number)):
-            raise MismatchError("a finite number", _ellipsis(number))
-        function, over = _function_of(match)
-        return cls(field, sign, float(number), function, over)
+        return cls(*parts_of_comparison(text))
 
     @property
     def subject(self) -> str:
@@ -263,73 +244,14 @@ def _part(value: object, place: Place) -> Comparison | Condition:
     return condition.parts[0] if len(condition.parts) == 1 else condition
 
 
-def _function_of(match: re.Match[str]) -> tuple[Literal["value", "rel", "trend"], int]:
-    """Return the function on the left side of a comparison whose field is known, and over how many readings."""
-    name, over = match["of"], match["over"]
-    if match["function"] is None:
-        return "value", 0
-    if match["function"] == "trend":
-        if over is None or not _LEAST_OVER <= int(over) <= _MOST_OVER:
-            expected = f"a trend over {_LEAST_OVER} to {_MOST_OVER} readings"
-            got = quote("no number of readings" if over is None else f"{int(over)} readings")
-            raise MismatchError(expected, got, f"Write `trend({name}, over: 5 readings)`.")
-        return "trend", int(over)
-    if over is not None:
-        raise MismatchError(f"`rel({name})`", quote(f"over {int(over)} readings"), "Only `trend` takes a span.")
-    if name not in (*HIGHEST_IS_BEST, *LOWEST_IS_BEST):
-        known = f"Highest is best: {', '.join(HIGHEST_IS_BEST)}; lowest: {', '.join(LOWEST_IS_BEST)}."
-        raise MismatchError("a field that has a best", quote(name), known)
-    return "rel", 0
-
-
-def _correction(text: object) -> str:
-    """Guess what the author of a text that is no comparison meant to write."""
-    if not isinstance(text, str):
-        return "Write a field, then < <= > >= == or !=, then a number."
-    if reversed_ := _REVERSED.fullmatch(text):
-        return f"Put the field on the left: `{reversed_[3]} {_MIRRORED[reversed_[2]]} {reversed_[1]}`."
-    if re.match(r"\s*(trend|rel)\s*\([^)]*$", text):
-        return "Put the comparison in quotes: YAML takes its comma and its colon for its own."
-    if call := re.match(rf"\s*({_NAME})\s*\(\s*{_NAME}\b", text):
-        return (
-            f"Known: rel(field), trend(field, over: 5 readings); not {call[1]}."
-            if call[1] not in ("rel", "trend")
-            else ("Write `rel(field) < number` or `trend(field, over: 5 readings) < number`.")
-        )
-    if re.search(r"\b(and|or)\b|&|\|", text):
-        return "For several comparisons write a list, or `any: [...]` where one is enough."
-    if len(re.findall(_SIGN, text)) > 1:
-        return "Write one comparison for each side of a range, as a list."
-    if "%" in text:
-        return "Write a fraction: 0.5, not 50%."
-    if re.fullmatch(rf"\s*{_NAME}\s*=\s*{_NUMBER}\s*", text):
-        return "Equality is written `==`."
-    return "Write a field, then < <= > >= == or !=, then a number."
-
-
-def _ellipsis(number: str) -> str:
-    return number if len(number) <= 20 else f"{number[:17]}..."
-
-
 def _plain(condition: Condition) -> Any:
     return condition.plain()
 
-
-def _list_of(entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the JSON schemas of the two kinds of list."""
-    entries = {"type": "array", "minItems": 1, "items": entry}
-    either = {"type": "object", "properties": {"any": entries}, "required": ["any"], "additionalProperties": False}
-    return [entries, either]
-
-
-_PLAIN_CALL = re.sub(r"\?P<\w+>", "", _CALL)
-_TEXT_SCHEMA = {"type": "string", "pattern": rf"^\s*({_NAME}|{_PLAIN_CALL})\s*({_SIGN})\s*{_NUMBER}\s*$"}
-_ENTRY_SCHEMA = {"anyOf": [_TEXT_SCHEMA, *_list_of(_TEXT_SCHEMA)]}  # as deep as anyone should nest
 
 ConditionField: TypeAlias = Annotated[
     Condition,
     PlainValidator(Condition.parse),
     PlainSerializer(_plain),
-    WithJsonSchema({"anyOf": [_TEXT_SCHEMA, *_list_of(_ENTRY_SCHEMA)]}),
+    WithJsonSchema(CONDITION_SCHEMA),
 ]
 """Pydantic field type of a condition."""

@@ -26,6 +26,7 @@ _EXPECTED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "string_too_short": lambda _: "text that is not empty",
     "string_pattern_mismatch": lambda _: "a name of letters, digits, _ and -, not beginning with a digit or -",
     "tuple_type": lambda _: "a list",
+    "too_short": lambda _: "a list that is not empty",
     "greater_than": lambda limits: f"a number above {limits['gt']:g}",
     "greater_than_equal": lambda limits: f"a number of at least {limits['ge']:g}",
     "less_than": lambda limits: f"a number below {limits['lt']:g}",

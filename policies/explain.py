@@ -12,63 +12,62 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from .actions import Action
-from .condition import Comparison, Condition
+from .actions import Action, FallbackTokenizer, ResetCodes
 from .schema import Policy, Rule, Rung
+from .words import MEANINGS, counted, in_a_row, in_words, joined, matching, percent
 
-__all__ = ["explain_policy", "in_words"]
+__all__ = ["explain_policy"]
 
-_WIDTH = 100
-_SIGNS = {
-    "<": "is below",
-    "<=": "is at most",
-    ">": "is above",
-    ">=": "is at least",
-    "==": "equals",
-    "!=": "is anything but",
-}
 _SOURCES = {"kmeans": "k-means centroids of recent latents", "reservoir": "recent latents"}
+
+
+def _reset_codes(it: ResetCodes) -> str:
+    which = "all codes" if it.scope == "all" else "the dead codes"
+    refill = ResetCodes.model_fields["refill"].default
+    counted_as = "" if it.refill == refill else f", counted as used {it.refill:g} times as often as the average code"
+    return f"put {which} back on {_SOURCES[it.source]}{counted_as}"
+
+
+def _fallback_tokenizer(it: FallbackTokenizer) -> str:
+    then = f" and then after waits each {it.refit_growth:g} times as long as the one before"
+    refit = f"every {it.refit_every}" if it.refit_growth == 1 else f"after {it.refit_every}{then}"
+    usual = it.refit_iterations == FallbackTokenizer.model_fields["refit_iterations"].default
+    rounds = "" if usual else f", {counted(it.refit_iterations, 'iteration')} each time"
+    return f"let a k-means codebook ({it.backend}) stand in for the quantizer's own, refitted {refit}{rounds}"
+
+
 _ACTIONS: dict[str, Callable[[Any], str]] = {
-    "reset_codes": lambda it: (
-        f"put {'all codes' if it.scope == 'all' else 'the dead codes'} back on {_SOURCES.get(it.source, it.source)}"
-    ),
+    "reset_codes": _reset_codes,
     "decay_commitment": lambda it: f"multiply the commitment weight by {it.factor:g}, never below {it.floor:g}",
-    "fallback_tokenizer": lambda it: (
-        f"let a k-means codebook ({it.backend}) stand in for the quantizer's own, "
-        f"refitted first after {it.refit_every}, each later wait {it.refit_growth:g} times as long"
-    ),
-    "alert": lambda _: "touch nothing, and leave it to a human",
+    "fallback_tokenizer": _fallback_tokenizer,
+    "alert": lambda _: "touch nothing, and see whether it recovers by itself or by your hand",
     "save_checkpoint": lambda _: "touch nothing, and ask the training loop for a checkpoint",
     "stop_training": lambda _: "touch nothing, and ask the training loop to stop",
 }
+_TOUCHES_NOTHING = ("alert", "save_checkpoint", "stop_training")
+_LAST_RESORTS = {
+    "alert": "it says so and does nothing more until it is over.",
+    "save_checkpoint": "it asks the training loop for a checkpoint and does nothing more until it is over.",
+    "stop_training": "it asks the training loop to stop, and does nothing more until it is over.",
+    "observe": "no rule does anything more to this codebook in this run; they only tell.",
+}
+_UNKNOWN = {"fire": ("for", "against"), "clear": ("against", "for")}
 _TOLD_OF_POLICY = {"version", "name", "mode", "sample", "warmup", "budget", "rules"}
 _TOLD_OF_SAMPLE = {"every", "when_suspect", "min_tokens", "settle", "dead_below"}
 _TOLD_OF_BUDGET = {"interventions", "refill_after"}
-_TOLD_OF_RULE = {"name", "when", "for_", "clear", "severity", "inhibits", "cooldown", "verify", "ladder"}
-_TOLD_OF_VERIFY = {"within", "success"}
-_TOLD_OF_RUNG = {"action", "params", "repeat", "within"}
+_OF_LADDER = ("cooldown", "verify", "ladder", "budget", "on_exhausted")
+_TOLD_OF_RULE = {*_OF_LADDER, "name", "codebooks", "when", "for_", "clear", "severity", "inhibits"}
+_TOLD_OF_RULE |= {"silence_until", "missing", "nan"}
+_TOLD_OF_RUNG = {"action", "params", "repeat", "within", "budget"}
 
 
-def explain_policy(policy: Policy) -> str:
-    """Say what a policy does, in paragraphs of at most 100 columns."""
-    blocks = [_lines(_of_the_whole(policy))]
+def explain_policy(policy: Policy, width: int = 100) -> str:
+    """Say what a policy does, in paragraphs of at most so many columns."""
+    blocks = [_lines(_of_the_whole(policy), width)]
     for number, rule in enumerate(policy.rules, start=1):
         head = f"Rule {number}, {rule.name} ({rule.severity})"
-        blocks.append("\n".join([head, _lines(_of_rule(rule, policy), indent="  ")]))
-    return "\n\n".join(blocks)
-
-
-def in_words(condition: Condition | Comparison) -> str:
-    """Write a condition in words.
-
-    >>> in_words(Condition.parse([{"any": ["perplexity >= 10", "usage > 0.5"]}, "relative_error < 1"]))
-    '(perplexity is at least 10 or usage is above 0.5) and relative_error is below 1'
-    """
-    if isinstance(condition, Condition):
-        texts = [f"({in_words(part)})" if isinstance(part, Condition) else in_words(part) for part in condition.parts]
-        return (" or " if condition.any else " and ").join(texts)
-    sign = getattr(condition, "sign", "")
-    return str(condition).replace(f" {sign} ", f" {_SIGNS.get(sign, sign)} ", 1)
+        blocks.append("\n".join([head, _lines(_of_rule(rule, policy), width, indent="  ")]))
+    return "\n\n".join([*blocks, "\n".join(["What is measured", _lines(_meanings(policy), width, indent="  ")])])
 
 
 def _of_the_whole(policy: Policy) -> Iterator[str]:
@@ -81,20 +80,20 @@ def _of_the_whole(policy: Policy) -> Iterator[str]:
     )
     sample = policy.sample
     yield (
-        f"A reading is taken every {sample.every}, and every {min(sample.when_suspect_steps, sample.every_steps)} "
-        "steps while a codebook is suspect. A code is dead when it is used less than "
-        f"{sample.dead_below:g} times as often as it would be if all codes were used alike."
+        f"A reading is taken every {sample.every}, and every {counted(sample.when_suspect_steps, 'step')} while a "
+        f"codebook is suspect. A code is dead when it is used less than {sample.dead_below:g} times as often as it "
+        "would be if all codes were used alike."
     )
-    without = [f"a reading of fewer than {sample.min_tokens} tokens"]
-    without += [f"any before step {policy.warmup_steps}"] if policy.warmup_steps else []
+    without = [f"those of fewer than {sample.min_tokens} tokens"]
+    without += [f"those before step {policy.warmup_steps}"] if policy.warmup_steps else []
     if sample.settle:
-        first = "the first reading" if sample.settle == 1 else f"the first {sample.settle} readings"
+        first = "the first one" if sample.settle == 1 else f"the first {sample.settle}"
         without.append(f"{first} after an intervention")
-    yield f"No evidence: {'; '.join(without)}."
+    yield f"Readings that do not count: {joined(without)}."
     if acts and any(rule.ladder for rule in policy.rules):
         refill = policy.budget.refill_after
-        whole = f"it is whole again after {refill} with every codebook healthy" if refill else "it is never refilled"
-        yield f"The budget is {_count(policy.budget.interventions, 'intervention')} a run; {whole}."
+        again = f", counted anew after {refill} with every codebook healthy" if refill else ""
+        yield f"It makes at most {counted(policy.budget.interventions, 'intervention')} in a run{again}."
     yield from _untold(policy, _TOLD_OF_POLICY)
     yield from _untold(sample, _TOLD_OF_SAMPLE, "sample.")
     yield from _untold(policy.budget, _TOLD_OF_BUDGET, "budget.")
@@ -102,46 +101,88 @@ def _of_the_whole(policy: Policy) -> Iterator[str]:
 
 def _of_rule(rule: Rule, policy: Policy) -> Iterator[str]:
     """One rule from its firing to its end."""
-    yield f"It fires when {in_words(rule.when)}, {_in_a_row(rule.for_)}."
+    if rule.codebooks != ("*",):
+        yield f"It exists only on codebooks whose name {matching(rule.codebooks)}."
+    yield f"It fires when {in_words(rule.when)}, {in_a_row(rule.for_)}."
     opposite = "" if rule.clear.when else " (the opposite of what fires it)"
-    yield f"It is over when {in_words(rule.clear_when)}{opposite}, {_in_a_row(rule.clear_for)}."
+    yield f"It is over when {in_words(rule.clear_when)}{opposite}, {in_a_row(rule.clear_for)}."
+    yield from _of_unknowns(rule)
+    if rule.silence_until.count:
+        yield f"Before step {rule.silence_until.count} it neither counts, tells nor acts."
     if rule.inhibits:
         quiet = "stays" if len(rule.inhibits) == 1 else "stay"
-        yield f"While it is at work on a codebook, {' and '.join(rule.inhibits)} {quiet} quiet there."
+        yield f"While it is at work on a codebook, {joined(rule.inhibits)} {quiet} quiet there."
     if rule.ladder:
-        yield from _of_ladder(rule, acts=policy.mode == "act")
+        yield from _of_ladder(rule, policy)
     else:
-        yield "It only raises an alert; there is nothing on its ladder."
+        idle = [key for key in _OF_LADDER if getattr(rule, key) != Rule.model_fields[key].default]
+        so = f", so what it says of {joined(idle)} has no effect" if idle else ""
+        yield f"It only raises an alert and tries nothing{so}."
     yield from _untold(rule, _TOLD_OF_RULE)
     yield from _untold(rule.clear, {"when", "for_"}, "clear.")
 
 
-def _of_ladder(rule: Rule, *, acts: bool) -> Iterator[str]:
-    """What is tried, and how it is judged."""
-    yield "It then tries, one after another:" if acts else "It would then try, one after another:"
+def _of_unknowns(rule: Rule) -> Iterator[str]:
+    """What a value that is not there, or is no number, counts for; nothing where it is left open."""
+    kinds = {"missing": rule.missing, "NaN (not a number)": rule.nan}
+    for answer, (firing, end) in _UNKNOWN.items():
+        if named := [kind for kind, each in kinds.items() if each == answer]:
+            value = joined(named, "or")
+            yield f"A comparison with a value that is {value} counts {firing} its firing and {end} its being over."
+
+
+def _of_ladder(rule: Rule, policy: Policy) -> Iterator[str]:
+    """What is tried, how it is judged, and what comes when nothing is left."""
+    several = len(rule.ladder) > 1
+    manner = ", one after another:" if several else ":"
+    yield f"It then tries{manner}" if policy.mode == "act" else f"It would then try{manner}"
     yield from (f"  {number}. {_of_rung(rung, rule)}" for number, rung in enumerate(rule.ladder, start=1))
-    success = in_words(rule.verify.success) if rule.verify.success else "the rule is over as said above"
-    streak = f", {_in_a_row(rule.clear_for)}" if rule.verify.success else ""
-    yield (
-        f"A try has succeeded when {success}{streak}. One that has not is a failure: what it did is undone, "
-        "and the next has its turn. When the last has failed, the rule does nothing more until it is over."
-    )
-    if rule.cooldown != Rule.model_fields["cooldown"].default:
-        pause = rule.model_dump(mode="json", include={"cooldown"})["cooldown"]
-        yield f"After an intervention that ended well it pauses for {_written(pause)}."
-    yield from _untold(rule.verify, _TOLD_OF_VERIFY, "verify.")
+    success = in_words(rule.verify.success) if rule.verify.success else "what ends the rule holds"
+    touches = any(rung.action not in _TOUCHES_NOTHING for rung in rule.ladder)
+    undone = "One that has not in time " + ("is undone" if touches else "has failed")
+    yield f"A try has succeeded when {success}, {in_a_row(rule.clear_for)}. {undone}{_next(several)}."
+    if guard := rule.verify.guard:
+        most = f"more than {percent(guard.loss_increase)} " if guard.loss_increase else ""
+        yield (
+            f"However well the codebook looks, a try has failed if, when its time is over, the loss is {most}higher "
+            "than it was before. Where no loss is known, that is not asked."
+        )
+    refill = policy.budget.refill_after
+    if rule.budget:
+        until = ", until those of the run are counted anew" if refill else ""
+        yield f"It makes at most {counted(rule.budget, 'intervention')} on one codebook{until}."
+    yield f"When nothing is left to try, {_LAST_RESORTS[rule.on_exhausted]}"
+    if rule.cooldown.for_.count:
+        until = " until the interventions of the run are counted anew" if refill else ""
+        further = f", then {rule.cooldown.growth:g} times as long after each further one{until}"
+        growth = further if rule.cooldown.growth != 1 else ""
+        yield f"After an intervention that was no failure it pauses for {rule.cooldown.for_}{growth}."
+    yield from _untold(rule.verify, {"within", "success", "guard"}, "verify.")
+
+
+def _next(several: bool) -> str:
+    return ", and the next has its turn" if several else ""
 
 
 def _of_rung(rung: Rung, rule: Rule) -> str:
     repeat = f", up to {rung.repeat} times in a row before all of it is undone" if rung.repeat > 1 else ""
-    within = f", {'each ' if rung.repeat > 1 else ''}judged within {rung.within or rule.verify.within}"
+    budget = f", at most {counted(rung.budget, 'time')} on one codebook" if rung.budget else ""
+    within = f"; {'each ' if rung.repeat > 1 else ''}judged within {rung.within or rule.verify.within}"
     more = "".join(f"; {text.rstrip('.')}" for text in _untold(rung, _TOLD_OF_RUNG))
-    return f"{rung.action}: {_of_action(rung.params)}{repeat}{within}{more}."
+    return f"{rung.action}: {_of_action(rung.params)}{repeat}{budget}{within}{more}."
 
 
 def _of_action(action: Action) -> str:
     written = _ACTIONS.get(action.action)
     return written(action) if written else action.describe()
+
+
+def _meanings(policy: Policy) -> Iterator[str]:
+    """What the fields are that the rules look at."""
+    conditions = [each for rule in policy.rules for each in (rule.when, rule.clear_when, rule.verify.success) if each]
+    used = {part.field for condition in conditions for part in condition.comparisons()}
+    used |= {"loss"} if any(rule.ladder and rule.verify.guard for rule in policy.rules) else set()
+    yield from (f"- {name}: {meaning}." for name, meaning in MEANINGS.items() if name in used)
 
 
 def _untold(part: BaseModel, told: Collection[str], prefix: str = "") -> Iterator[str]:
@@ -161,20 +202,14 @@ def _written(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _in_a_row(count: int) -> str:
-    return "at a single reading" if count == 1 else f"at {count} readings in a row"
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _lines(sentences: Iterator[str], indent: str = "") -> str:
-    """Fold each sentence; the numbered entries of a ladder hang below their number."""
+def _lines(sentences: Iterator[str], width: int, indent: str = "") -> str:
+    """Fold each sentence; numbered and dashed entries hang below what they begin with."""
 
     def folded(text: str) -> str:
         lead = indent + text[: len(text) - len(text.lstrip())]
-        hanging = lead + ("   " if lead != indent else "")
-        return textwrap.fill(text.strip(), _WIDTH, initial_indent=lead, subsequent_indent=hanging)
+        hanging = lead + ("   " if lead != indent else "  " if text.startswith("- ") else "")
+        return textwrap.fill(
+            text.strip(), width, initial_indent=lead, subsequent_indent=hanging, break_long_words=False
+        )
 
     return "\n".join(map(folded, sentences))

@@ -19,7 +19,7 @@ from .references import inhibitors_first
 from .schema import Policy, Rule
 from .states import RuleState
 
-__all__ = ["Plan", "RulePlan", "RungPlan"]
+__all__ = ["Plan", "RulePlan", "RungPlan", "unknown_answers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ class Plan:
 def _rule_plan(rule: Rule, policy: Policy) -> RulePlan:
     """Compile one rule of a policy."""
     success = rule.verify.success
-    when_unknown, clear_unknown = _unknown(rule)
+    when_unknown, clear_unknown = unknown_answers(rule)
     clears = _clears(rule)
     return RulePlan(
         name=rule.name,
@@ -244,7 +244,7 @@ def _derived(policy: Policy) -> tuple[Comparison, ...]:
     return tuple({part.subject: part for part in comparisons if part.function != "value"}.values())
 
 
-def _unknown(rule: Rule) -> tuple[tuple[bool | None, bool | None], tuple[bool | None, bool | None]]:
+def unknown_answers(rule: Rule) -> tuple[tuple[bool | None, bool | None], tuple[bool | None, bool | None]]:
     """Return what `when` says of a missing field and of NaN, and what `clear` says of them: the opposite."""
     says = {"keep": None, "fire": True, "clear": False}
     opposite = {"keep": None, "fire": False, "clear": True}
@@ -253,7 +253,7 @@ def _unknown(rule: Rule) -> tuple[tuple[bool | None, bool | None], tuple[bool | 
 
 def _clears(rule: Rule) -> Test:
     """Return the test of a rule being over: its `clear` holds, and its `when` does not."""
-    when_unknown, clear_unknown = _unknown(rule)
+    when_unknown, clear_unknown = unknown_answers(rule)
     holds, clears = rule.when.compile(*when_unknown), rule.clear_when.compile(*clear_unknown)
 
     def test(reading: Reading, derived: Derived = NOTHING, /) -> bool | None:

@@ -11,11 +11,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .condition import Condition
+from .absence import Absence, absence_of
 from .decisions import Decision, DecisionKind
 from .engine import PolicyEngine
 from .group import taken_together
-from .reading import NUMERIC_FIELDS
 from .recording import Recording
 from .schema import Policy
 
@@ -36,14 +35,14 @@ class Replay:
         policy: which decided.
         decisions: all of them, in order.
         readings: how many readings were looked at. codebooks: of which codebooks.
-        unknown: fields that rules look at and that the recording does not have, by rule.
+        absences: of each rule that looks at fields which the recording does not have.
     """
 
     policy: Policy
     decisions: tuple[Decision, ...]
     readings: int
     codebooks: tuple[str, ...]
-    unknown: dict[str, tuple[str, ...]]
+    absences: tuple[Absence, ...]
 
     def counts(self) -> dict[str, int]:
         """Count what is told aloud: `alert`, each action asked for, and each outcome.
@@ -66,14 +65,12 @@ def replay(policy: Policy, recording: Recording) -> Replay:
         _take(engine, recording, engine.observe_together(readings), decisions)
     if recording.end is not None:
         _take(engine, recording, engine.finish(recording.end), decisions)
-    fields = {rule.name: _fields_of(rule.when) | _fields_of(rule.clear_when) for rule in policy.rules}
-    missing = {name: tuple(sorted(each for each in used if not recording.knows(each))) for name, used in fields.items()}
     return Replay(
         policy=policy,
         decisions=tuple(decisions),
         readings=len(recording.readings),
         codebooks=tuple(dict.fromkeys(reading.codebook for reading in recording.readings)),
-        unknown={name: unknown for name, unknown in missing.items() if unknown},
+        absences=tuple(found for rule in policy.rules if (found := absence_of(rule, recording.knows))),
     )
 
 
@@ -106,11 +103,3 @@ def _label(decision: Decision) -> str:
     if decision.skip is not None and decision.action is not None:
         return f"{decision.skip.value} {decision.action}"
     return ""
-
-
-def _fields_of(condition: Condition) -> set[str]:
-    """Return the fields of a reading that a condition looks at."""
-    found: set[str] = set()
-    for part in condition.parts:
-        found |= _fields_of(part) if isinstance(part, Condition) else {part.field}
-    return found.intersection(NUMERIC_FIELDS)

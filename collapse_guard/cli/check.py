@@ -21,11 +21,14 @@ _BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")  # what YAML takes for the en
 def check(
     policies: Annotated[list[str], typer.Argument(metavar="POLICY...", help="YAML files or preset names.")],
     codes: Annotated[int | None, typer.Option(min=1, metavar="K", help="Number of codes that it is for.")] = None,
+    commitment: Annotated[
+        float | None, typer.Option(min=0, metavar="VALUE", help="Commitment weight of the model that it is for.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings, too.")] = False,
     output: Annotated[Format, typer.Option("--format", help="text, or json for other programs.")] = Format.text,
 ) -> None:
     """Check policy files and report every error and warning with its line. Exits with 1 if any has errors."""
-    reports = [_report(source, codes) for source in policies]
+    reports = [_report(source, codes, commitment) for source in policies]
     if output is Format.json:
         say_json({"policies": reports})
     else:
@@ -36,7 +39,7 @@ def check(
     raise typer.Exit(2 if unusable else 1 if wrong else 0)
 
 
-def _report(source: str, codes: int | None) -> dict[str, Any]:
+def _report(source: str, codes: int | None, commitment: float | None) -> dict[str, Any]:
     """Return what there is to say about one policy, as plain data."""
     report: dict[str, Any] = {"source": source, "missing": False, "summary": "", "errors": [], "warnings": []}
     if not is_source(source):
@@ -48,7 +51,7 @@ def _report(source: str, codes: int | None) -> dict[str, Any]:
     rules = ", ".join(rule.name for rule in policy.rules)
     text = policy_text(source) or ""
     warnings = []
-    for finding in lint_policy(policy, codes):
+    for finding in lint_policy(policy, codes, commitment):
         line, column = position_in(text, finding)
         place = source if line is None else f"{source}:{line}:{column}"
         where = {"file": source, "line": line, "column": column, "rule": finding.rule or None}

@@ -6,6 +6,7 @@ Whatever comes from a file (names, reasons, paths) is printed as text and never 
 from __future__ import annotations
 
 import json
+import textwrap
 from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +16,9 @@ from rich.console import Console
 
 from collapse_guard.policies import Policy, PolicyError, load_policy, preset_names
 
-__all__ = ["Format", "complain", "is_source", "missing", "policy_from", "say", "say_json"]
+__all__ = ["Format", "complain", "folded", "is_source", "missing", "policy_from", "say", "say_json", "width"]
+
+_NARROWEST, _WIDEST = 60, 100
 
 
 class Format(str, Enum):
@@ -23,6 +26,22 @@ class Format(str, Enum):
 
     text = "text"
     json = "json"
+
+
+def width() -> int:
+    """Return how many columns prose may take: as many as the terminal has, 80 where there is none, 100 at most."""
+    return max(_NARROWEST, min(_WIDEST, Console().width))
+
+
+def folded(text: str, *, hanging: int = 0) -> str:
+    """Fold prose into lines of that width; all but the first are indented by `hanging` columns. Names stay whole."""
+    return textwrap.fill(
+        text,
+        width(),
+        subsequent_indent=" " * hanging,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def say(text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,88 +13,60 @@ from collapse_guard.policies import (
     Recording,
     Replay,
     compare_replays,
-    recording_of_rows,
-    recordings_of_events,
 )
 from collapse_guard.policies import replay as replay_policy
 
-from .console import Format, complain, policy_from, say, say_json
+from .console import Format, complain, folded, policy_from, say, say_json
+from .logs import Given, read_log
 
 __all__ = ["replay"]
+
+_HANGING = 27  # where the codebook stands in the line of a decision
 
 
 def replay(
     policy: Annotated[str, typer.Argument(metavar="POLICY", help="YAML file or preset name.")],
-    log: Annotated[Path, typer.Argument(metavar="LOG", help="events.jsonl, the directory of a run, or a CSV file.")],
+    log: Annotated[
+        Path,
+        typer.Argument(metavar="LOG", help="Directory of a run, its events.jsonl, TensorBoard files, or a CSV file."),
+    ],
     against: Annotated[str | None, typer.Option(metavar="POLICY", help="An older policy to compare with.")] = None,
     column: Annotated[
         list[str] | None,
-        typer.Option(metavar="FIELD=COLUMN", help="CSV: which column holds a field; may be repeated."),
+        typer.Option(
+            metavar="FIELD=COLUMN",
+            help="TensorBoard, CSV: which tag or column holds a field; {codebook} in it for several. May be repeated.",
+        ),
     ] = None,
-    codes: Annotated[int | None, typer.Option(min=1, metavar="K", help="CSV: number of codes.")] = None,
-    dim: Annotated[int, typer.Option(min=0, metavar="D", help="CSV: dimension of a code.")] = 0,
-    tokens: Annotated[int | None, typer.Option(min=1, help="CSV: tokens of a reading; default: plenty.")] = None,
+    codes: Annotated[int | None, typer.Option(min=1, metavar="K", help="TensorBoard, CSV: number of codes.")] = None,
+    dim: Annotated[int, typer.Option(min=0, metavar="D", help="TensorBoard, CSV: dimension of a code.")] = 0,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="TensorBoard, CSV: tokens that a value was computed from.")
+    ] = None,
     output: Annotated[Format, typer.Option("--format", help="text, or json for other programs.")] = Format.text,
 ) -> None:
     """Say what a policy would have decided on a recorded run, and how that differs from another policy."""
     new = policy_from(policy)
     old = policy_from(against) if against is not None else None
     try:
-        if log.suffix.lower() == ".csv":
-            recording, notes = _from_csv(log, column or [], codes, dim, tokens), list[str]()
-        else:
-            recording, notes = _from_events(log)
+        read = read_log(log, Given.of(column or [], codes=codes, dim=dim, tokens=tokens))
     except (OSError, ValueError) as error:
-        complain(f"{log}: {error}")
-    after = replay_policy(new, recording)
-    before = replay_policy(old, recording) if old is not None else None
-    notes += _notes(recording, after)
+        complain(f"{log}: {error.strerror if isinstance(error, OSError) else error}")
+    after = replay_policy(new, read.recording)
+    before = replay_policy(old, read.recording) if old is not None else None
+    notes = [*read.notes, *_notes(read.recording, after)]
     if output is Format.json:
         say_json(_as_json(after, before, notes))
     else:
         say(_as_text(policy, after, against, before, notes))
 
 
-def _from_events(log: Path) -> tuple[Recording, list[str]]:
-    """Read the latest run of an event log."""
-    from collapse_guard import read_events
-
-    runs = recordings_of_events(read_events(log))
-    if not runs:
-        raise ValueError("expected an event log with readings, got none. A CSV file needs the ending .csv.")
-    notes = [f"The log holds {len(runs)} runs; this is the latest."] if len(runs) > 1 else []
-    return runs[-1], notes
-
-
-def _from_csv(log: Path, pairs: list[str], codes: int | None, dim: int, tokens: int | None) -> Recording:
-    """Read a table whose columns the command line names."""
-    from collapse_guard.statistics import perplexity_ceiling
-
-    if codes is None:
-        raise ValueError("a CSV file does not say the number of codes. Add `--codes K`.")
-    columns = {"step": "step"}
-    for pair in pairs:
-        name, equals, column = pair.partition("=")
-        if not equals:
-            raise ValueError(f"expected FIELD=COLUMN after --column, got {pair!r}.")
-        columns[name] = column
-    if len(columns) == 1:
-        raise ValueError("nothing says which column holds what. Add, say, `--column perplexity=train/perplexity`.")
-    with log.open(encoding="utf-8-sig", newline="") as file:
-        recording = recording_of_rows(
-            csv.DictReader(file), columns, K=codes, D=dim, tokens=tokens, ceiling_of=perplexity_ceiling
-        )
-    if not recording.readings:
-        raise ValueError("expected rows with a step and a value, got none.")
-    return recording
-
-
 def _notes(recording: Recording, after: Replay) -> list[str]:
     """What the reader has to know beside the numbers."""
-    notes = [
-        f"Not in the recording: {', '.join(fields)}; rule {name} can neither fire nor clear by it."
-        for name, fields in after.unknown.items()
-    ]
+    notes = []
+    if absent := sorted({name for absence in after.absences for name in absence.fields}):
+        notes.append(f"Not in the log, though the policy looks at it: {', '.join(absent)}. What follows for each rule:")
+        notes += [f"  {absence}." for absence in after.absences]
     if recording.policy:
         same = recording.fingerprint == after.policy.fingerprint()
         notes.append(f"Recorded under policy {recording.policy}, mode {recording.mode}{', the same' if same else ''}.")
@@ -106,15 +77,15 @@ def _notes(recording: Recording, after: Replay) -> list[str]:
 
 def _as_text(source: str, after: Replay, against: str | None, before: Replay | None, notes: list[str]) -> str:
     books = ", ".join(after.codebooks)
-    lines = [f"{after.policy.name} ({source}) on {after.readings} readings of {books}", ""]
-    lines += [_line(decision) for decision in after.decisions] or ["no decisions"]
+    lines = [folded(f"{after.policy.name} ({source}) on {after.readings} readings of {books}"), ""]
+    lines += [_told(decision) for decision in after.decisions] or ["no decisions"]
     lines.append("")
     if before is None:
         counts = after.counts()
         lines += [f"  {label:<28} {count}" for label, count in counts.items()] or ["  no alert, no intervention"]
     else:
         lines += _difference(source, after, against or "", before)
-    return "\n".join([*lines, "", *notes])
+    return "\n".join([*lines, "", *(folded(note, hanging=4 if note.startswith(" ") else 2) for note in notes)])
 
 
 def _difference(source: str, after: Replay, against: str, before: Replay) -> list[str]:
@@ -127,7 +98,12 @@ def _difference(source: str, after: Replay, against: str, before: Replay) -> lis
     first = next(((old, new) for old, new in pairs if old != new), None)
     if first is None:
         return [*lines, "They decide the same, step by step."]
-    return [*lines, "They part here:", f"  old: {first[0] or 'nothing more'}", f"  new: {first[1] or 'nothing more'}"]
+    parted = [f"  {name}: {line or 'nothing more'}" for name, line in zip(("old", "new"), first, strict=True)]
+    return [*lines, "They part here:", *(folded(line, hanging=_HANGING + 7) for line in parted)]
+
+
+def _told(decision: Decision) -> str:
+    return folded(_line(decision), hanging=_HANGING)
 
 
 def _line(decision: Decision) -> str:
@@ -154,7 +130,10 @@ def _replay_as_json(one: Replay) -> dict[str, Any]:
         "readings": one.readings,
         "codebooks": list(one.codebooks),
         "counts": one.counts(),
-        "unknown": {name: list(fields) for name, fields in one.unknown.items()},
+        "absent": {
+            each.rule: {"fields": list(each.fields), "missing": each.missing, "consequences": list(each.consequences)}
+            for each in one.absences
+        },
         "decisions": [_decision_as_json(decision) for decision in one.decisions],
     }
 

@@ -59,3 +59,17 @@ def test_a_long_line_is_cut_around_the_mistake(tmp_path: Path) -> None:
     lines = run("check", "bad.yaml", cwd=tmp_path).stdout.splitlines()
     assert max(map(len, lines[1:])) <= 120
     assert lines[1][lines[2].index("^") :].startswith("perplexty")
+
+
+def test_the_commitment_weight_of_the_model_is_held_against_floors(tmp_path: Path) -> None:
+    text = WARNS + "    ladder:\n      - decay_commitment: {factor: 0.5, floor: 0.2}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    done = run("check", "mine.yaml", "--commitment", "0.1", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[:3] == [
+        "mine.yaml:7:48: warning: rule 'low': the commitment weight is 0.1, not above the floor 0.2: the action is "
+        "refused. Write a lower `floor`, or leave the rung out. [floor-above-weight]",
+        "     7 |       - decay_commitment: {factor: 0.5, floor: 0.2}",
+        "       |                                                ^",
+    ]
+    assert run("check", "mine.yaml", "--commitment", "0.3", "--strict", cwd=tmp_path).returncode == 0

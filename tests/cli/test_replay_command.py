@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
 
+from collapse_guard.policies import Reading
 from tests.cli.test_cli import run
 
 OLD = """version: 1
@@ -28,7 +30,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-CSV = ("log.csv", "--codes", "256", "--column", "perplexity=train/ppl")
+_REQUIRED = [each.name for each in fields(Reading) if each.default is MISSING]
+CSV = ("log.csv", "--codes", "256", "--tokens", "2048", "--column", "perplexity=train/ppl")
 
 
 def test_the_timeline_the_counts_and_the_limits_are_printed(folder: Path) -> None:
@@ -38,7 +41,7 @@ def test_the_timeline_the_counts_and_the_limits_are_printed(folder: Path) -> Non
     assert lines[0] == "old (old.yaml) on 9 readings of codebook"
     assert lines[2] == "step     10  alert         codebook: low: perplexity 1.00 < 2 for 1 reading"
     assert "  reset_codes                  3" in lines
-    assert "A replay cannot know what an action would have changed" in lines[-1]
+    assert lines[-3].startswith("A replay cannot know what an action would have changed")
 
 
 def test_two_policies_are_set_against_each_other(folder: Path) -> None:
@@ -71,18 +74,41 @@ def test_json_holds_every_decision(folder: Path) -> None:
     ("arguments", "expected"),
     [
         (("old.yaml", "gone.jsonl"), "gone.jsonl"),
-        (("old.yaml", "log.csv"), "Add `--codes K`"),
-        (("old.yaml", "log.csv", "--codes", "256"), "--column perplexity=train/perplexity"),
+        (("old.yaml", "log.csv"), "The number of codes is missing: add `--codes K`."),
+        (("old.yaml", "log.csv"), "computed from is missing: add `--tokens N`."),
+        (("old.yaml", "log.csv", "--codes", "256"), "holds what: `--column perplexity=train/ppl`."),
         (("old.yaml", "log.csv", "--codes", "256", "--column", "perplexity"), "expected FIELD=COLUMN"),
-        (("old.yaml", "log.csv", "--codes", "256", "--column", "perplexity=loss"), "expected a column of the table"),
+        (("old.yaml", "log.csv", "--codes", "256", "--column", "perplexity=loss"), "expected a column of the log"),
         (("old.yaml", "empty.jsonl"), "expected an event log with readings"),
         (("gone.yaml", "log.csv"), "gone.yaml: there is no such file"),
+        (("old.yaml", "."), "expected a directory with an event log or TensorBoard files, got bare.jsonl, "),
+        (("old.yaml", "old.yaml"), "expected an event log (JSON lines), TensorBoard event files, or a CSV file"),
+        (("old.yaml", "bare.jsonl"), "expected readings as collapse_guard writes them, got one without "),
+        (("old.yaml", "words.jsonl"), "expected a number for perplexity in a reading, got 'low'."),
+        (("old.yaml", "latin.csv"), "expected text in UTF-8, got something else. Save it as UTF-8."),
+        (("old.yaml", "semicolon.csv"), "got step;ppl. Separate columns by commas."),
+        (("old.yaml", "time.csv"), "got time, ppl. Name it: `--column step=NAME`."),
+        (("old.yaml", "long.csv", *CSV[1:-1], "perplexity=ppl"), "field larger than field limit"),
+        (("old.yaml", "empty.csv"), "expected a header with the names of the columns, got an empty file."),
+        (("old.yaml", "log.csv", *CSV[1:-1], "perplexity=step", "--column", "usage=step;"), "Did you mean `step`?"),
     ],
 )
 def test_what_cannot_be_replayed_is_said_and_exits_with_2(
     folder: Path, arguments: tuple[str, ...], expected: str
 ) -> None:
-    (folder / "empty.jsonl").write_text("")
+    words = {"event": "reading", **dict.fromkeys(_REQUIRED, 1), "codebook": "vq", "perplexity": "low"}
+    files = {
+        "empty.jsonl": b"",
+        "empty.csv": b"",
+        "bare.jsonl": b'{"event": "intervention"}\n{"event": "reading"}\n',
+        "words.jsonl": json.dumps(words).encode(),
+        "latin.csv": b"step,p\xe9rplexit\xe9\n",
+        "semicolon.csv": b"step;ppl\n1;2\n",
+        "time.csv": b"time,ppl\n1,2\n",
+        "long.csv": b"step,ppl\n1," + b"9" * 200_000 + b"\n",
+    }
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
     done = run("replay", *arguments, cwd=folder)
     assert done.returncode == 2
     assert expected in done.stderr

@@ -38,10 +38,14 @@ def test_what_is_decided_otherwise_is_printed_and_exits_with_1(tmp_path: Path) -
 def test_a_file_that_cannot_be_used_is_said_and_exits_with_2(tmp_path: Path) -> None:
     (tmp_path / "mine.test.yaml").write_text(MINE)
     (tmp_path / "bad.test.yaml").write_text("policy: default\ntests: 3\n")
+    (tmp_path / "none.test.yaml").write_text("policy: default\ntests: []\n")
     (tmp_path / "binary.test.yaml").write_bytes(b"\xff\xfe")
-    done = run("test", "bad.test.yaml", "gone.test.yaml", "binary.test.yaml", "mine.test.yaml", cwd=tmp_path)
+    done = run(
+        "test", "bad.test.yaml", "none.test.yaml", "gone.test.yaml", "binary.test.yaml", "mine.test.yaml", cwd=tmp_path
+    )
     assert done.returncode == 2
     assert "bad.test.yaml:2:8: tests: expected a list, got 3." in done.stdout
+    assert "none.test.yaml:2:8: tests: expected a list that is not empty, got an empty list." in done.stdout
     assert "gone.test.yaml: No such file" in done.stdout
     assert "binary.test.yaml: not a text in UTF-8" in done.stdout
     assert "1 passed, 1 failed" in done.stdout

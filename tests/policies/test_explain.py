@@ -41,8 +41,8 @@ def test_a_small_policy_reads_like_this() -> None:
         "Policy small: it watches every codebook and acts on the run by itself.",
         "A reading is taken every 50 steps, and every 10 steps while a codebook is suspect. A code is dead",
         "when it is used less than 0.1 times as often as it would be if all codes were used alike.",
-        "No evidence: a reading of fewer than 256 tokens.",
-        "The budget is 20 interventions a run; it is whole again after 2000 steps with every codebook",
+        "Readings that do not count: those of fewer than 256 tokens.",
+        "It makes at most 20 interventions in a run, counted anew after 2000 steps with every codebook",
         "healthy.",
         "",
         "Rule 1, collapsed (critical)",
@@ -51,26 +51,123 @@ def test_a_small_policy_reads_like_this() -> None:
         "  row.",
         "  While it is at work on a codebook, low stays quiet there.",
         "  It then tries, one after another:",
-        "    1. reset_codes: put the dead codes back on k-means centroids of recent latents, judged within",
+        "    1. reset_codes: put the dead codes back on k-means centroids of recent latents; judged within",
         "       200 steps.",
-        "    2. alert: touch nothing, and leave it to a human, judged within 200 steps.",
-        "  A try has succeeded when the rule is over as said above. One that has not is a failure: what it",
-        "  did is undone, and the next has its turn. When the last has failed, the rule does nothing more",
-        "  until it is over.",
-        "  After an intervention that ended well it pauses for 100 steps.",
+        "    2. alert: touch nothing, and see whether it recovers by itself or by your hand; judged within",
+        "       200 steps.",
+        "  A try has succeeded when what ends the rule holds, at 2 readings in a row. One that has not in",
+        "  time is undone, and the next has its turn.",
+        "  When nothing is left to try, it says so and does nothing more until it is over.",
+        "  After an intervention that was no failure it pauses for 100 steps.",
         "",
         "Rule 2, low (warning)",
         "  It fires when usage is at most 0.1 or (loss is above 3 and decay equals 1), at a single reading.",
         "  It is over when usage is above 0.2, at 3 readings in a row.",
-        "  It only raises an alert; there is nothing on its ladder.",
+        "  It only raises an alert and tries nothing.",
+        "",
+        "What is measured",
+        "  - perplexity: how many codes are in use, effectively: 1 when every token falls on one code, and",
+        "    the number of codes when all are used alike.",
+        "  - usage: fraction of the codes that were used at all.",
+        "  - decay: share of the old in the codebook's moving average at each step.",
+        "  - loss: the loss that was named to the guard.",
     ]
+
+
+def test_every_key_of_the_language_has_its_sentence() -> None:
+    """The whole text of a policy that uses each of them; read it as somebody who never saw the YAML."""
+    everything = load_policy(ROOT / "tests/policies/data/everything.good.yaml").with_mode("act")
+    assert explain_policy(everything).splitlines() == [
+        "Policy everything: it watches every codebook and acts on the run by itself.",
+        "A reading is taken every 100 steps, and every 20 steps while a codebook is suspect. A code is dead",
+        "when it is used less than 0.05 times as often as it would be if all codes were used alike.",
+        "Readings that do not count: those of fewer than 512 tokens, those before step 1 and the first 2",
+        "after an intervention.",
+        "It makes at most 3 interventions in a run.",
+        "",
+        "Rule 1, mild (warning)",
+        "  It exists only on codebooks whose name is `rvq.0`.",
+        "  It fires when usage is below 0.1 or dead_fraction is above 0.9, at a single reading.",
+        "  It is over when usage is at least 0.1 and dead_fraction is at most 0.9 (the opposite of what fires",
+        "  it), at a single reading.",
+        "  It only raises an alert and tries nothing.",
+        "",
+        "Rule 2, severe (critical)",
+        "  It exists only on codebooks whose name begins with `rvq.` or has the form `vq[12]` ([12] one",
+        "  character of those).",
+        "  It fires when perplexity is below 1.5 and perplexity_ratio is below 0.5, at 2 readings in a row.",
+        "  It is over when perplexity is at least 10, usage is above 0.5 times its own highest so far and",
+        "  loss does not rise over the last 5 readings, at 3 readings in a row.",
+        "  A comparison with a value that is missing counts for its firing and against its being over.",
+        "  A comparison with a value that is NaN (not a number) counts against its firing and for its being",
+        "  over.",
+        "  Before step 100 it neither counts, tells nor acts.",
+        "  While it is at work on a codebook, mild stays quiet there.",
+        "  It then tries, one after another:",
+        "    1. alert: touch nothing, and see whether it recovers by itself or by your hand; judged within 20",
+        "       readings.",
+        "    2. reset_codes: put the dead codes back on k-means centroids of recent latents; judged within 20",
+        "       readings.",
+        "    3. reset_codes: put all codes back on recent latents, counted as used 1 times as often as the",
+        "       average code, at most 2 times on one codebook; judged within 300 steps.",
+        "    4. decay_commitment: multiply the commitment weight by 0.1, never below 0.001, up to 3 times in",
+        "       a row before all of it is undone; each judged within 20 readings.",
+        "    5. fallback_tokenizer: let a k-means codebook (sklearn) stand in for the quantizer's own,",
+        "       refitted after 10 steps and then after waits each 2 times as long as the one before, 1",
+        "       iteration each time; judged within 20 readings.",
+        "  A try has succeeded when loss is below 0.5, at 3 readings in a row. One that has not in time is",
+        "  undone, and the next has its turn.",
+        "  However well the codebook looks, a try has failed if, when its time is over, the loss is higher",
+        "  than it was before. Where no loss is known, that is not asked.",
+        "  It makes at most 4 interventions on one codebook.",
+        "  When nothing is left to try, it asks the training loop to stop, and does nothing more until it is",
+        "  over.",
+        "  After an intervention that was no failure it pauses for 2 epochs, then 1.5 times as long after",
+        "  each further one.",
+        "",
+        "What is measured",
+        "  - perplexity: how many codes are in use, effectively: 1 when every token falls on one code, and",
+        "    the number of codes when all are used alike.",
+        "  - perplexity_ratio: perplexity as a fraction of what perfectly even use would show; about 1 is",
+        "    best.",
+        "  - usage: fraction of the codes that were used at all.",
+        "  - dead_fraction: fraction of the codes that are dead.",
+        "  - loss: the loss that was named to the guard.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("condition", "words"),
+    [
+        ("rel(loss) > 1.5", "loss is above 1.5 times its own lowest so far"),
+        ("trend(loss, over: 5 readings) > 0.1", "loss rises by more than 10% of its mean with each reading"),
+        ("trend(loss, over: 5 readings) >= 0.1", "loss rises by at least 10% of its mean with each reading"),
+        ("trend(loss, over: 5 readings) <= -0.1", "loss falls by at least 10% of its mean with each reading"),
+        ("trend(loss, over: 5 readings) < 0.1", "loss does not rise by as much as 10% of its mean with each reading"),
+        ("trend(loss, over: 5 readings) <= 0.1", "loss does not rise by more than 10% of its mean with each reading"),
+        ("trend(loss, over: 5 readings) > -0.1", "loss does not fall by as much as 10% of its mean with each reading"),
+        ("trend(loss, over: 5 readings) >= 0", "loss does not fall"),
+        ("trend(loss, over: 5 readings) > 0", "loss rises"),
+        ("trend(loss, over: 5 readings) < 0", "loss falls"),
+        ("trend(loss, over: 5 readings) == 0.1", "loss moves by +10% of its mean with each reading"),
+    ],
+)
+def test_the_past_is_told_in_words(condition: str, words: str) -> None:
+    span = " over the last 5 readings" if condition.startswith("trend") else ""
+    text = " ".join(explain_policy(policy(rule(when=condition))).split())
+    assert f"It fires when {words}{span}, at a single reading." in text
+
+
+def test_what_a_rule_without_a_ladder_says_of_one_has_no_effect() -> None:
+    text = explain_policy(policy(rule(cooldown="100 steps", budget=3)))
+    assert "tries nothing, so what it says of cooldown and budget has no effect." in text
 
 
 def test_a_policy_that_observes_says_what_it_would_do() -> None:
     text = explain_policy(load_policy("observe"))
     assert "writes down what it would do; it touches nothing." in text
     assert "It would then try, one after another:" in text
-    assert "budget" not in text
+    assert "at most 20 interventions" not in text
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -103,11 +200,11 @@ def test_options_are_told_where_they_stand_and_foreign_actions_as_written() -> N
     )
     text = " ".join(text.split())
     for expected in (
-        "never below 0.01, up to 3 times in a row before all of it is undone, each judged within 2 epochs.",
-        "2. sing: sing(verses=7), judged within 40 readings.",
+        "never below 0.01, up to 3 times in a row before all of it is undone; each judged within 2 epochs.",
+        "2. sing: sing(verses=7); judged within 40 readings.",
         "succeeded when usage is above 0.5, at a single reading.",
-        "any before step 30; the first 2 readings after an intervention.",
-        "The budget is 1 intervention a run; it is never refilled.",
+        "those before step 30 and the first 2 after an intervention.",
+        "It makes at most 1 intervention in a run.",
     ):
         assert expected in text
 

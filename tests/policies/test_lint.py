@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from collapse_guard.policies import Finding, lint_policy, load_policy, policy_text, position_in, preset_names
-from tests.policies.series import Run, policy, reading, rule
+from collapse_guard.statistics import dead_fraction, perplexity, perplexity_ceiling, top_share, usage
+from tests.policies.series import Run, policy, reading, rule, series
 
 CLEAR = {"when": "perplexity >= 10", "for": 3}
 
@@ -46,7 +49,18 @@ def test_the_presets_are_clean(name: str) -> None:
         (["perplexity <= 5", "perplexity >= 5", "perplexity != 5"], None, "never-fires"),
         ({"any": ["perplexity < 5", "perplexity >= 5"]}, None, "always-fires"),
         ({"any": ["usage > 1", "top_share > 0.9"]}, None, None),
-        (["perplexity < 5", "perplexity_ratio < 0.25"], 4, None),
+        (["perplexity < 5", "perplexity_ratio < 0.25"], 16, None),
+        (["perplexity < 5", "perplexity_ratio < 0.25"], 4, "never-fires"),  # one code of four is a quarter
+        ("usage < 0.1", 8, "never-fires"),
+        ("dead_fraction > 0.9", 8, "never-fires"),
+        ("top_share >= 0.125", 8, "always-fires"),
+        ("perplexity_ratio < 5", None, "always-fires"),  # meant as a percentage, or as a perplexity
+        ("rel(perplexity) < 1.2", None, "always-fires"),
+        ("rel(loss) < 0.9", None, "never-fires"),
+        ("rel(loss) > 1.1", None, None),
+        ("trend(perplexity, over: 50 readings) < -0.2", None, "never-fires"),
+        ("trend(perplexity, over: 5 readings) < -0.2", None, None),
+        ("trend(loss, over: 50 readings) < -0.2", None, None),  # a loss may be negative
         ("loss > 1e9", None, None),
     ],
 )
@@ -98,9 +112,75 @@ def test_deadlines_before_success_can_be_seen(within: str, settle: int, expected
 def test_a_short_verification_names_the_time_that_it_takes() -> None:
     (finding,) = lint_policy(policy(rule(clear=CLEAR, verify={"within": "20 steps"}, ladder=["alert"])))
     assert str(finding) == (
-        "rule 'collapsed': 20 steps are over before success can be seen: it takes 3 clear readings, 10 steps apart. "
+        "rule 'collapsed': 20 steps are over before success can be seen, which takes 3 clear readings, 10 steps apart: "
+        "only a streak that has begun by then can still succeed. "
         "Write at least `30 steps`, or a shorter `clear.for`. [short-verification]"
     )
+
+
+def test_a_streak_that_has_begun_in_time_succeeds_after_a_short_verification() -> None:
+    """What the warning says, on the engine itself."""
+    short = rule(clear=CLEAR, verify={"within": "20 steps"}, ladder=["alert"])
+    told = Run(policy(short)).feed(series([1.0, 50.0, 50.0, 50.0])).told
+    assert told[-1] == "40 collapsed outcome #1 alert recovered"
+    late = Run(policy(short)).feed(series([1.0, 1.0, 1.0, 50.0, 50.0, 50.0])).told
+    assert "30 collapsed outcome #1 alert failed, rolled back" in late
+
+
+def test_a_condition_out_of_reach_says_where_its_fields_lie() -> None:
+    (finding,) = lint_policy(policy(rule(when=["perplexity < 1.5", "perplexity_ratio < 0.1"])), 8)
+    assert str(finding) == (
+        "rule 'collapsed': `perplexity < 1.5 and perplexity_ratio < 0.1` never holds with 8 codes: the rule cannot "
+        "fire. perplexity_ratio lies between 0.125 and 2 there. Move the threshold. [never-fires]"
+    )
+
+
+@pytest.mark.parametrize("codes", [16, 256, 512, 1024, 8192, 65536])
+@pytest.mark.parametrize("name", preset_names())
+def test_the_presets_are_clean_for_codebooks_of_every_usual_size(name: str, codes: int) -> None:
+    """But for the one that says of itself that it is for 8192 codes and more: with 16 it would never fire."""
+    kinds = [f"{each.kind} {each.rule}" for each in lint_policy(load_policy(name), codes, commitment=0.25)]
+    assert kinds == (["never-fires collapsed"] if (name, codes) == ("large_codebook", 16) else [])
+
+
+def test_two_codes_are_too_few_for_the_default_preset() -> None:
+    """One code of two is half of what could be used: no reading falls below that."""
+    kinds = [f"{each.kind} {each.rule}" for each in lint_policy(load_policy("default"), 2)]
+    assert kinds == ["never-fires collapsed", "never-fires collapsing"]
+
+
+@given(counts=st.lists(st.integers(0, 50), min_size=2, max_size=40).filter(any))
+def test_what_counts_can_show_is_never_said_to_be_out_of_reach(counts: list[int]) -> None:
+    codes, tokens = len(counts), sum(counts)
+    shown = {
+        "perplexity": perplexity(counts),
+        "perplexity_ratio": perplexity(counts) / perplexity_ceiling(tokens, codes),
+        "usage": usage(counts),
+        "dead_fraction": dead_fraction(counts, 0.1),
+        "top_share": top_share(counts),
+        "tokens": tokens,
+    }
+    values = [float(count) for count in counts]
+    course = float(np.polyfit(range(codes), values, 1)[0]) / float(np.mean(values))
+    shown[f"trend(perplexity, over: {codes} readings)"] = course * (1 - 1e-9)
+    rules = [rule(f"r{index}", f"{name} == {value!r}") for index, (name, value) in enumerate(shown.items())]
+    assert "never-fires" not in {each.kind for each in lint_policy(policy(*rules, sample={"min_tokens": 1}), codes)}
+
+
+@pytest.mark.parametrize(("codes", "tokens"), [(2, 2), (8, 8), (16, 4), (256, 256), (1024, 256), (64, 100_000)])
+def test_what_even_use_shows_is_what_draws_show(codes: int, tokens: int) -> None:
+    rng = np.random.default_rng(0)
+    even = import_module("collapse_guard.policies.intervals").even_use(codes, tokens, dead_below=0.1)
+    draws = rng.multinomial(tokens, np.full(codes, 1 / codes), size=2000)
+    shown = {
+        "perplexity": float(np.mean([perplexity(counts) for counts in draws])),
+        "usage": float(np.mean(draws > 0)),
+        "dead_fraction": float(np.mean([dead_fraction(counts, 0.1) for counts in draws])),
+        "top_share": float(np.mean(draws.max(axis=1)) / tokens),
+    }
+    for name, value in shown.items():
+        least, most = even[name]
+        assert least - 0.01 <= value <= most + 0.01, name
 
 
 def test_a_critical_ladder_ends_with_a_last_resort() -> None:
@@ -131,15 +211,46 @@ def test_a_shadowed_rule_never_fires(first: float, second: float, values: list[f
         assert not any(" two alert" in told for told in run.told)
 
 
-def test_readings_too_small_for_the_codebook() -> None:
-    dead = rule(ladder=[{"reset_codes": {"scope": "dead"}}])
-    assert found(dead, codes=256) == ["few-tokens - sample.min_tokens"]
-    assert found(dead) == found(rule(), codes=256) == found(dead, codes=64) == []
-    assert found(rule(when="usage < 0.1"), codes=256) == ["few-tokens - sample.min_tokens"]
-    assert found(dead, codes=256, sample={"min_tokens": 767}) == []
-    (finding,) = lint_policy(policy(dead), 256)
-    assert "37% of 256 codes as dead" in finding.message
-    assert finding.hint == "Write `min_tokens: 767` or more."
+@pytest.mark.parametrize(
+    ("one", "problem"),
+    [
+        (rule(when="usage < 0.4"), "fires then"),
+        (rule(when="dead_fraction > 0.5"), "fires then"),
+        (rule(when=["usage < 0.4", "relative_error > 1"]), "fires then"),
+        (rule(when="usage < 0.1"), None),  # even use shows 0.22
+        (rule(when=["usage < 0.4", "perplexity_ratio < 0.25"]), None),
+        (rule(when="perplexity < 5", clear={"when": "usage > 0.5"}), "is not over even then"),
+        (rule(when="perplexity < 5", clear={"when": "usage > 0.2"}), None),
+        (rule(when="relative_error > 1", ladder=["reset_codes"]), "may fire then and reset them"),
+        (rule(when="relative_error > 1", ladder=[{"reset_codes": {"scope": "all"}}]), None),
+        (rule(when="perplexity < 5", ladder=["reset_codes"]), None),  # then they are dead indeed
+    ],
+)
+def test_readings_too_small_for_the_codebook(one: dict[str, Any], problem: str | None) -> None:
+    findings = [each for each in lint_policy(policy(one), 1024) if each.kind == "few-tokens"]
+    assert [each.message for each in findings] == (
+        [
+            "a reading of 256 tokens shows 78% of 1024 codes as dead though all be used alike, "
+            f"and rule collapsed {problem}."
+        ]
+        if problem
+        else []
+    )
+    assert [each.hint for each in findings] == (
+        ["Write `min_tokens: 3068` or more, or compare `perplexity_ratio`, which takes it into account."]
+        if problem
+        else []
+    )
+    assert lint_policy(policy(one, sample={"min_tokens": 3068}), 1024) == []
+    assert "few-tokens" not in {each.kind for each in lint_policy(policy(one))}
+
+
+def test_a_floor_that_the_commitment_weight_is_at_already() -> None:
+    decays = rule(ladder=["alert", {"decay_commitment": {"floor": 0.1}}])
+    (finding,) = lint_policy(policy(decays), commitment=0.1)
+    assert (finding.kind, finding.place) == ("floor-above-weight", ("ladder", 1, "decay_commitment", "floor"))
+    assert finding.message == "the commitment weight is 0.1, not above the floor 0.1: the action is refused."
+    assert lint_policy(policy(decays), commitment=0.11) == lint_policy(policy(decays)) == []
 
 
 def test_a_condition_too_long_to_compare_is_left_alone() -> None:

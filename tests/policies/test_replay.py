@@ -166,12 +166,64 @@ def test_a_table_is_read_by_its_columns() -> None:
 
 def test_what_a_table_does_not_hold_is_said_rule_by_rule() -> None:
     recording = recording_of_rows([{"step": "10", "p": "1"}], {"step": "step", "perplexity": "p"}, K=256)
-    assert replay(load_policy("default"), recording).unknown == {
-        "non_finite": ("finite_fraction",),
-        "collapsed": ("relative_error",),
-        "astray": ("relative_error",),
-        "collapsing": ("relative_error",),
-    }
+    keep = "(`missing: keep`: such comparisons stay open)"
+    assert [str(each) for each in replay(load_policy("default"), recording).absences] == [
+        f"non_finite, without finite_fraction: it can never fire {keep}",
+        f"collapsed, without relative_error: it can never be over, no intervention of it can be found to hold {keep}",
+        f"astray, without relative_error: it can never fire {keep}",
+        f"collapsing, without relative_error: it can never fire {keep}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("missing", "when", "clear", "consequences"),
+    [
+        ("fire", "usage < 0.1", "perplexity > 9", ("it fires at every reading", "it can never be over")),
+        ("fire", ["usage < 0.1", "perplexity < 2"], None, ()),
+        ("clear", ["usage < 0.1", "perplexity < 2"], None, ("it can never fire",)),
+        ("clear", {"any": ["usage < 0.1", "perplexity < 2"]}, None, ()),
+        ("keep", {"any": ["usage < 0.1", "perplexity < 2"]}, None, ("it can never be over",)),
+        ("keep", "perplexity < 2", {"any": ["usage > 0.5", "perplexity > 9"]}, ()),
+    ],
+)
+def test_what_follows_from_a_missing_field_is_what_the_engine_does(
+    missing: str, when: Any, clear: Any, consequences: tuple[str, ...]
+) -> None:
+    """Said without a look at values, and true of every series of them."""
+    own_end: dict[str, Any] = {"clear": {"when": clear}} if clear else {}
+    mine = policy(rule(when=when, missing=missing, **own_end))
+    recording = Recording(readings=series([1.0] * 3 + [50.0] * 3 + [1.0] * 3 + [50.0] * 3, usage=None))
+    result = replay(mine, recording)
+    assert [each.consequences for each in result.absences] == [consequences]
+    kinds = {decision.kind for decision in result.decisions}
+    assert (DecisionKind.ALERT in kinds) is ("it can never fire" not in consequences)
+    if DecisionKind.ALERT in kinds:
+        assert (DecisionKind.CLEARED in kinds) is ("it can never be over" not in consequences)
+
+
+def test_a_bound_on_the_loss_without_a_loss_is_said() -> None:
+    mine = policy(rule(ladder=["reset_codes"], verify={"guard": {"loss_increase": 0.1}}))
+    (absence,) = replay(mine, Recording(readings=series([1.0] * 3))).absences
+    assert (absence.fields, absence.consequences) == (("loss",), ("what an intervention costs is not looked at",))
+
+
+def test_a_table_of_several_codebooks_is_read_by_a_placeholder_and_by_our_own_names() -> None:
+    mapping = {"step": "step", "perplexity": "vq/{codebook}/ppl", "loss": "loss"}
+    first = {"step": 10, "vq/a/ppl": 8.0, "vq/b/ppl": 4.0, "loss": None, "codebook_usage/b": 0.5}
+    rows: list[dict[str, str | float | None]] = [
+        {**first, "vq/a/ppl": None, "vq/b/ppl": None, "codebook_usage/b": None, "step": 5, "loss": 3.0},
+        dict(first),
+        {**first, "step": 20, "vq/b/ppl": None, "codebook_usage/b": None, "loss": 1.0},
+    ]
+    recording = recording_of_rows(rows, mapping, K=16, tokens=100)
+    told = [(each.step, each.codebook, each.perplexity, each.usage, each.loss) for each in recording.readings]
+    assert told == [(10, "a", 8.0, None, 3.0), (10, "b", 4.0, 0.5, 3.0), (20, "a", 8.0, None, 1.0)]
+
+
+def test_a_ceiling_follows_from_perplexity_and_its_ratio() -> None:
+    names = {"codebook_perplexity/vq": 8.0, "codebook_perplexity_ratio/vq": 0.5}
+    (only,) = recording_of_rows([{"step": 1, **names}], {"step": "step"}, K=256).readings
+    assert (only.perplexity, only.perplexity_ratio, only.ceiling) == (8.0, 0.5, 16.0)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +231,7 @@ def test_what_a_table_does_not_hold_is_said_rule_by_rule() -> None:
     [
         ({"perplexty": "p"}, "expected a field of a reading, got 'perplexty'. Did you mean `perplexity`?"),
         ({"K": "p"}, "expected a field of a reading, got 'K'."),
-        ({"perplexity": "q"}, "expected a column of the table, got 'q'."),
+        ({"perplexity": "q"}, "expected a column of the log for perplexity, got 'q'. Known: p, word."),
         ({"perplexity": "word"}, "expected a number in column 'word', got 'low'."),
     ],
 )
