@@ -90,7 +90,7 @@ class Case(BaseModel):
 
     Attributes:
         name: what is being tested, as a sentence.
-        codes: K. tokens: of each reading.
+        codes: K. tokens: of each reading. codebook: its name, for rules that look at some codebooks only.
         every: cadence of the readings; `None`: the policy's own, denser while the codebook is suspect.
         series: fields of the readings; what is not named is unknown. `perplexity_ratio` follows from the perplexity
             where it is not given.
@@ -105,6 +105,7 @@ class Case(BaseModel):
     name: Annotated[str, Field(min_length=1)]
     codes: Annotated[int, Field(ge=1, examples=[256])]
     tokens: Annotated[int, Field(ge=1)] = 2048
+    codebook: Annotated[str, Field(min_length=1)] = "codebook"
     every: PositiveSteps | None = None
     series: Annotated[dict[str, Series], PlainValidator(_fields), Field(examples=["120x10 60..2x8 1x20"])]
     after: Annotated[dict[str, dict[str, Series]], PlainValidator(_after)] = {}

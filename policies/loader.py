@@ -19,15 +19,29 @@ from .inheritance import overlaid
 from .references import reference_mismatches
 from .schema import Policy
 
-__all__ = ["load_policy", "policy_text", "preset_names"]
+__all__ = ["load_policy", "policy_text", "preset_names", "preset_tests"]
 
 _PRESETS = Path(__file__).parent
 _MOST_FILES = 8
 
 
 def preset_names() -> tuple[str, ...]:
-    """Return the names of the policies that come with the library, sorted."""
-    return tuple(sorted(path.stem for path in _PRESETS.glob("*.yaml")))
+    """Return the names of the policies that come with the library, sorted.
+
+    Beside each lie its own unit tests, `<name>.test.yaml`, which are no policy.
+    """
+    return tuple(sorted(path.stem for path in _PRESETS.glob("*.yaml") if "." not in path.stem))
+
+
+def preset_tests(name: str) -> Path:
+    """Return the file with the unit tests of a preset, for `load_cases`.
+
+    Raises:
+        LookupError: if there is no such preset; the message lists those there are.
+    """
+    if name not in preset_names():
+        raise LookupError(f"expected the name of a preset, got {name!r}. {_presets(name)}")
+    return _PRESETS / f"{name}.test.yaml"
 
 
 def load_policy(source: str | Path | Mapping[str, Any] | Policy) -> Policy:
