@@ -17,7 +17,7 @@ from .actions import actions
 from .diagnosis import mismatches_of
 from .document import Document, read_document
 from .duration import PositiveSteps
-from .errors import MismatchError, PolicyError, Problem, quote, suggest
+from .errors import MismatchError, PolicyError, Problem, dotted, quote, suggest
 from .loader import load_policy, preset_names
 from .reading import NUMERIC_FIELDS
 from .schema import Policy
@@ -161,13 +161,12 @@ def load_cases(path: Path) -> tuple[Policy, tuple[Case, ...]]:
 def _placed(document: Document, mismatch: MismatchError) -> Problem:
     """Say where in a file of tests a mismatch is."""
     *_, line, column = document.position(mismatch.place, at_key=mismatch.at_key)
-    dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in mismatch.place).lstrip(".")
     return Problem(
         file=document.file,
         line=line,
         column=column,
         rule=None,
-        message=dotted or "the file",
+        message=dotted(mismatch.place) or "the file",
         expected=mismatch.expected,
         got=mismatch.got,
         hint=mismatch.hint,

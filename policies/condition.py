@@ -52,6 +52,7 @@ _SIGN = r"<=|>=|==|!=|<|>"
 _CALL = rf"(?P<function>rel|trend)\s*\(\s*(?P<of>{_NAME})\s*(?:,?\s*over:?\s*(?P<over>\d{{1,6}})\s*readings?\s*)?\)"
 _COMPARISON = re.compile(rf"\s*(?:(?P<field>{_NAME})|{_CALL})\s*(?P<sign>{_SIGN})\s*(?P<number>{_NUMBER})\s*")
 _LEAST_OVER, _MOST_OVER = 2, 100
+_LONGEST = 500  # matching takes time that grows with the square of it
 _REVERSED = re.compile(rf"\s*({_NUMBER})\s*({_SIGN})\s*({_NAME})\s*")
 
 
@@ -82,6 +83,8 @@ class Comparison:
         Raises:
             MismatchError: with the likely correction.
         """
+        if isinstance(text, str) and len(text) > _LONGEST:
+            raise MismatchError(f"a comparison of at most {_LONGEST} characters", quote(text))
         match = _COMPARISON.fullmatch(text) if isinstance(text, str) else None
         if match is None:
             raise MismatchError("a comparison such as `perplexity < 1.5`", quote(text), _correction(text))
@@ -144,10 +147,10 @@ class Comparison:
         """Write the comparison with its value: `perplexity 1.00 < 1.5`, or `loss nan counts as > 5`."""
         value = getattr(reading, self.field)
         link = " counts as" if value is None or value != value else ""
-        return f"{self.measure(reading, derived)}{link} {self.sign} {self.threshold:.15g}"
+        return f"{self.measure(reading, derived)}{link} {self.sign} {_short(self.threshold)}"
 
     def __str__(self) -> str:
-        return f"{self.subject} {self.sign} {self.threshold:.15g}"
+        return f"{self.subject} {self.sign} {_short(self.threshold)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +166,11 @@ class Condition:
     any: bool = False
 
     def __post_init__(self) -> None:
-        """Write what both spellings of a single part mean in one way, so that equal conditions are equal."""
+        """Write what all spellings of a single part mean in one way, so that equal conditions are equal."""
         if len(self.parts) == 1:
-            object.__setattr__(self, "any", False)
+            inner = self.parts[0] if isinstance(self.parts[0], Condition) else None
+            object.__setattr__(self, "any", inner is not None and inner.any)
+            object.__setattr__(self, "parts", inner.parts if inner else self.parts)
 
     @classmethod
     def parse(cls, value: object) -> Condition:
@@ -305,6 +310,12 @@ def _correction(text: object) -> str:
     if re.fullmatch(rf"\s*{_NAME}\s*=\s*{_NUMBER}\s*", text):
         return "Equality is written `==`."
     return "Write a field, then < <= > >= == or !=, then a number."
+
+
+def _short(number: float) -> str:
+    """Write a number as people do, with no more digits than it takes to read the same one again."""
+    rounded = f"{number:.15g}"
+    return rounded if float(rounded) == number else repr(number)
 
 
 def _ellipsis(number: str) -> str:
