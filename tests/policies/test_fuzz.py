@@ -31,7 +31,7 @@ def test_a_damaged_policy_is_a_policy_or_a_policy_error(count: int) -> None:
     assert found["started"] == {}
     assert found["accepted"] + found["refused"] == count
     assert min(found["accepted"], found["refused"]) > count / 10  # both ways are taken
-    assert found["slowest"][0] < 1.0  # seconds, against catastrophic inputs; the slowest needs about a fifth of that
+    assert found["slowest"][0] < 1.0  # seconds of the processor; the slowest needs a fifth of it
 
 
 def test_the_watch_of_these_tests_notices_what_is_started(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from collapse_guard.policies import (
     Budget,
     DecisionKind,
+    Duration,
     Health,
     Outcome,
     Phase,
@@ -89,6 +90,21 @@ def test_the_budget_is_never_exceeded(policy: Policy, script: list[Line]) -> Non
     for earlier, later in zip(acts, acts[allowed:], strict=False):
         assert refill is not None
         assert later.step - earlier.step > refill.count
+
+
+@given(policies(), lines)
+def test_the_budget_is_refilled_only_after_every_codebook_was_well(policy: Policy, script: list[Line]) -> None:
+    refill = Duration(30, "steps")
+    run = Run(policy.model_copy(update={"budget": Budget(interventions=9, refill_after=refill)}), refuses_some)
+    at_work = {"pending", "firing", "verifying", "exhausted"}
+    last_trouble = -1
+    for each in readings_of(script):
+        spent = run.engine.state_dict()["spent"]
+        run.feed([each])
+        state = run.engine.state_dict()
+        phases = {rule["phase"] for book in state["codebooks"].values() for rule in book["rules"].values()}
+        last_trouble = each.step if phases & at_work else last_trouble
+        assert state["spent"] >= spent or each.step - last_trouble > refill.count
 
 
 @given(policies(), lines)
