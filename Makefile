@@ -33,7 +33,7 @@ format: $(STAMP)  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## time what guarding costs
+bench: $(STAMP)  ## time what guarding costs, and the policy engine alone
 	$(BIN)/python -c "from collapse_guard.demos.bench import main; main()"
 
 readme: $(STAMP)  ## run the demo and write its output into the README

@@ -21,6 +21,8 @@ from vector_quantize_pytorch import VectorQuantize
 
 from collapse_guard import Guard
 
+from . import bench_engine
+
 __all__ = ["main"]
 
 _ROUNDS = 6
@@ -104,7 +106,7 @@ def _measure(setting: Setting) -> dict[str, float]:
 
 
 def main() -> None:
-    """Time every setting and print one table."""
+    """Time every setting and print one table, then those of the engine alone."""
     torch.set_num_threads(1)
     table = Table(
         title="Step time, relative to the plain step (observe mode, cadence of the preset)", box=box.SIMPLE_HEAD
@@ -116,6 +118,7 @@ def main() -> None:
         ratios = [f"{seconds[name] / seconds['plain']:.3f}" for name in ("guard", "one-hot")]
         table.add_row(setting.name, f"{seconds['plain'] * 1e3:.2f} ms", *ratios)
     get_console().print(table)
+    bench_engine.main()
 
 
 if __name__ == "__main__":

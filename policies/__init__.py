@@ -30,7 +30,7 @@ from .explain import explain_policy
 from .group import taken_together
 from .json_schema import policy_json_schema
 from .lint import Finding, lint_policy, position_in
-from .loader import load_policy, policy_text, preset_names
+from .loader import load_policy, policy_text, preset_names, preset_tests
 from .reading import NUMERIC_FIELDS, Reading
 from .recording import Recording, recordings_of_events
 from .replay import LIMITS as REPLAY_LIMITS
@@ -93,6 +93,7 @@ __all__ = [
     "policy_text",
     "position_in",
     "preset_names",
+    "preset_tests",
     "recording_of_rows",
     "recordings_of_events",
     "register_action",

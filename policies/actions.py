@@ -82,7 +82,7 @@ class FallbackTokenizer(Action):
         backend: the library that fits it, `faiss` or `sklearn`.
         refit_every: the first wait before it follows the moving latents, 1 step or more.
         refit_growth: each later wait is so many times the one before, 1 or more: an encoder settles.
-        refit_iterations: k-means iterations of one refit, 1 or more.
+        refit_iterations: k-means iterations of one refit, 1 to 1000.
     """
 
     action: ClassVar[str] = "fallback_tokenizer"
@@ -90,7 +90,7 @@ class FallbackTokenizer(Action):
     backend: Literal["faiss", "sklearn"] = "faiss"
     refit_every: PositiveSteps = Duration(50, "steps")
     refit_growth: Annotated[float, Field(ge=1)] = 1.5
-    refit_iterations: Annotated[int, Field(ge=1)] = 5
+    refit_iterations: Annotated[int, Field(ge=1, le=1000)] = 5
 
 
 class Alert(Action):

@@ -17,7 +17,7 @@ from .actions import actions
 from .diagnosis import mismatches_of
 from .document import Document, read_document
 from .duration import PositiveSteps
-from .errors import MismatchError, PolicyError, Problem, quote, suggest
+from .errors import MismatchError, PolicyError, Problem, dotted, quote, suggest
 from .loader import load_policy, preset_names
 from .reading import NUMERIC_FIELDS
 from .schema import Policy
@@ -90,7 +90,7 @@ class Case(BaseModel):
 
     Attributes:
         name: what is being tested, as a sentence.
-        codes: K. tokens: of each reading.
+        codes: K. tokens: of each reading. codebook: its name, for rules that look at some codebooks only.
         every: cadence of the readings; `None`: the policy's own, denser while the codebook is suspect.
         series: fields of the readings; what is not named is unknown. `perplexity_ratio` follows from the perplexity
             where it is not given.
@@ -105,6 +105,7 @@ class Case(BaseModel):
     name: Annotated[str, Field(min_length=1)]
     codes: Annotated[int, Field(ge=1, examples=[256])]
     tokens: Annotated[int, Field(ge=1)] = 2048
+    codebook: Annotated[str, Field(min_length=1)] = "codebook"
     every: PositiveSteps | None = None
     series: Annotated[dict[str, Series], PlainValidator(_fields), Field(examples=["120x10 60..2x8 1x20"])]
     after: Annotated[dict[str, dict[str, Series]], PlainValidator(_after)] = {}
@@ -160,13 +161,12 @@ def load_cases(path: Path) -> tuple[Policy, tuple[Case, ...]]:
 def _placed(document: Document, mismatch: MismatchError) -> Problem:
     """Say where in a file of tests a mismatch is."""
     *_, line, column = document.position(mismatch.place, at_key=mismatch.at_key)
-    dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in mismatch.place).lstrip(".")
     return Problem(
         file=document.file,
         line=line,
         column=column,
         rule=None,
-        message=dotted or "the file",
+        message=dotted(mismatch.place) or "the file",
         expected=mismatch.expected,
         got=mismatch.got,
         hint=mismatch.hint,

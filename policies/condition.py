@@ -125,10 +125,10 @@ class Comparison:
         """Write the comparison with its value: `perplexity 1.00 < 1.5`, or `loss nan counts as > 5`."""
         value = getattr(reading, self.field)
         link = " counts as" if value is None or value != value else ""
-        return f"{self.measure(reading, derived)}{link} {self.sign} {self.threshold:.15g}"
+        return f"{self.measure(reading, derived)}{link} {self.sign} {_short(self.threshold)}"
 
     def __str__(self) -> str:
-        return f"{self.subject} {self.sign} {self.threshold:.15g}"
+        return f"{self.subject} {self.sign} {_short(self.threshold)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +144,11 @@ class Condition:
     any: bool = False
 
     def __post_init__(self) -> None:
-        """Write what both spellings of a single part mean in one way, so that equal conditions are equal."""
+        """Write what all spellings of a single part mean in one way, so that equal conditions are equal."""
         if len(self.parts) == 1:
-            object.__setattr__(self, "any", False)
+            inner = self.parts[0] if isinstance(self.parts[0], Condition) else None
+            object.__setattr__(self, "any", inner is not None and inner.any)
+            object.__setattr__(self, "parts", inner.parts if inner else self.parts)
 
     @classmethod
     def parse(cls, value: object) -> Condition:
@@ -255,3 +257,9 @@ ConditionField: TypeAlias = Annotated[
     WithJsonSchema(CONDITION_SCHEMA),
 ]
 """Pydantic field type of a condition."""
+
+
+def _short(number: float) -> str:
+    """Write a number as people do, with no more digits than it takes to read the same one again."""
+    rounded = f"{number:.15g}"
+    return rounded if float(rounded) == number else repr(number)

@@ -24,6 +24,7 @@ _EXPECTED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "finite_number": lambda _: "a finite number",
     "string_type": lambda _: "text",
     "string_too_short": lambda _: "text that is not empty",
+    "string_too_long": lambda limits: f"text of at most {limits['max_length']} characters",
     "string_pattern_mismatch": lambda _: "a name of letters, digits, _ and -, not beginning with a digit or -",
     "tuple_type": lambda _: "a list",
     "too_short": lambda _: "a list that is not empty",

@@ -7,8 +7,9 @@ them is executed or expanded.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, ValuesView
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -16,17 +17,39 @@ import yaml
 
 from .errors import Place, Problem, quote
 
-__all__ = ["Document", "Spot", "read_document"]
+__all__ = ["Document", "Spot", "document_of", "read_document"]
 
 Spot: TypeAlias = tuple[str, "int | None", "int | None"]
 """File, line and column; the last two from 1, or `None` where there is no text."""
 
-_MOST_CHARACTERS, _MOST_NODES, _MOST_LEVELS = 200_000, 10_000, 20
+_MOST_CHARACTERS, _MOST_NODES, _MOST_LEVELS = 100_000, 5_000, 20
 _TAG = "tag:yaml.org,2002:"
+_CONTAINERS = (list, tuple, ValuesView)
+
+
+class _TooMuchError(Exception):
+    """The document is larger or deeper than any policy; reading stops."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Takes plain words and numbers as YAML 1.2 does: `on` is a word, `010` is ten, `1e-3` is a number."""
+    """Takes plain words and numbers as YAML 1.2 does: `on` is a word, `010` is ten, `1e-3` is a number.
+
+    It stops at a document that is too large while it composes it, since composing is what takes the time.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.node_count = self.level = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose a node with all below it."""
+        self.node_count += 1
+        if self.node_count > 2 * _MOST_NODES or self.level > _MOST_LEVELS:  # keys are nodes, too
+            raise _TooMuchError
+        self.level += 1
+        node = super().compose_node(parent, index)
+        self.level -= 1
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -45,10 +68,6 @@ _SCALARS: dict[str, Callable[[str], Any]] = {
     _TAG + "bool": lambda text: {"true": True, "false": False}[text.lower()],
     _TAG + "null": lambda _: None,
 }
-
-
-class _TooMuchError(Exception):
-    """The document is larger or deeper than any policy; reading stops."""
 
 
 @dataclass(slots=True)
@@ -95,11 +114,12 @@ class Document:
 
 def read_document(text: str, file: str) -> Document:
     """Read one YAML document; what is wrong with it is listed in its `problems`."""
-    document = Document(file)
+    document, loader = Document(file), None
     try:
         if len(text) > _MOST_CHARACTERS:
             raise _TooMuchError
-        root = yaml.compose(text, Loader=_Loader)
+        loader = _Loader(text)
+        root = loader.get_single_node()
         if root is None:
             document.complain((1, 1), "file", "a policy", "nothing", "Begin with `version: 1`.")
         else:
@@ -117,9 +137,32 @@ def read_document(text: str, file: str) -> Document:
         *above, start = text[: error.position].split("\n")
         where = (len(above) + 1, len(start) + 1)
         document.complain(where, "YAML", "printable text", f"character {error.character:#04x}")
-    except (_TooMuchError, RecursionError):
+    except (ValueError, OverflowError):  # from PyYAML: an escape beyond Unicode, a version of a thousand digits
+        where = (loader.line + 1, loader.column + 1) if loader else (1, 1)
+        document.complain(where, "YAML", "well-formed YAML", "a number out of range")
+    except _TooMuchError:
         expected = f"at most {_MOST_CHARACTERS} characters, and {_MOST_NODES} values in {_MOST_LEVELS} levels"
         document.complain((1, 1), "YAML", expected, "more", "Aliases count as often as they are used.")
+    return document
+
+
+def document_of(data: Mapping[str, Any], file: str) -> Document:
+    """Take plain data for a document without positions; more of it than a file may hold is a problem."""
+    document, seen_count = Document(file, data=dict(data)), 0
+    level: list[Any] = [data]
+    for _ in range(_MOST_LEVELS + 1):
+        seen_count += len(level)
+        if seen_count > _MOST_NODES or not level:
+            break
+        inner = (each.values() if isinstance(each, Mapping) else each for each in level)
+        values = itertools.chain.from_iterable(each for each in inner if isinstance(each, _CONTAINERS))
+        level = list(itertools.islice(values, _MOST_NODES + 1))
+    if level:
+        document.data = None
+        expected = f"at most {_MOST_NODES} values in {_MOST_LEVELS} levels"
+        document.problems.append(
+            Problem(file=file, line=None, column=None, rule=None, message="the policy", expected=expected, got="more")
+        )
     return document
 
 
@@ -161,6 +204,8 @@ class _Walk:
                 self.document.complain(where, "YAML", "a key of plain text", "a list or a mapping", "Name the key.")
                 continue
             key = key_node.value  # as written: `on`, `yes` and `1` are names here
+            if self.is_unprintable(key_node):
+                continue
             if key in plain:
                 _, line, _ = self.document.keys[(*place, key)]
                 hint = f"It is in line {line} already; remove one of the two."
@@ -170,8 +215,17 @@ class _Walk:
             plain[key] = self.value(value_node, (*place, key))
         return plain
 
+    def is_unprintable(self, node: yaml.ScalarNode) -> bool:
+        """Complain of an escape that writes what a file may not hold, such as a bell: it would end up in logs."""
+        match = _Loader.NON_PRINTABLE.search(node.value)
+        if match is not None:
+            self.document.complain(_position(node), "YAML", "printable text", f"character {ord(match[0]):#04x}")
+        return match is not None
+
     def scalar(self, node: yaml.ScalarNode) -> Any:
         """Return text, a number, a truth value or `None`."""
+        if self.is_unprintable(node):
+            return None
         try:
             return _SCALARS[node.tag](node.value)
         except (KeyError, ValueError):

@@ -10,10 +10,11 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["MismatchError", "MismatchesError", "Place", "PolicyError", "Problem", "quote", "suggest"]
+__all__ = ["MismatchError", "MismatchesError", "Place", "PolicyError", "Problem", "dotted", "quote", "suggest"]
 
 Place = tuple[str | int, ...]
 """Where a value lies inside nested mappings and lists: keys and indices from the top."""
+_MOST_BITS = 250  # Python writes out no integer beyond a few thousand digits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +99,22 @@ def quote(value: object) -> str:
         return f"a mapping ({_shorten(', '.join(map(str, value)))})" if value else "an empty mapping"
     if isinstance(value, (list, tuple)):
         return f"a list of {len(value)}" if value else "an empty list"
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        return "a number of more than 75 digits"
     return _shorten(repr(value))
+
+
+def dotted(place: Place) -> str:
+    r"""Write a place for people.
+
+    >>> dotted(("ladder", 0, "reset_codes", "scope")), dotted(("a\nb",))
+    ('ladder[0].reset_codes.scope', "'a\\nb'")
+    """
+    parts = (
+        f"[{part}]" if isinstance(part, int) else f".{_shorten(part if part.isprintable() else repr(part))}"
+        for part in place
+    )
+    return "".join(parts).lstrip(".")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

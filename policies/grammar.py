@@ -29,6 +29,7 @@ _COMPARISON = re.compile(rf"\s*(?:(?P<field>{_NAME})|{_CALL})\s*(?P<sign>{_SIGN}
 _REVERSED = re.compile(rf"\s*({_NUMBER})\s*({_SIGN})\s*({_NAME})\s*")
 _MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
 _LEAST_OVER, _MOST_OVER = 2, 100
+_LONGEST = 500  # matching takes time that grows with the square of it
 
 
 class Parts(NamedTuple):
@@ -50,6 +51,8 @@ def parts_of_comparison(text: object) -> Parts:
     Raises:
         MismatchError: with the likely correction.
     """
+    if isinstance(text, str) and len(text) > _LONGEST:
+        raise MismatchError(f"a comparison of at most {_LONGEST} characters", quote(text))
     match = _COMPARISON.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise MismatchError("a comparison such as `perplexity < 1.5`", quote(text), _correction(text))

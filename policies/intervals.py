@@ -115,7 +115,8 @@ def _alternatives(condition: Condition | Comparison) -> list[Alternative] | None
     if len(known) < len(parts):
         return None
     if condition.any:
-        return [alternative for part in known for alternative in part]
+        together = [alternative for part in known for alternative in part]
+        return together if len(together) <= _MOST_ALTERNATIVES else None
     if math.prod(map(len, known)) > _MOST_ALTERNATIVES:
         return None
     return [tuple(itertools.chain.from_iterable(choice)) for choice in itertools.product(*known)]

@@ -6,6 +6,7 @@ there and the next move. Where one policy extends another, the other must be rig
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,36 @@ from typing import Any
 from pydantic import ValidationError
 
 from .diagnosis import mismatches_of
-from .document import Document, read_document
-from .errors import MismatchError, Place, PolicyError, Problem, quote, suggest
+from .document import Document, document_of, read_document
+from .errors import MismatchError, Place, PolicyError, Problem, dotted, quote, suggest
 from .inheritance import overlaid
 from .references import reference_mismatches
 from .schema import Policy
 
-__all__ = ["load_policy", "policy_text", "preset_names"]
+__all__ = ["load_policy", "policy_text", "preset_names", "preset_tests"]
 
 _PRESETS = Path(__file__).parent
 _MOST_FILES = 8
+_MOST_BYTES = 1_000_000
 
 
 def preset_names() -> tuple[str, ...]:
-    """Return the names of the policies that come with the library, sorted."""
-    return tuple(sorted(path.stem for path in _PRESETS.glob("*.yaml")))
+    """Return the names of the policies that come with the library, sorted.
+
+    Beside each lie its own unit tests, `<name>.test.yaml`, which are no policy.
+    """
+    return tuple(sorted(path.stem for path in _PRESETS.glob("*.yaml") if "." not in path.stem))
+
+
+def preset_tests(name: str) -> Path:
+    """Return the file with the unit tests of a preset, for `load_cases`.
+
+    Raises:
+        LookupError: if there is no such preset; the message lists those there are.
+    """
+    if name not in preset_names():
+        raise LookupError(f"expected the name of a preset, got {name!r}. {_presets(name)}")
+    return _PRESETS / f"{name}.test.yaml"
 
 
 def load_policy(source: str | Path | Mapping[str, Any] | Policy) -> Policy:
@@ -43,7 +59,7 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy) -> Policy:
     if isinstance(source, Policy):
         return source
     if isinstance(source, Mapping):
-        return _checked(_extended(Document("<mapping>", data=dict(source)), Path(), {}))
+        return _checked(_extended(document_of(source, "<mapping>"), Path(), {}))
     if isinstance(source, str) and source in preset_names():
         path = _PRESETS / f"{source}.yaml"
         return _checked(_extended(_read(path, source), _PRESETS, {path.resolve(): source}))
@@ -118,22 +134,44 @@ def _presets(word: str) -> str:
 
 def _is_path(source: str, folder: Path) -> bool:
     """Whether a text is meant as a path: it has a separator, the ending of a YAML file, or it exists."""
-    return "/" in source or "\\" in source or source.endswith((".yaml", ".yml")) or (folder / source).exists()
+    return "/" in source or "\\" in source or source.endswith((".yaml", ".yml")) or _exists(folder / source)
+
+
+def _exists(path: Path) -> bool:
+    """Whether a path exists; one that cannot be (too long a name, a zero byte) does not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _read(path: Path, name: str) -> Document:
     """Read a file that problems call `name`."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = _text(path)
     except UnicodeDecodeError as error:
-        got = f"byte {error.object[error.start]:#04x} at position {error.start}"
-        raise PolicyError([_unreadable(name, "file", "text in UTF-8", got, "Save it as UTF-8.")]) from None
+        got, hint = f"byte {error.object[error.start]:#04x} at position {error.start}", "Save it as UTF-8."
+        raise PolicyError([_unreadable(name, "file", "text in UTF-8", got, hint)]) from None
+    except MismatchError as error:
+        raise PolicyError([_unreadable(name, "file", error.expected, error.got, error.hint)]) from None
     except OSError as error:
-        beside = sorted(each.name for each in path.parent.glob("*.y*ml"))
+        beside = sorted(each.name for each in path.parent.glob("*.y*ml") if not each.name.endswith(".test.yaml"))
         hint = f"Beside it: {', '.join(beside[:8])}." if beside else f"Presets: {', '.join(preset_names())}."
         got = (error.strerror or str(error)).lower()
         raise PolicyError([_unreadable(name, "file", "a file that can be read", got, hint)]) from None
     return read_document(text, name)
+
+
+def _text(path: Path) -> str:
+    """Return what is written in a file. Reading a pipe could block, and a device may never end: they are refused."""
+    if "\0" in str(path):
+        raise MismatchError("a file that can be read", "a name with a zero byte")
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise MismatchError("a file that can be read", "a device or a pipe", "Copy it into a file.")
+    if status.st_size > _MOST_BYTES:
+        raise MismatchError(f"at most {_MOST_BYTES} bytes", str(status.st_size))
+    return path.read_text(encoding="utf-8-sig")
 
 
 def _checked(document: Document) -> Policy:
@@ -190,13 +228,12 @@ def _placed(document: Document, mismatch: MismatchError) -> Problem:
         name = entry.get("name") if isinstance(entry, Mapping) else None
         rule, place = name if isinstance(name, str) else f"#{place[1] + 1}", place[2:]
     hint = mismatch.hint if file == document.file else f"{mismatch.hint} {document.file} extends it.".lstrip()
-    dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     return Problem(
         file=file,
         line=line,
         column=column,
         rule=rule,
-        message=dotted or ("the rule" if rule else "the policy"),
+        message=dotted(place) or ("the rule" if rule else "the policy"),
         expected=mismatch.expected,
         got=mismatch.got,
         hint=hint,

@@ -12,7 +12,9 @@ from .duration import Duration, DurationField, PositiveDuration, PositiveSteps
 
 __all__ = ["Budget", "Clear", "Cooldown", "Count", "LossBound", "Part", "Sample", "Verify"]
 
-Count = Annotated[int, Field(ge=1)]
+MOST = 10**18
+"""The largest whole number in a policy; durations have no more digits either."""
+Count = Annotated[int, Field(ge=1, le=MOST)]
 
 
 class Part(BaseModel):
@@ -34,7 +36,7 @@ class Sample(Part):
     every: PositiveSteps = Duration(50, "steps")
     when_suspect: PositiveSteps = Duration(10, "steps")
     min_tokens: Count = 256
-    settle: Annotated[int, Field(ge=0)] = 1
+    settle: Annotated[int, Field(ge=0, le=MOST)] = 1
     dead_below: Annotated[float, Field(gt=0, le=1)] = 0.1
 
     @property

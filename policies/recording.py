@@ -84,11 +84,16 @@ def recordings_of_events(records: Iterable[Mapping[str, Any]]) -> list[Recording
             run.readings.append(_reading_of(record))
         elif event == "intervention":
             for part in record.get("members") or (record,):
-                key = _key(part["codebook"], step, record["action"], record.get("params", {}))
+                key = _key(str(part.get("codebook")), step, str(record.get("action")), record.get("params", {}))
                 run.answers[key] = _answer(part)
         elif event == "summary":
             run.end = step
     return [run for run in runs if run.readings]
+
+
+def _answer(record: Mapping[str, Any]) -> Answer:
+    result = record.get("result")
+    return result if result in ("refused", "postponed") else "applied", record.get("summary", "")
 
 
 def _go_on(before: Recording, run: Recording, step: int) -> None:

@@ -11,7 +11,11 @@ from graphlib import CycleError, TopologicalSorter
 
 from .errors import MismatchError, quote, suggest
 
-__all__ = ["inhibitors_first", "reference_mismatches"]
+__all__ = ["MOST_RULES", "inhibitors_first", "reference_mismatches"]
+
+MOST_RULES = 200
+"""Rules of a policy; every rule is compared with every other."""
+_MOST_HINTS = 100  # finding the nearest name takes most of the time
 
 
 def reference_mismatches(rules: Sequence[tuple[str, Sequence[str]]]) -> list[MismatchError]:
@@ -20,6 +24,8 @@ def reference_mismatches(rules: Sequence[tuple[str, Sequence[str]]]) -> list[Mis
     Names must be unique, `inhibits` must name other rules, and inhibition must not run in a circle, in which every
     rule could wait for another.
     """
+    if len(rules) > MOST_RULES:
+        return [MismatchError(f"at most {MOST_RULES} rules", str(len(rules)), place=("rules",))]
     names = [name for name, _ in rules]
     wrong: list[MismatchError] = []
     for index, (name, inhibits) in enumerate(rules):
@@ -31,7 +37,8 @@ def reference_mismatches(rules: Sequence[tuple[str, Sequence[str]]]) -> list[Mis
             if other == name:
                 wrong.append(MismatchError("the name of another rule", quote(other), "Leave it out.", place=place))
             elif other not in names:
-                wrong.append(MismatchError("the name of a rule", quote(other), suggest(other, names), place=place))
+                hint = suggest(other, names) if len(wrong) < _MOST_HINTS else ""
+                wrong.append(MismatchError("the name of a rule", quote(other), hint, place=place))
     return wrong or _circle(dict(rules))
 
 

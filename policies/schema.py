@@ -32,7 +32,7 @@ from .diagnosis import mismatches_of
 from .duration import DURATION_SCHEMA, Duration, PositiveDuration, Steps
 from .errors import MismatchError, MismatchesError, quote, suggest
 from .parts import Budget, Clear, Cooldown, Count, LossBound, Part, Sample, Verify
-from .references import reference_mismatches
+from .references import MOST_RULES, reference_mismatches
 
 __all__ = ["Budget", "Clear", "Cooldown", "LossBound", "Mode", "Policy", "Rule", "Rung", "Sample", "Severity", "Verify"]
 
@@ -47,12 +47,12 @@ def _listed(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
-Pattern = Annotated[str, Field(min_length=1)]
+Pattern = Annotated[str, Field(min_length=1, max_length=200)]
 _PATTERNS = WithJsonSchema(
     {
         "anyOf": [
-            {"type": "string", "minLength": 1},
-            {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
+            {"type": "string", "minLength": 1, "maxLength": 200},
+            {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1, "maxLength": 200}},
         ]
     }
 )
@@ -154,7 +154,7 @@ class Rule(Part):
 
     model_config = ConfigDict(json_schema_extra=_overriding_rule)
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$", examples=["collapsed"])]
+    name: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$", examples=["collapsed"])]
     codebooks: Annotated[tuple[Pattern, ...], BeforeValidator(_listed), Strict(False), _PATTERNS] = ("*",)
     when: Annotated[ConditionField, Field(examples=["perplexity < 1.5"])]
     for_: Annotated[Count, Field(alias="for", examples=[2])] = 1
@@ -220,13 +220,13 @@ class Policy(Part):
     model_config = ConfigDict(json_schema_extra=_extending_policy)
 
     version: Annotated[Literal[1], Field(examples=[1])]
-    name: Annotated[str, Field(min_length=1)] = "custom"
+    name: Annotated[str, Field(min_length=1, max_length=100)] = "custom"
     extends: Annotated[str | None, Field(exclude=True)] = None
     mode: Mode = "act"
     sample: Sample = Sample()
     warmup: Steps = Duration(0, "steps")
     budget: Budget = Budget()
-    rules: Annotated[tuple[Rule, ...], Strict(False), Field(json_schema_extra={"minItems": 1})]
+    rules: Annotated[tuple[Rule, ...], Strict(False), Field(json_schema_extra={"minItems": 1, "maxItems": MOST_RULES})]
 
     _source: str = PrivateAttr(default="<mapping>")
 

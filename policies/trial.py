@@ -15,7 +15,6 @@ from .series import Series
 
 __all__ = ["Difference", "try_case", "words_of"]
 
-_CODEBOOK = "codebook"
 _QUIET = {DecisionKind.PENDING, DecisionKind.SKIP}
 _UNKNOWN: dict[str, Any] = dict.fromkeys(("perplexity", "perplexity_ratio", "usage", "dead_fraction", "top_share"))
 
@@ -65,7 +64,10 @@ def try_case(policy: Policy, case: Case, ceiling_of: Callable[[int, int], float]
 
 
 def words_of(decision: Decision) -> str:
-    """Write a decision as an expectation would: `collapsed outcome reset_codes failed undone`."""
+    """Write a decision as an expectation would: `collapsed outcome reset_codes failed undone`.
+
+    The end of a ladder is followed by what the rule then asks for: `collapsed exhausted stop_training`.
+    """
     words = [decision.rule, decision.kind.value]
     if decision.kind in (DecisionKind.ACT, DecisionKind.OUTCOME):
         words.append(decision.action or "")
@@ -73,6 +75,7 @@ def words_of(decision: Decision) -> str:
         words += [decision.outcome.value, "undone" if decision.rollback else ""]
     if decision.skip is not None:
         words.append(decision.skip.value)
+    words.append(decision.then or "")
     return " ".join(word for word in words if word)
 
 
@@ -106,7 +109,7 @@ class _Course:
         if fields["perplexity_ratio"] is None and fields["perplexity"] is not None and fields["ceiling"]:
             fields["perplexity_ratio"] = fields["perplexity"] / fields["ceiling"]
         case = self._case
-        return Reading(step=step, codebook=_CODEBOOK, K=case.codes, D=0, tokens=case.tokens, **fields)
+        return Reading(step=step, codebook=case.codebook, K=case.codes, D=0, tokens=case.tokens, **fields)
 
     def _take(self, decisions: Iterable[Decision]) -> None:
         for decision in decisions:

@@ -65,7 +65,7 @@ def test_the_presets_are_read_as_package_data() -> None:
     presets = [
         entry
         for entry in importlib.resources.files("collapse_guard.policies").iterdir()
-        if entry.name.endswith(".yaml")
+        if entry.name.endswith(".yaml") and not entry.name.endswith(".test.yaml")
     ]
     assert "default.yaml" in {preset.name for preset in presets}
     for preset in presets:
@@ -116,7 +116,8 @@ def test_the_wheel_holds_one_top_level_name_with_presets_and_without_stubs(wheel
     names = zipfile.ZipFile(wheel).namelist()
     code = [name for name in names if ".dist-info/" not in name]
     assert {name.partition("/")[0] for name in code} == {"collapse_guard"}
-    assert {"collapse_guard/py.typed", "collapse_guard/policies/default.yaml"} <= set(code)
+    data = {"py.typed", "policies/default.yaml", "policies/default.test.yaml"}
+    assert {f"collapse_guard/{name}" for name in data} <= set(code)
     assert [name for name in code if name.endswith(".pyi")] == []
     listed = {name.rpartition("/")[0].replace("/", ".") for name in code if name.endswith("/__init__.py")}
     assert listed == packages_on_disk()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.checkout import ROOT
+from collapse_guard.policies import preset_names
 from tests.cli.test_cli import run
 
 MINE = """policy: {version: 1, name: mine, rules: [{name: low, when: perplexity < 2}]}
@@ -15,10 +15,15 @@ tests:
 
 
 def test_the_presets_tests_pass() -> None:
-    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests/policies/data").glob("*.test.yaml"))
-    done = run("test", *files)
+    done = run("test", *preset_names())
     assert done.returncode == 0, done.stdout
+    assert done.stdout.startswith("ok      conservative: conservative: a codebook in full use is left alone\n")
     assert done.stdout.splitlines()[-1].endswith(" passed, 0 failed")
+
+
+def test_a_preset_can_be_tested_by_its_file_too() -> None:
+    named, filed = run("test", "observe"), run("test", "policies/observe.test.yaml")
+    assert filed.stdout == named.stdout.replace("observe: observe:", "policies/observe.test.yaml: observe:")
 
 
 def test_what_is_decided_otherwise_is_printed_and_exits_with_1(tmp_path: Path) -> None:
@@ -46,7 +51,9 @@ def test_a_file_that_cannot_be_used_is_said_and_exits_with_2(tmp_path: Path) -> 
     assert done.returncode == 2
     assert "bad.test.yaml:2:8: tests: expected a list, got 3." in done.stdout
     assert "none.test.yaml:2:8: tests: expected a list that is not empty, got an empty list." in done.stdout
-    assert "gone.test.yaml: No such file" in done.stdout
-    assert "binary.test.yaml: not a text in UTF-8" in done.stdout
+    presets = ", ".join(preset_names())
+    give = f"Give a file of policy tests, or a preset: {presets}."
+    assert f"gone.test.yaml: No such file or directory. {give}" in done.stdout
+    assert f"binary.test.yaml: not a text in UTF-8. {give}" in done.stdout
     assert "1 passed, 1 failed" in done.stdout
     assert "Traceback" not in done.stderr

@@ -10,12 +10,20 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collapse_guard.policies import Case, PolicyError, load_cases, load_policy, preset_names, try_case
+from collapse_guard.policies import (
+    Case,
+    Policy,
+    PolicyError,
+    load_cases,
+    load_policy,
+    preset_names,
+    preset_tests,
+    try_case,
+)
 from collapse_guard.statistics import perplexity_ceiling
 from tests.checkout import ROOT
 from tests.policies.series import policy, rule
 
-DATA = Path(__file__).parent / "data"
 HEAD = "policy: default\ntests:\n  - name: a\n    codes: 4\n    "
 RESETS = policy(rule(ladder=["reset_codes", "alert"], verify={"within": "20 steps"}))
 
@@ -26,23 +34,31 @@ def case(perplexity: Any, expect: dict[str, Any], **fields: Any) -> Case:
     return Case.model_validate(plain | fields)
 
 
-def differences(perplexity: Any, expect: dict[str, Any], **fields: Any) -> list[str]:
-    return [str(each) for each in try_case(RESETS, case(perplexity, expect, **fields))]
+def differences(perplexity: Any, expect: dict[str, Any], tested: Policy = RESETS, **fields: Any) -> list[str]:
+    return [str(each) for each in try_case(tested, case(perplexity, expect, **fields))]
 
 
-@pytest.mark.parametrize("path", sorted(DATA.glob("*.test.yaml")), ids=lambda path: path.name.partition(".")[0])
-def test_the_presets_pass_their_own_tests(path: Path) -> None:
-    tested, cases = load_cases(path)
-    assert tested == load_policy(path.name.partition(".")[0])
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_ships_with_tests_that_it_passes(name: str) -> None:
+    tested, cases = load_cases(preset_tests(name))
+    assert tested == load_policy(name)
     assert {each.name: try_case(tested, each, perplexity_ceiling) for each in cases} == {
         each.name: [] for each in cases
     }
 
 
-@pytest.mark.parametrize("name", ["default", "observe"])
-def test_presets_have_tests(name: str) -> None:
-    assert name in preset_names()
-    assert (DATA / f"{name}.test.yaml").exists()
+@pytest.mark.parametrize("name", preset_names())
+def test_the_tests_of_a_preset_try_every_rule_and_a_codebook_that_is_left_alone(name: str) -> None:
+    tested, cases = load_cases(preset_tests(name))
+    assert any(case.expect == {} and case.elsewhere == "nothing" for case in cases)
+    told = [words.split() for case in cases for decisions in case.expect.values() for words in decisions]
+    assert {rule for rule, kind, *_ in told if kind == "alert"} == {rule.name for rule in tested.rules}
+
+
+def test_a_test_file_is_no_preset_and_a_stranger_has_none() -> None:
+    assert not any("test" in name for name in preset_names())
+    with pytest.raises(LookupError, match=r"got 'defualt'\. Did you mean `default`\?"):
+        preset_tests("defualt")
 
 
 @pytest.mark.parametrize(
@@ -119,6 +135,20 @@ def test_an_action_changes_the_series_until_it_is_undone() -> None:
         "30": ["collapsed outcome", "collapsed act alert"],
     }
     assert differences("1x4 9", fades, after={"reset_codes": "1.2x2"}, elsewhere="anything") == []
+
+
+def test_a_case_may_name_its_codebook() -> None:
+    deep = policy(rule(codebooks="rvq.1"))
+    assert differences("1", {}, deep) == []
+    assert differences("1", {"10": "collapsed alert"}, deep, codebook="rvq.1") == []
+
+
+def test_what_is_asked_for_at_the_end_can_be_expected() -> None:
+    ends = policy(rule(ladder=["alert"], on_exhausted="stop_training"))
+    expect = {"10": ["collapsed alert", "collapsed act", "collapsed outcome", "collapsed exhausted stop_training"]}
+    assert differences("1", expect, ends, refuses=["alert"]) == []
+    expect["10"][-1] = "collapsed exhausted alert"
+    assert differences("1", expect, ends, refuses=["alert"])[0] == "- step 10: collapsed exhausted alert"
 
 
 def test_a_refused_action_changes_nothing() -> None:

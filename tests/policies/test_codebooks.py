@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from collapse_guard.policies import Health, Phase, Policy, load_policy
 from tests.policies.series import Run, policy, reading, rule, series
-from tests.policies.test_properties import Line, lines, policies, readings_of, refuses_some
+from tests.policies.strategies import Line, lines, policies, readings_of, refuses_some
 from tests.policies.test_resume import resumed
 
 

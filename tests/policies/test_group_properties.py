@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from collapse_guard.policies import Budget, Decision, DecisionKind, Policy, PolicyEngine, Reading, Skip, taken_together
 from tests.policies.series import Run, reading
-from tests.policies.test_properties import levels as perplexities
-from tests.policies.test_properties import of_kind, policies
+from tests.policies.strategies import levels as perplexities
+from tests.policies.strategies import of_kind, policies
 
 NAMES = ("g.0", "g.1", "g.2")
 ALONE = "alone"

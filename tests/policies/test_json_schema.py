@@ -44,10 +44,11 @@ def accepts(schema: dict[str, Any], value: Any) -> bool:
             return False
         return all(accepts(known[key], item) for key, item in value.items() if key in known)
     if isinstance(value, list):
-        long_enough = len(value) >= schema.get("minItems", 0)
-        return long_enough and all(accepts(schema.get("items", {}), item) for item in value)
+        is_long_enough = schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))
+        return is_long_enough and all(accepts(schema.get("items", {}), item) for item in value)
     if isinstance(value, str):
-        return re.search(schema.get("pattern", ""), value) is not None and len(value) >= schema.get("minLength", 0)
+        is_long_enough = schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value))
+        return is_long_enough and re.search(schema.get("pattern", ""), value) is not None
     if isinstance(value, (int, float)):
         least, above = schema.get("minimum", value), schema.get("exclusiveMinimum", value - 1)
         most, below = schema.get("maximum", value), schema.get("exclusiveMaximum", value + 1)
@@ -69,7 +70,17 @@ def keywords(value: Any) -> set[str]:
 
 def test_the_checker_of_this_test_knows_every_keyword() -> None:
     checked = {"$ref", "anyOf", "type", "enum", "const", "properties", "required", "additionalProperties", "items"}
-    checked |= {"minItems", "pattern", "minLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
+    checked |= {
+        "minItems",
+        "maxItems",
+        "pattern",
+        "minLength",
+        "maxLength",
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+    }
     assert keywords(SCHEMA) - checked <= {"$schema", "$defs", "title", "description", "default", "examples"}
 
 

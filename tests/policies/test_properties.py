@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from itertools import accumulate
 
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from collapse_guard.policies import (
     Budget,
-    Decision,
     DecisionKind,
+    Duration,
     Health,
     Outcome,
     Phase,
@@ -22,100 +23,11 @@ from collapse_guard.policies import (
     PolicyEngine,
     Reading,
     Skip,
+    load_policy,
+    preset_names,
 )
-from tests.policies.series import Run, policy, reading, rule
-
-ACTIONS = ("reset_codes", "decay_commitment", "fallback_tokenizer", "alert")
-CODEBOOKS = ("a", "b", "c")
-
-levels = st.sampled_from((1.0, 1.0, 100.0, 3.0, 1.0, 100.0, 7.0, 100.0, float("nan")))
-spans = st.one_of(
-    st.integers(1, 8).map(lambda count: f"{10 * count} steps"),
-    st.integers(1, 5).map(lambda count: f"{count} readings"),
-    st.just("1 epoch"),
-)
-unknowns = st.sampled_from(("keep", "keep", "fire", "clear"))
-rung_budgets: st.SearchStrategy[dict[str, int]] = st.sampled_from(({}, {}, {"budget": 1}))
-
-
-class Line(NamedTuple):
-    """One reading to come: of which codebook, with what in it."""
-
-    codebook: str
-    perplexity: float
-    loss: float | None
-    tokens: int
-
-
-_line = st.builds(
-    Line,
-    st.sampled_from(("a", "a", "a", "b", "c")),
-    levels,
-    st.sampled_from((9.0, 0.5, 9.0, 0.5, None)),
-    st.sampled_from((2048, 2048, 2048, 2048, 2048, 2048, 2048, 10)),
-)
-# Blocks of equal readings: a codebook that changes at every reading never fires, let alone recovers.
-_blocks = st.lists(st.tuples(_line, st.integers(1, 6)), min_size=12, max_size=24)
-lines = _blocks.map(lambda blocks: [line for line, count in blocks for _ in range(count)])
-
-
-@st.composite
-def rungs(draw: st.DrawFn) -> list[dict[str, Any]]:
-    """Up to four rungs with different actions."""
-    names = draw(st.permutations(ACTIONS))[: draw(st.sampled_from((2, 1, 3, 4, 0)))]
-    return [
-        {name: {}, "repeat": draw(st.integers(1, 2)), "within": draw(spans), **draw(rung_budgets)} for name in names
-    ]
-
-
-@st.composite
-def policies(draw: st.DrawFn) -> Policy:
-    """Up to three rules, of which one may inhibit those that come later in a shuffled order."""
-    names = draw(st.permutations(("r0", "r1", "r2")))[: draw(st.integers(1, 3))]
-    ranks = {name: draw(st.integers(0, 9)) for name in names}
-    rules = [
-        rule(
-            name,
-            draw(st.sampled_from(("perplexity < 5", "perplexity < 1.5", "loss > 5", ["perplexity < 5", "loss > 5"]))),
-            hold=draw(st.integers(1, 2)),
-            clear={"for": draw(st.integers(1, 2))},
-            severity=draw(st.sampled_from(("info", "warning", "critical"))),
-            cooldown={"for": draw(spans), "growth": draw(st.sampled_from((1, 1, 2)))},
-            missing=draw(unknowns),
-            nan=draw(unknowns),
-            silence_until=draw(st.sampled_from(("0 steps", "0 steps", "40 steps"))),
-            budget=draw(st.sampled_from((None, None, 2))),
-            on_exhausted=draw(st.sampled_from(("alert", "stop_training", "observe"))),
-            inhibits=[other for other in names if ranks[name] > ranks[other] and draw(st.booleans())],
-            verify={"success": "perplexity >= 10"} if draw(st.booleans()) else {},
-            ladder=draw(rungs()),
-        )
-        for name in names
-    ]
-    return policy(
-        *rules,
-        mode=draw(st.sampled_from(("act", "act", "act", "act", "act", "observe"))),
-        warmup=draw(st.sampled_from(("0 steps", "0 steps", "0 steps", "30 steps"))),
-        sample={"settle": draw(st.integers(0, 2))},
-        budget={"interventions": draw(st.integers(2, 9)), "refill_after": draw(st.sampled_from((None, "30 steps")))},
-    )
-
-
-def readings_of(script: Iterable[Line]) -> list[Reading]:
-    """One reading every 10 steps, 6 readings to an epoch."""
-    return [
-        reading(10 + 10 * i, line.perplexity, line.codebook, loss=line.loss, tokens=line.tokens, epoch=i // 6)
-        for i, line in enumerate(script)
-    ]
-
-
-def refuses_some(decision: Decision) -> bool:
-    """A guard that refuses one action in three, and the same ones whatever else happens in the run."""
-    return hash((decision.step, decision.rung)) % 3 > 0
-
-
-def of_kind(decisions: Sequence[Decision], *kinds: DecisionKind) -> list[Decision]:
-    return [decision for decision in decisions if decision.kind in kinds]
+from tests.policies.series import CEILING, Run, policy, reading, rule
+from tests.policies.strategies import CODEBOOKS, Line, lines, of_kind, policies, readings_of, refuses_some
 
 
 @given(policies(), lines)
@@ -178,6 +90,21 @@ def test_the_budget_is_never_exceeded(policy: Policy, script: list[Line]) -> Non
     for earlier, later in zip(acts, acts[allowed:], strict=False):
         assert refill is not None
         assert later.step - earlier.step > refill.count
+
+
+@given(policies(), lines)
+def test_the_budget_is_refilled_only_after_every_codebook_was_well(policy: Policy, script: list[Line]) -> None:
+    refill = Duration(30, "steps")
+    run = Run(policy.model_copy(update={"budget": Budget(interventions=9, refill_after=refill)}), refuses_some)
+    at_work = {"pending", "firing", "verifying", "exhausted"}
+    last_trouble = -1
+    for each in readings_of(script):
+        spent = run.engine.state_dict()["spent"]
+        run.feed([each])
+        state = run.engine.state_dict()
+        phases = {rule["phase"] for book in state["codebooks"].values() for rule in book["rules"].values()}
+        last_trouble = each.step if phases & at_work else last_trouble
+        assert state["spent"] >= spent or each.step - last_trouble > refill.count
 
 
 @given(policies(), lines)
@@ -261,6 +188,46 @@ def test_a_run_in_two_halves_decides_as_in_one_go(policy: Policy, script: list[L
 
 
 @given(policies(), lines)
+def test_a_run_saved_at_every_reading_decides_as_in_one_go(policy: Policy, script: list[Line]) -> None:
+    whole = Run(policy, refuses_some)
+    saved = Run(policy, refuses_some)
+    for each in readings_of(script):
+        whole.feed([each])
+        plain = json.loads(json.dumps(saved.engine.state_dict()))
+        saved.engine = PolicyEngine(policy)
+        saved.engine.load_state_dict(plain)
+        saved.feed([each])
+        assert repr(saved.engine.state_dict()) == repr(whole.engine.state_dict())
+    assert repr(saved.finish(999).decisions) == repr(whole.finish(999).decisions)
+
+
+@given(policies())
+def test_a_policy_is_the_same_after_it_was_written_out(policy: Policy) -> None:
+    once = load_policy(yaml.safe_load(yaml.safe_dump(policy.model_dump(mode="json", by_alias=True))))
+    again = load_policy(yaml.safe_load(yaml.safe_dump(once.model_dump(mode="json", by_alias=True))))
+    assert policy == once == again
+    assert policy.fingerprint() == again.fingerprint()
+
+
+@given(
+    st.sampled_from(preset_names()),
+    st.sampled_from(("vq", "rvq.layers.0", "rvq.layers.4")),
+    st.lists(st.tuples(st.floats(70, 110), st.floats(0.01, 0.9), st.floats(0, 1e6)), min_size=20, max_size=60),
+)
+def test_no_preset_acts_on_a_healthy_codebook(
+    name: str, codebook: str, values: list[tuple[float, float, float]]
+) -> None:
+    """However perplexity, error and loss waver; `semantic_ids` may tell of a slide, for it touches nothing."""
+    run = Run(load_policy(name)).feed(
+        reading(100 * i, perplexity, codebook, relative_error=error, loss=loss, tokens=4096)
+        for i, (perplexity, error, loss) in enumerate(values, 1)
+    )
+    assert of_kind(run.decisions, DecisionKind.ACT, DecisionKind.OUTCOME) == []
+    assert {each.rule for each in of_kind(run.decisions, DecisionKind.ALERT)} <= {"drifting"}
+    assert CEILING * 0.28 < 70  # what healthy means here, for those thresholds that look at the ratio
+
+
+@given(policies(), lines)
 def test_an_unrelated_codebook_changes_nothing_for_the_others(policy: Policy, script: list[Line]) -> None:
     """As long as the common budget lasts, and but for the numbering."""
     ample = policy.model_copy(update={"budget": Budget(interventions=10**6, refill_after=None)})
@@ -305,6 +272,56 @@ def test_alerts_match_a_plain_recount(holds: list[bool | None], hold: int, clear
     run.feed(reading(step, loss=None if each is None else 9.0 if each else 1.0) for step, each in enumerate(holds))
     told = of_kind(run.decisions, DecisionKind.ALERT, DecisionKind.CLEARED)
     assert [(decision.step, decision.kind.value) for decision in told] == expected
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(1, 3)), min_size=20, max_size=60),
+    st.sampled_from(("steps", "readings", "epochs")),
+    st.integers(0, 6),
+    st.sampled_from((1, 2)),
+    st.integers(1, 4),
+    st.sampled_from((None, 30, 50)),
+)
+def test_interventions_match_a_plain_recount(
+    script: list[tuple[bool, int]], unit: str, pause: int, growth: int, budget: int, refill: int | None
+) -> None:
+    """One rule whose every intervention recovers at the next good reading: cooldown, its growth, budget and refill."""
+    steps = [10 * step for step in accumulate(gap for _, gap in script)]
+    span = f"{10 * pause if unit == 'steps' else pause} {unit}"
+    flapping = policy(
+        rule(ladder=["reset_codes"], cooldown={"for": span, "growth": growth}, verify={"within": "99999 steps"}),
+        budget={"interventions": budget, "refill_after": f"{refill} steps" if refill else None},
+    )
+    expected: list[int] = []
+    ended: int | None = None
+    is_open = is_exhausted = False
+    spent = pauses = 0
+    calm: int | None = None
+    for index, (step, (is_bad, _)) in enumerate(zip(steps, script, strict=True)):
+        now = {"steps": step // 10, "readings": index, "epochs": step // 70}[unit]
+        if is_open and not is_bad:
+            is_open, pauses, ended = False, pauses + 1, now
+        elif is_exhausted and not is_bad:
+            is_exhausted = False
+        elif not is_open and not is_exhausted:
+            if ended is not None and now - ended >= pause * growth ** max(pauses - 1, 0):
+                ended = None
+            if ended is None and is_bad:
+                is_open, is_exhausted = spent < budget, spent >= budget
+                expected += [step] if is_open else []
+                spent += is_open
+        if spent and refill:
+            if is_open or is_exhausted:
+                calm = None
+            elif calm is None:
+                calm = step
+            elif step - calm >= refill:
+                spent, pauses, calm = 0, 0, None
+    run = Run(flapping).feed(
+        reading(step, 1.0 if is_bad else 100.0, epoch=step // 70)
+        for step, (is_bad, _) in zip(steps, script, strict=True)
+    )
+    assert [act.step for act in of_kind(run.decisions, DecisionKind.ACT)] == expected
 
 
 @given(policies(), lines)
