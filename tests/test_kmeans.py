@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from collapse_guard.kmeans import CodebookFit, assign, backends, fit, fit_codebook, search
+from collapse_guard.kmeans.relocation import refine
 from tests.checkout import ROOT, prelude
 
-BACKENDS: list[Literal["faiss", "sklearn"]] = ["faiss", "sklearn"]
+BACKENDS: list[Literal["faiss", "sklearn", "torch"]] = ["faiss", "sklearn", "torch"]
 METRICS: list[Literal["l2", "cosine"]] = ["l2", "cosine"]
 
 
@@ -91,8 +92,32 @@ class TestAssign:
             return result
 
         monkeypatch.setattr(torch, "addmm", recorded)
+        monkeypatch.setattr(search, "_has_faiss", lambda: False)
         assign(normal(30_000, 2), normal(1000, 2))
         assert max(shapes) <= search._BLOCK < sum(shapes)
+
+    @pytest.mark.parametrize("metric", METRICS)
+    def test_large_searches_go_through_faiss_and_find_the_same(
+        self, metric: Literal["l2", "cosine"], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        latents, codebook = normal(20_000, 6), normal(256, 6, seed=1)
+        latents[3], latents[5] = torch.nan, torch.inf
+        codebook[7], codebook[9] = torch.nan, codebook[8]
+        through_faiss = assign(latents, codebook, metric)
+        monkeypatch.setattr(search, "_has_faiss", lambda: False)
+        assert (through_faiss == assign(latents, codebook, metric)).float().mean() > 0.9999
+        assert not {7, 9} & set(through_faiss.tolist())
+        assert through_faiss[[3, 5]].tolist() == [0, 0]
+
+    @pytest.mark.parametrize("n", [50, 30_000])
+    def test_the_two_nearest_are_those_of_a_sorted_search(self, n: int) -> None:
+        points, codebook = normal(n, 5) + 100, normal(200, 5, seed=1) + 100
+        first, second, near, far = search.nearest_two(points, codebook)
+        distances = np.square(points.double().numpy()[:, None] - codebook.double().numpy()[None]).sum(-1)
+        assert (first != second).all()
+        ordered = np.sort(distances, axis=1)
+        assert near.numpy() == pytest.approx(ordered[:, 0], abs=1e-3)
+        assert far.numpy() == pytest.approx(ordered[:, 1], abs=1e-3)
 
     @pytest.mark.parametrize("offset", [0.0, 1e3, 1e5])
     def test_a_common_offset_costs_no_precision(self, offset: float) -> None:
@@ -184,7 +209,7 @@ class TestAssign:
 class TestEveryBackend:
     @pytest.mark.parametrize("metric", METRICS)
     def test_counts_and_inertia_are_those_of_the_codebook(
-        self, backend: Literal["faiss", "sklearn"], metric: Literal["l2", "cosine"]
+        self, backend: Literal["faiss", "sklearn", "torch"], metric: Literal["l2", "cosine"]
     ) -> None:
         latents = normal(400, 6)
         fitted = fit_codebook(latents, 24, backend=backend, metric=metric)
@@ -195,7 +220,7 @@ class TestEveryBackend:
         assert fitted.codebook.dtype == torch.float32
         assert fitted.counts.dtype == torch.int64
 
-    def test_codes_stand_at_the_means_of_their_latents(self, backend: Literal["faiss", "sklearn"]) -> None:
+    def test_codes_stand_at_the_means_of_their_latents(self, backend: Literal["faiss", "sklearn", "torch"]) -> None:
         """What makes it k-means: run to convergence, each code is the mean of the latents nearest to it."""
         latents = normal(500, 3)
         fitted = fit_codebook(latents, 8, backend=backend, iterations=300)
@@ -204,7 +229,7 @@ class TestEveryBackend:
         assert fitted.codebook.numpy() == pytest.approx(means, abs=0.02)
 
     def test_cosine_codes_have_length_one_and_point_where_their_latents_point(
-        self, backend: Literal["faiss", "sklearn"]
+        self, backend: Literal["faiss", "sklearn", "torch"]
     ) -> None:
         latents = blobs(6, 50, 5) * normal(300, 1, seed=7).abs()
         fitted = fit_codebook(latents, 6, backend=backend, metric="cosine")
@@ -214,7 +239,7 @@ class TestEveryBackend:
 
     @pytest.mark.parametrize("metric", METRICS)
     def test_a_seed_fixes_every_bit(
-        self, backend: Literal["faiss", "sklearn"], metric: Literal["l2", "cosine"]
+        self, backend: Literal["faiss", "sklearn", "torch"], metric: Literal["l2", "cosine"]
     ) -> None:
         latents = normal(2000, 8)
         first, second, other = (
@@ -224,7 +249,7 @@ class TestEveryBackend:
         assert not same(first, other)
 
     def test_no_other_generator_is_touched_and_nothing_is_printed(
-        self, backend: Literal["faiss", "sklearn"], capfd: pytest.CaptureFixture[str]
+        self, backend: Literal["faiss", "sklearn", "torch"], capfd: pytest.CaptureFixture[str]
     ) -> None:
         def state() -> list[object]:
             return [torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()]  # type: ignore[index]
@@ -235,7 +260,7 @@ class TestEveryBackend:
         assert state() == before
         assert capfd.readouterr() == ("", "")
 
-    def test_a_warm_start_keeps_the_indices(self, backend: Literal["faiss", "sklearn"]) -> None:
+    def test_a_warm_start_keeps_the_indices(self, backend: Literal["faiss", "sklearn", "torch"]) -> None:
         """Latents that drift a little keep their codes, whatever the order of the codebook."""
         latents = blobs(20, 30, 4)
         old = fit_codebook(latents, 20, backend=backend, iterations=50).codebook
@@ -246,7 +271,7 @@ class TestEveryBackend:
 
     @pytest.mark.parametrize("metric", METRICS)
     def test_a_broken_warm_start_still_ends_in_a_whole_codebook(
-        self, backend: Literal["faiss", "sklearn"], metric: Literal["l2", "cosine"]
+        self, backend: Literal["faiss", "sklearn", "torch"], metric: Literal["l2", "cosine"]
     ) -> None:
         init = normal(32, 4, seed=2)
         init[:8] = float("nan")
@@ -257,13 +282,13 @@ class TestEveryBackend:
         assert fitted.codebook.isfinite().all()
         assert (distinct_count(fitted.codebook), fitted.distinct) == (32, 32)
 
-    def test_every_code_is_backed_when_latents_repeat(self, backend: Literal["faiss", "sklearn"]) -> None:
+    def test_every_code_is_backed_when_latents_repeat(self, backend: Literal["faiss", "sklearn", "torch"]) -> None:
         """70 distinct latents, 50 times each, for 64 codes: seeding alone leaves some of them empty."""
         fitted = fit_codebook(normal(70, 8).repeat(50, 1), 64, backend=backend)
         assert (fitted.distinct, distinct_count(fitted.codebook)) == (64, 64)
 
     def test_offset_and_scale_of_the_latents_carry_over_to_the_codebook(
-        self, backend: Literal["faiss", "sklearn"]
+        self, backend: Literal["faiss", "sklearn", "torch"]
     ) -> None:
         latents = blobs(12, 40, 4)
         plain = fit_codebook(latents, 12, backend=backend)
@@ -271,27 +296,27 @@ class TestEveryBackend:
         assert torch.equal(moved.counts, plain.counts)
         assert moved.codebook.numpy() == pytest.approx(plain.codebook.numpy() * 8 + 4096, abs=0.01)
 
-    def test_one_code_is_the_mean(self, backend: Literal["faiss", "sklearn"]) -> None:
+    def test_one_code_is_the_mean(self, backend: Literal["faiss", "sklearn", "torch"]) -> None:
         latents = normal(300, 5)
         fitted = fit_codebook(latents, 1, backend=backend)
         assert fitted.codebook.numpy() == pytest.approx(latents.mean(dim=0, keepdim=True).numpy(), abs=1e-6)
         assert fitted.inertia == pytest.approx(float((latents - latents.mean(dim=0)).square().sum()), rel=1e-5)
 
-    def test_one_dimension_is_as_good_as_any(self, backend: Literal["faiss", "sklearn"]) -> None:
+    def test_one_dimension_is_as_good_as_any(self, backend: Literal["faiss", "sklearn", "torch"]) -> None:
         latents = torch.tensor([[0.0], [0.2], [5.0], [5.2], [9.0], [9.2]]).repeat(10, 1)
         fitted = fit_codebook(latents, 3, backend=backend)
         assert sorted(fitted.codebook.flatten().tolist()) == pytest.approx([0.1, 5.1, 9.1], abs=1e-5)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
     def test_other_types_give_a_float32_codebook(
-        self, backend: Literal["faiss", "sklearn"], dtype: torch.dtype
+        self, backend: Literal["faiss", "sklearn", "torch"], dtype: torch.dtype
     ) -> None:
         latents = normal(300, 5).to(dtype)
         assert same(fit_codebook(latents, 16, backend=backend), fit_codebook(latents.float(), 16, backend=backend))
 
     @pytest.mark.parametrize("metric", METRICS)
     def test_latents_that_mean_nothing_are_left_out(
-        self, backend: Literal["faiss", "sklearn"], metric: Literal["l2", "cosine"]
+        self, backend: Literal["faiss", "sklearn", "torch"], metric: Literal["l2", "cosine"]
     ) -> None:
         """The rest gives the codebook that it would give alone."""
         latents = normal(300, 5)
@@ -373,7 +398,7 @@ class TestArguments:
     def test_spread_points_are_far_apart(self) -> None:
         """k-means++ finds all of ten far blobs; ten draws at random would find them once in three thousand tries."""
         latents = blobs(10, 100, 4, spread=0.001)
-        drawn = torch.from_numpy(backends.spread_points(latents.numpy(), 10, seed=0))
+        drawn = backends.spread_out(latents, 10, seed=0)
         assert len(set(assign(drawn, fit_codebook(latents, 10).codebook).tolist())) == 10
 
     @pytest.mark.parametrize(
@@ -383,7 +408,7 @@ class TestArguments:
             ((4, 0), 4, {}, r"got \(4, 0\)"),
             ((4, 2), 0, {}, "at least 1 code, got 0"),
             ((4, 2), 2, {"metric": "dot"}, "expected one of l2, cosine, got 'dot'"),
-            ((4, 2), 2, {"backend": "cuml"}, "expected auto, faiss, sklearn, got 'cuml'"),
+            ((4, 2), 2, {"backend": "cuml"}, "expected auto, faiss, sklearn, torch, got 'cuml'"),
             ((4, 2), 2, {"iterations": 0}, "iterations: expected at least 1, got 0"),
             ((4, 1), 3, {"metric": "cosine"}, 'two directions, got K=3; use metric "l2"'),
             ((4, 2), 2, {"init": torch.zeros(3, 2)}, r"shape \(2, 2\), got \(3, 2\)"),
@@ -432,3 +457,62 @@ def test_a_backend_is_loaded_when_it_is_used() -> None:
 def test_the_examples_in_the_docstrings_hold(module: object) -> None:
     result = doctest.testmod(module, extraglobs={"torch": torch})  # type: ignore[arg-type]
     assert (result.attempted > 0, result.failed) == (True, 0)
+
+
+class TestRelocation:
+    def test_a_code_that_shares_its_blob_jumps_to_the_two_blobs_of_another(self) -> None:
+        """No Lloyd step can do this: the blobs lie far apart."""
+        latents, centres = blobs(4, 50, 6), 10 * normal(4, 6)
+        bad = torch.stack([centres[0] + 0.05, centres[0] - 0.05, centres[1], (centres[2] + centres[3]) / 2])
+        stuck = refine(latents, bad, "l2", passes=20, relocate=False)
+        freed = refine(latents, bad, "l2", passes=20, relocate=True)
+        assert (stuck.moved, freed.moved) == (0, 1)
+        best = distances_by_loop(latents, centres, "l2").min(axis=1).sum()
+        assert distances_by_loop(latents, stuck.table, "l2").min(axis=1).sum() > 10 * best
+        assert distances_by_loop(latents, freed.table, "l2").min(axis=1).sum() < 1.1 * best
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_every_one_of_many_blobs_gets_its_code(self, backend: Literal["faiss", "sklearn", "torch"]) -> None:
+        """A start by chance, however clever, leaves some of 100 blobs without a code."""
+        fitted = fit_codebook(blobs(100, 40, 8), 100, backend=backend, iterations=40)
+        assert fitted.counts.tolist() == [40] * 100
+
+    def test_the_error_is_never_above_that_of_lloyd_alone(self) -> None:
+        latents = normal(4000, 8)
+        start = latents[:128].clone()
+        with_jumps, without = (refine(latents, start, "l2", passes=60, relocate=each) for each in (True, False))
+        errors = [
+            float(search.squared_errors(latents, each.table, assign(latents, each.table)).mean())
+            for each in (with_jumps, without)
+        ]
+        assert errors[0] < errors[1]
+
+    def test_the_passes_are_a_bound(self) -> None:
+        latents = normal(3000, 8)
+        for passes in (1, 2, 3, 5, 9):
+            assert refine(latents, latents[:64], "l2", passes=passes, relocate=True).passes <= passes
+
+    def test_a_warm_start_is_not_relocated(self) -> None:
+        latents = blobs(20, 30, 4)
+        assert fit_codebook(latents, 20, init=latents[:20]).moved == 0
+
+
+class TestWeights:
+    def test_a_latent_counts_as_often_as_its_weight(self) -> None:
+        latents = blobs(6, 20, 4)
+        weights = torch.randint(0, 4, (120,), generator=torch.Generator().manual_seed(0)).float()
+        repeated = latents.repeat_interleave(weights.long(), dim=0)
+        weighed = fit_codebook(latents, 6, weights=weights, init=latents[:6], iterations=50)
+        plain = fit_codebook(repeated, 6, init=latents[:6], iterations=50)
+        torch.testing.assert_close(weighed.codebook, plain.codebook, rtol=1e-4, atol=1e-4)
+        assert weighed.inertia == pytest.approx(plain.inertia, rel=1e-4)
+
+    @pytest.mark.parametrize("weights", [torch.ones(3), torch.tensor([1.0, -1.0, 1.0, 1.0])])
+    def test_weights_that_mean_nothing_are_refused(self, weights: Tensor) -> None:
+        with pytest.raises(ValueError, match=r"weights: expected \(4,\) numbers from 0"):
+            fit_codebook(normal(4, 2), 2, weights=weights)
+
+
+def test_a_thin_sample_says_so() -> None:
+    assert fit_codebook(normal(100, 2), 8).is_thin
+    assert not fit_codebook(normal(400, 2), 8).is_thin

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from collapse_guard.kmeans import assign
+from collapse_guard.kmeans import assign, spread_out
 
 __all__ = ["are_distinct", "place_beside", "scale_counts", "with_lengths"]
 
 _REFINEMENTS = 5
-_BLOCKS = 16
 
 
 def are_distinct(latents: Tensor) -> bool:
@@ -40,7 +39,7 @@ def place_beside(living: Tensor, latents: Tensor, m: int, *, source: str, seed: 
     if source == "reservoir":
         chosen = _draw(latents, m, generator)
     else:
-        chosen = _refine(living, latents, _spread_out(living, latents, m, generator))
+        chosen = _refine(living, latents, spread_out(latents, m, seed=seed, living=living))
     return _separate(chosen, living, latents, generator)
 
 
@@ -49,25 +48,6 @@ def _draw(latents: Tensor, m: int, generator: torch.Generator) -> Tensor:
     if n >= m:
         return latents[torch.randperm(n, generator=generator, device=latents.device)[:m]].clone()
     return latents[torch.randint(n, (m,), generator=generator, device=latents.device)].clone()
-
-
-def _spread_out(living: Tensor, latents: Tensor, m: int, generator: torch.Generator) -> Tensor:
-    """Draw in proportion to squared distance, in at most 16 blocks: one by one would take minutes for large m."""
-    if len(living):
-        nearest = (latents - living[assign(latents, living)]).square().sum(dim=-1)
-    else:
-        nearest = torch.ones(len(latents), device=latents.device)
-    chosen = torch.empty(0, latents.shape[1], device=latents.device)
-    block = -(-m // _BLOCKS)
-    while len(chosen) < m:
-        weights = nearest if bool(nearest.sum() > 0) else torch.ones_like(nearest)
-        wanted = min(block, m - len(chosen), int((weights > 0).sum()))
-        picks = torch.multinomial(weights, wanted, generator=generator)
-        chosen = torch.cat([chosen, latents[picks]])
-        nearest = torch.minimum(
-            nearest, (latents - latents[picks][assign(latents, latents[picks])]).square().sum(dim=-1)
-        )
-    return chosen
 
 
 def _refine(living: Tensor, latents: Tensor, chosen: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 It knows tensors and nothing of quantizers. FAISS and scikit-learn are loaded when a codebook is fitted, not before.
 """
 
+from .backends import spread_out
 from .fit import CodebookFit, fit_codebook
 from .search import Metric, assign
 
-__all__ = ["CodebookFit", "Metric", "assign", "fit_codebook"]
+__all__ = ["CodebookFit", "Metric", "assign", "fit_codebook", "spread_out"]

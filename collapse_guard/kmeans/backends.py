@@ -1,4 +1,4 @@
-"""Lloyd's algorithm as FAISS and scikit-learn run it: points in, centroids out.
+"""Where a fit starts: codes as FAISS, scikit-learn or torch place them; `relocation` takes it from there.
 
 Each backend is one function of the same signature, imports its library when it is called, draws only from the seed it
 is given, and prints nothing. What the points mean, what to do with too few of them and which centroids come out unused
@@ -8,29 +8,39 @@ is not known here.
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from .search import Metric
+from .search import Metric, assign, squared_errors
 
-__all__ = ["BACKENDS", "Backend", "Points", "resolve_backend"]
+__all__ = ["BACKENDS", "Backend", "resolve_backend", "spread_out"]
 
-Points: TypeAlias = npt.NDArray[np.float32]
-Backend: TypeAlias = Literal["auto", "faiss", "sklearn"]
+Backend: TypeAlias = Literal["auto", "faiss", "sklearn", "torch"]
 
-#: (points (n, D), K, metric, iterations, seed, start (K, D) or None) -> (centroids (K, D), iterations done)
-Fit: TypeAlias = Callable[[Points, int, Metric, int, int, Points | None], tuple[Points, int]]
+_FAISS_STEPS = 2  # of FAISS's own Lloyd, which has no early stop
+_SKLEARN_STEPS = 10
+_BLOCKS = 16
+
+#: (points (n, D), K, metric, passes, seed, weights (n,) or None) -> (centroids (K, D), passes done)
+Start: TypeAlias = Callable[[Tensor, int, Metric, int, int, "Tensor | None"], tuple[Tensor, int]]
 
 
-def resolve_backend(backend: str) -> tuple[str, Fit]:
-    """Return the name and the function of a backend; "auto" is FAISS where it is installed, else scikit-learn.
+def resolve_backend(backend: str, device: torch.device) -> tuple[str, Start]:
+    """Return the name and the function of a backend.
+
+    "auto" is torch for latents on an accelerator, so that none of them is copied to the host; else FAISS where it is
+    installed, else scikit-learn.
 
     Raises:
         ValueError: an unknown name; the message lists the known ones.
     """
+    if backend == "auto" and device.type != "cpu":
+        backend = "torch"
     if backend == "auto":
         backend = "faiss" if importlib.util.find_spec("faiss") else "sklearn"
     if backend not in BACKENDS:
@@ -38,33 +48,34 @@ def resolve_backend(backend: str) -> tuple[str, Fit]:
     return backend, BACKENDS[backend]
 
 
-def _fit_faiss(
-    points: Points, K: int, metric: Metric, iterations: int, seed: int, start: Points | None
-) -> tuple[Points, int]:
-    """FAISS's Clustering over all points, from an AFK-MC2 start (Bachem et al., NeurIPS 2016) unless one is given."""
+def _start_faiss(
+    points: Tensor, K: int, metric: Metric, passes: int, seed: int, weights: Tensor | None
+) -> tuple[Tensor, int]:
+    """FAISS's Clustering over all points, from an AFK-MC2 start (Bachem et al., NeurIPS 2016)."""
     import faiss
 
     settings: dict[str, Any] = {
-        "niter": iterations,
+        "niter": min(_FAISS_STEPS, passes),
         "seed": seed % 2**31,
         "spherical": metric == "cosine",
         "min_points_per_centroid": 1,  # FAISS would print a warning below 39
         "max_points_per_centroid": len(points),  # and would leave points out above 256
     }
-    if start is None:
-        if hasattr(faiss, "ClusteringInitMethod_AFK_MC2"):
-            settings["init_method"] = faiss.ClusteringInitMethod_AFK_MC2
-        else:
-            start = spread_points(points, K, seed)
+    start = None
+    if hasattr(faiss, "ClusteringInitMethod_AFK_MC2"):
+        settings["init_method"] = faiss.ClusteringInitMethod_AFK_MC2
+    else:  # releases before the option
+        start = spread_out(points.cpu(), K, seed=seed).numpy()
     kmeans = faiss.Kmeans(points.shape[1], K, **settings)
-    kmeans.train(points, init_centroids=start)
-    return np.array(kmeans.centroids, dtype=np.float32), len(kmeans.iteration_stats or ())
+    weighed = None if weights is None else weights.cpu().numpy()
+    kmeans.train(points.cpu().numpy(), weights=weighed, init_centroids=start)
+    return torch.from_numpy(np.array(kmeans.centroids, dtype=np.float32)), len(kmeans.iteration_stats or ())
 
 
-def _fit_sklearn(
-    points: Points, K: int, metric: Metric, iterations: int, seed: int, start: Points | None
-) -> tuple[Points, int]:
-    """scikit-learn's KMeans, from a k-means++ start unless one is given.
+def _start_sklearn(
+    points: Tensor, K: int, metric: Metric, passes: int, seed: int, weights: Tensor | None
+) -> tuple[Tensor, int]:
+    """scikit-learn's KMeans from its greedy k-means++ start; slow and good.
 
     With metric "cosine" the unit points are fitted as they are; the caller projects the centroids back. One thread,
     because the order in which threads add their sums changes the last bits from run to run.
@@ -72,32 +83,65 @@ def _fit_sklearn(
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
-    settings: dict[str, Any] = {
-        "init": "k-means++" if start is None else start,
-        "n_init": 1,
-        "max_iter": iterations,
-        "random_state": seed % 2**31,
-    }
-    kmeans = KMeans(K, **settings)
-    with threadpool_limits(limits=1):
-        kmeans.fit(points)
-    return np.array(kmeans.cluster_centers_, dtype=np.float32), int(kmeans.n_iter_)
+    kmeans = KMeans(K, n_init=1, max_iter=min(_SKLEARN_STEPS, passes), random_state=seed % 2**31)
+    with threadpool_limits(limits=1), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it did not converge in a few steps, and was not meant to
+        kmeans.fit(points.cpu().numpy(), sample_weight=None if weights is None else weights.cpu().numpy())
+    return torch.from_numpy(np.array(kmeans.cluster_centers_, dtype=np.float32)), int(kmeans.n_iter_)
 
 
-def spread_points(points: Points, K: int, seed: int) -> Points:
-    """Return K of the points, each drawn in proportion to its squared distance from those drawn before it.
+def _start_torch(
+    points: Tensor, K: int, metric: Metric, passes: int, seed: int, weights: Tensor | None
+) -> tuple[Tensor, int]:
+    """Points drawn by squared distance on the device where they are."""
+    return spread_out(points, K, seed=seed, weights=weights), 1
 
-    k-means++ (Arthur and Vassilvitskii, SODA 2007). Takes O(n K D); the points must hold at least K distinct rows.
+
+def spread_out(
+    points: Tensor, m: int, *, seed: int, living: Tensor | None = None, weights: Tensor | None = None
+) -> Tensor:
+    """Draw points in proportion to their squared distance from what is placed already.
+
+    The D^2 sampling of k-means++ (Arthur and Vassilvitskii, SODA 2007), in at most 16 blocks of equal size drawn at
+    once, as in k-means|| (Bahmani et al., VLDB 2012): one by one would take minutes for large m.
+
+    Args:
+        points: (n, D) finite float32, n at least 1.
+        m: how many to draw.
+        seed: of the draw.
+        living: (k, D) codes that are placed already.
+        weights: (n,) how much each point counts.
+
+    Returns:
+        (m, D) copies of points; the same point twice only where fewer than m lie apart from all codes.
     """
-    generator = np.random.default_rng(seed)
-    chosen = np.empty((K, points.shape[1]), dtype=np.float32)
-    chosen[0] = points[generator.integers(len(points))]
-    nearest = np.full(len(points), np.inf)
-    for index in range(1, K):
-        differences = points - chosen[index - 1]
-        nearest = np.minimum(nearest, np.einsum("nd,nd->n", differences, differences, dtype=np.float64))
-        chosen[index] = points[generator.choice(len(points), p=nearest / nearest.sum())]
+    device = points.device
+    generator = torch.Generator(device=device).manual_seed(seed)
+    weighing = torch.ones(len(points), device=device) if weights is None else weights
+    nearest = torch.full((len(points),), torch.inf, device=device)
+    if living is not None and len(living):
+        nearest = squared_errors(points, living, assign(points, living))
+    chosen = torch.empty(0, points.shape[1], device=device)
+    block = -(-m // _BLOCKS)
+    while len(chosen) < m:
+        odds = torch.where(nearest.isinf(), 1.0, nearest) * weighing
+        odds = odds if bool(odds.sum() > 0) else torch.ones_like(odds)
+        first = len(chosen) == 0 and bool(nearest.isinf().all())
+        wanted = 1 if first else min(block, m - len(chosen), int((odds > 0).sum()))
+        drawn = points[_pick(odds, wanted, generator)]
+        chosen = torch.cat([chosen, drawn])
+        nearest = torch.minimum(nearest, squared_errors(points, drawn, assign(points, drawn)))
     return chosen
 
 
-BACKENDS: dict[str, Fit] = {"faiss": _fit_faiss, "sklearn": _fit_sklearn}
+def _pick(odds: Tensor, m: int, generator: torch.Generator) -> Tensor:
+    """Return (m,) indices drawn without replacement in proportion to the odds, any number of them.
+
+    By the Gumbel trick, since `torch.multinomial` refuses more than 2^24 categories.
+    """
+    noise = torch.rand(len(odds), generator=generator, device=odds.device).clamp(min=torch.finfo(odds.dtype).tiny)
+    keys = odds.clamp(min=torch.finfo(odds.dtype).tiny).log() - (-noise.log()).log()
+    return torch.where(odds > 0, keys, -torch.inf).topk(m).indices
+
+
+BACKENDS: dict[str, Start] = {"faiss": _start_faiss, "sklearn": _start_sklearn, "torch": _start_torch}

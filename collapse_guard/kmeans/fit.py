@@ -20,18 +20,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .backends import Backend, Fit, Points, resolve_backend
+from .backends import Backend, Start, resolve_backend
+from .relocation import refine
 from .search import METRICS, Metric, assign, squared_errors, unit_rows
 from .surplus import distinct_rows, jittered_copies, place_rows, spread_of
 
 __all__ = ["CodebookFit", "fit_codebook"]
+
+LATENTS_PER_CODE = 39
+"""Below this many latents for each code a codebook follows the sample rather than what it was drawn from."""
 
 _REFILLS = 8
 
@@ -45,10 +46,11 @@ class CodebookFit:
         counts: (K,) int64 on the same device: how many of the latents that count `assign` gives to each code.
         inertia: sum of squared distances from these latents to their codes; with metric "cosine" from the normalised
             latents, which is 2 (1 - cos) each.
-        iterations: rounds of Lloyd's algorithm that ran; 0 where every distinct latent is a code.
+        iterations: how often all latents were compared with all codes; 0 where every distinct latent is a code.
         seconds: wall time.
-        backend: "faiss" or "sklearn".
+        backend: "faiss", "sklearn" or "torch".
         distinct: number of codes that latents back (count above 0), from 1 to K.
+        moved: codes that relocation took from where they were hardly missed to where the error was.
     """
 
     codebook: Tensor
@@ -58,6 +60,12 @@ class CodebookFit:
     seconds: float
     backend: str
     distinct: int
+    moved: int = 0
+
+    @property
+    def is_thin(self) -> bool:
+        """Whether fewer than 39 latents a code were there: below that FAISS, too, warns of overfitting."""
+        return int(self.counts.sum()) < LATENTS_PER_CODE * len(self.counts)
 
 
 @torch.no_grad()
@@ -70,20 +78,27 @@ def fit_codebook(
     iterations: int = 20,
     seed: int = 0,
     init: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> CodebookFit:
-    """Fit K codes to latents by k-means (Lloyd, "Least squares quantization in PCM", 1982).
+    """Fit K codes to latents by k-means with relocation.
 
-    The same latents, seed, backend and number of threads give the same codebook, bit for bit. The module docstring
-    lists what happens with few, equal, constant or non-finite latents.
+    A backend gives the start; Lloyd's algorithm ("Least squares quantization in PCM", 1982) and jumps of useless codes
+    to where the error is (`relocation`) take turns from there. The same latents, seed, backend and number of threads
+    give the same codebook, bit for bit (on CUDA: with `torch.use_deterministic_algorithms`). The module docstring lists
+    what happens with few, equal, constant or non-finite latents.
 
     Args:
         latents: (N, D) floating point, on any device.
         K: number of codes, at least 1.
-        backend: "faiss", "sklearn", or "auto" for FAISS where it is installed.
+        backend: "faiss", "sklearn", "torch", or "auto": torch on an accelerator, else FAISS where it is installed. All
+            work with latents on any device; torch alone leaves them there.
         metric: "l2", or "cosine" for spherical k-means on normalised latents.
-        iterations: at most this many rounds, at least 1.
+        iterations: the budget, at least 1: at most this many comparisons of all latents with all codes.
         seed: of the start, and of the jitter of surplus rows.
-        init: (K, D) codebook to start from. Its rows keep their indices; those that no latent comes near are moved.
+        init: (K, D) codebook to start from. Its rows keep their indices: none is relocated but those that no latent
+            comes near.
+        weights: (N,) finite, not negative: how much each latent counts in means and error; a latent of weight 0 is
+            left out.
 
     Raises:
         ValueError: no usable latents, a wrong shape, or an argument out of range.
@@ -93,33 +108,36 @@ def fit_codebook(
     ([0.1, 5.1], [2, 2], 0.04)
     """
     began = time.perf_counter()
-    _check_arguments(latents, K, metric, iterations, init)
-    name, fit = resolve_backend(backend)
-    usable = _usable(latents, metric)
-    points: Points = usable.cpu().numpy()
-    start = None if init is None else _rows(init, metric).cpu()
-    few = distinct_rows(points, K)
+    _check_arguments(latents, K, metric, iterations, init, weights)
+    name, start = resolve_backend(backend, latents.device)
+    usable, weighing = _usable(latents, metric, weights)
+    first = None if init is None else _rows(init, metric).to(usable.device)
+    few = distinct_rows(usable, K)
+    moved = 0
     if few is None:
-        table, iterations = _fitted(points, K, metric, iterations, seed, start, fit)
+        table, iterations, moved = _fitted(usable, K, metric, iterations, seed, first, start, weighing)
     else:
-        table, iterations = torch.full((K, points.shape[1]), torch.nan), 0
-        rows = torch.from_numpy(few)
-        table[place_rows(rows, start, K)] = rows
-    table = _with_surplus(table, usable, points, metric, seed)
+        table, iterations = torch.full((K, usable.shape[1]), torch.nan, device=usable.device), 0
+        table[place_rows(few, first, K).to(usable.device)] = few
+    table = _with_surplus(table, usable, metric, seed)
     codes = assign(usable, table, metric)
     counts = codes.bincount(minlength=K)
+    errors = squared_errors(usable, table, codes)
     return CodebookFit(
         codebook=table,
         counts=counts,
-        inertia=float(squared_errors(usable, table, codes).cpu().double().sum()),
+        inertia=float((errors if weighing is None else errors * weighing).cpu().double().sum()),
         iterations=iterations,
         seconds=time.perf_counter() - began,
         backend=name,
         distinct=int((counts > 0).sum()),
+        moved=moved,
     )
 
 
-def _check_arguments(latents: Tensor, K: int, metric: str, iterations: int, init: Tensor | None) -> None:
+def _check_arguments(
+    latents: Tensor, K: int, metric: str, iterations: int, init: Tensor | None, weights: Tensor | None
+) -> None:
     if latents.ndim != 2 or latents.shape[1] == 0:
         raise ValueError(
             f"latents: expected shape (N, D) with D at least 1, got {tuple(latents.shape)}; "
@@ -135,6 +153,8 @@ def _check_arguments(latents: Tensor, K: int, metric: str, iterations: int, init
         raise ValueError(f"iterations: expected at least 1, got {iterations}")
     if init is not None and tuple(init.shape) != (K, latents.shape[1]):
         raise ValueError(f"init: expected a codebook of shape {(K, latents.shape[1])}, got {tuple(init.shape)}")
+    if weights is not None and (weights.shape != latents.shape[:1] or not bool((weights >= 0).all())):
+        raise ValueError(f"weights: expected ({len(latents)},) numbers from 0, got {tuple(weights.shape)}: {weights}")
 
 
 def _rows(values: Tensor, metric: Metric) -> Tensor:
@@ -142,46 +162,61 @@ def _rows(values: Tensor, metric: Metric) -> Tensor:
     return unit_rows(rows) if metric == "cosine" else rows
 
 
-def _usable(latents: Tensor, metric: Metric) -> Tensor:
-    """Return the latents that count, (n, D) float32, normalised with metric "cosine"."""
+def _usable(latents: Tensor, metric: Metric, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return the latents that count, (n, D) float32, normalised with metric "cosine", and their weights."""
     rows = latents.detach().float()
     fit = rows.square().sum(dim=1).isfinite()
     if metric == "cosine":
         fit &= (rows != 0).any(dim=1)
+    if weights is not None:
+        fit &= weights.to(rows.device) > 0
     if not fit.any():
         raise ValueError(
             f"latents: none of the {len(latents)} can be used (NaN, Inf{', zero' if metric == 'cosine' else ''}); "
             "wait until the probe holds finite latents, or lower the learning rate if the encoder diverges"
         )
-    return _rows(rows[fit], metric).contiguous()
+    kept = None if weights is None else weights.detach().to(rows.device, torch.float32)[fit]
+    return _rows(rows[fit], metric).contiguous(), kept
 
 
 def _fitted(
-    points: Points, K: int, metric: Metric, iterations: int, seed: int, start: Tensor | None, fit: Fit
-) -> tuple[Tensor, int]:
-    """Run the backend on points of which more than K are distinct.
+    points: Tensor,
+    K: int,
+    metric: Metric,
+    iterations: int,
+    seed: int,
+    init: Tensor | None,
+    start: Start,
+    weights: Tensor | None,
+) -> tuple[Tensor, int, int]:
+    """Fit points of which more than K are distinct; return the codebook, the passes and the relocations.
 
-    With metric "l2" it sees them around the origin at unit spread: k-means does not mind, float32 does.
+    With metric "l2" they are seen around the origin at unit spread: k-means does not mind, float32 does.
     """
     if metric == "cosine":
-        shift, scale, framed = np.float32(0), np.float32(1), points
+        shift, scale, framed = points.new_zeros(1), 1.0, points
     else:
-        shift = points.mean(axis=0, dtype=np.float64).astype(np.float32)
-        scale = np.float32(max(spread_of(points), float(np.finfo(np.float32).tiny)))
-        framed = np.asarray((points - shift) / scale, dtype=np.float32)
-    first = None if start is None else _finite_start((start.numpy() - shift) / scale, framed, seed)
-    centroids, done = fit(framed, K, metric, iterations, seed, first)
-    table = _refilled(_rows(torch.from_numpy(centroids), metric), torch.from_numpy(framed), metric)
-    return torch.from_numpy(np.asarray(table.numpy() * scale + shift, dtype=np.float32)), done
+        shift = points.mean(dim=0)
+        scale = max(spread_of(points), torch.finfo(torch.float32).tiny)
+        framed = (points - shift) / scale
+    if init is not None:
+        table, spent = _finite_start((init - shift) / scale, framed, seed), 0
+    else:
+        table, spent = start(framed, K, metric, iterations, seed, weights)
+        table = _rows(table.to(framed.device), metric)
+    moved = 0
+    if iterations > spent:
+        refined = refine(framed, table, metric, passes=iterations - spent, relocate=init is None, weights=weights)
+        table, spent, moved = refined.table, spent + refined.passes, refined.moved
+    return _refilled(table, framed, metric) * scale + shift, spent, moved
 
 
-def _finite_start(values: npt.NDArray[Any], points: Points, seed: int) -> Points:
+def _finite_start(values: Tensor, points: Tensor, seed: int) -> Tensor:
     """Return the start (K, D) with every row that no distance can be taken from replaced by one of the points."""
-    start = np.array(values, dtype=np.float32, order="C")
-    with np.errstate(over="ignore", invalid="ignore"):
-        broken = ~np.isfinite(np.square(start).sum(axis=1))
-    drawn = np.random.default_rng(seed).choice(len(points), int(broken.sum()), replace=False)
-    start[broken] = points[drawn]
+    start = values.clone()
+    broken = ~start.square().sum(dim=1).isfinite()
+    drawn = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[: int(broken.sum())]
+    start[broken] = points[drawn.to(points.device)]
     return start
 
 
@@ -198,30 +233,32 @@ def _refilled(table: Tensor, points: Tensor, metric: Metric) -> Tensor:
         missing = int(empty.sum())
         if not missing:
             break
-        worst: dict[bytes, int] = {}
-        for index in squared_errors(points, table, codes).argsort(descending=True, stable=True).tolist():
-            worst.setdefault(points[index].numpy().tobytes(), index)
-            if len(worst) == missing:
-                break
-        table[empty] = points[list(worst.values())]
+        table[empty] = _worst_served(points, squared_errors(points, table, codes), missing)
     return table
 
 
-def _with_surplus(table: Tensor, usable: Tensor, points: Points, metric: Metric, seed: int) -> Tensor:
-    """Return the table on the latents' device, rows that no latent backs made jittered copies of rows that one does."""
-    placed = table.to(usable.device)
-    counts = assign(usable, placed, metric).bincount(minlength=len(table)).cpu()
+def _worst_served(points: Tensor, errors: Tensor, most: int) -> Tensor:
+    """Return (at most `most`, D) distinct points, those of the largest error first."""
+    order = errors.argsort(descending=True, stable=True)
+    _, first = torch.unique(points[order], dim=0, return_inverse=True)
+    at = torch.full((len(order),), len(order), device=order.device)
+    at.scatter_reduce_(0, first, torch.arange(len(order), device=order.device), "amin")
+    return points[order[at.sort().values[:most]]]
+
+
+def _with_surplus(table: Tensor, usable: Tensor, metric: Metric, seed: int) -> Tensor:
+    """Return the table with rows that no latent backs made jittered copies of rows that one does."""
+    counts = assign(usable, table, metric).bincount(minlength=len(table))
     backed = counts > 0
     if backed.all():
-        return placed
-    table[~backed] = torch.from_numpy(
-        jittered_copies(
-            table[backed].numpy(),
-            counts[backed].float().numpy(),
-            int((~backed).sum()),
-            spread_of(points),
-            seed,
-            unit=metric == "cosine",
-        )
+        return table
+    copies = jittered_copies(
+        table[backed].cpu().numpy(),
+        counts[backed].float().cpu().numpy(),
+        int((~backed).sum()),
+        spread_of(usable),
+        seed,
+        unit=metric == "cosine",
     )
-    return table.to(usable.device)
+    table[~backed] = torch.from_numpy(copies).to(table.device)
+    return table

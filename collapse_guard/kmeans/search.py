@@ -1,25 +1,32 @@
 """The nearest code of each latent, exactly and in bounded memory, on the device where the latents are.
 
 Distances are float32 whatever the surrounding autocast or matmul precision says: bfloat16 cannot tell the codes of a
-large codebook apart. There is no index and no state here.
+large codebook apart. Large searches on the CPU go through FAISS's kernels where it is installed. There is no index and
+no state here.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["METRICS", "Metric", "assign", "squared_errors", "unit_rows"]
+__all__ = ["METRICS", "Metric", "assign", "nearest_two", "squared_errors", "unit_rows"]
 
 Metric: TypeAlias = Literal["l2", "cosine"]
 METRICS: tuple[Metric, ...] = ("l2", "cosine")
 
 _BLOCK = 1 << 22  # scores held at once: 16 MiB
 _CENTRE_ROWS = 1024  # rows that decide where the origin is put
+_FAISS_ROWS = 1 << 18  # latents given to FAISS at once
+_LEAST_FAISS_CODES = 64
+_WORTH_FAISS = 1 << 22  # products of latents and codes from which on loading and calling FAISS pays
 
 
 @torch.no_grad()
@@ -54,11 +61,75 @@ def assign(latents: Tensor, codebook: Tensor, metric: Metric = "l2") -> Tensor:
         directions = directions.nan_to_num(0.0, 0.0, 0.0)
         first = _first_of_equals(directions)
         step = max(1, _BLOCK // K)
-        for start in range(0, N, step):
-            block, comparable = _comparable(latents[start : start + step], metric)
-            nearest = torch.addmm(bias, block - origin, directions.T, alpha=-1).argmin(dim=1)
-            codes[start : start + step] = first[nearest].masked_fill(~comparable, 0)
+        through_faiss = _pays_through_faiss(latents.device, N, K)
+        for start in range(0, N, _FAISS_ROWS if through_faiss else step):
+            part = slice(start, start + (_FAISS_ROWS if through_faiss else step))
+            block, comparable = _comparable(latents[part], metric)
+            if through_faiss:
+                nearest = _faiss_nearest(block - origin, directions, bias, 1)[0][:, 0]
+            else:
+                nearest = torch.addmm(bias, block - origin, directions.T, alpha=-1).argmin(dim=1)
+            codes[part] = first[nearest].masked_fill(~comparable, 0)
     return codes
+
+
+@torch.no_grad()
+def nearest_two(points: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the nearest and the second nearest row of each point, and both squared distances.
+
+    Args:
+        points: (n, D) finite float32.
+        codebook: (K, D) finite float32 on the same device, K at least 2.
+
+    Returns:
+        (n,) nearest, (n,) second nearest, both int64; (n,) |z - c|^2 of the nearest and of the second, float32,
+        clamped at 0. Among equal distances either may come first.
+    """
+    n, K = len(points), len(codebook)
+    both = torch.zeros(n, 2, dtype=torch.int64, device=points.device)
+    distances = torch.zeros(n, 2, device=points.device)
+    with _full_precision(points.device):
+        stride = max(1, K // _CENTRE_ROWS)
+        origin = codebook[::stride].mean(dim=0)
+        rows = codebook - origin
+        bias = rows.square().sum(dim=1) / 2
+        through_faiss = _pays_through_faiss(points.device, n, K)
+        step = _FAISS_ROWS if through_faiss else max(1, _BLOCK // K)
+        for start in range(0, n, step):
+            part = slice(start, start + step)
+            block = points[part] - origin
+            if through_faiss:
+                found, scores = _faiss_nearest(block, rows, bias, 2)
+            else:
+                scores, found = torch.addmm(bias, block, rows.T, alpha=-1).topk(2, dim=1, largest=False)
+            both[part] = found
+            distances[part] = (2 * scores + block.square().sum(dim=1, keepdim=True)).clamp(min=0)
+    return both[:, 0], both[:, 1], distances[:, 0], distances[:, 1]
+
+
+def _pays_through_faiss(device: torch.device, N: int, K: int) -> bool:
+    """Whether FAISS's search of all rows is faster than a matrix product and its minimum, and is there."""
+    return device.type == "cpu" and N * K >= _WORTH_FAISS and K >= _LEAST_FAISS_CODES and _has_faiss()
+
+
+@cache
+def _has_faiss() -> bool:
+    return importlib.util.find_spec("faiss") is not None
+
+
+def _faiss_nearest(block: Tensor, rows: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return (n, k) the rows with the least bias - z.row, in order, and these values.
+
+    The bias goes in as one more dimension of an inner product: FAISS's own L2 adds |z|^2, which costs precision far
+    from the origin.
+    """
+    import faiss
+
+    augmented = torch.cat([block, torch.ones(len(block), 1)], dim=1).nan_to_num(0.0, 0.0, 0.0)
+    codes = torch.cat([rows, -bias.unsqueeze(1)], dim=1)
+    codes[:, -1].clamp_(min=torch.finfo(torch.float32).min)
+    scores, found = faiss.knn(augmented.numpy(), codes.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
+    return torch.from_numpy(np.asarray(found)), -torch.from_numpy(np.asarray(scores))
 
 
 @torch.no_grad()

@@ -11,12 +11,13 @@ the jitter.
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .backends import Points
 from .search import assign, squared_errors, unit_rows
 
 __all__ = ["distinct_rows", "jittered_copies", "place_rows", "spread_of"]
@@ -24,17 +25,19 @@ __all__ = ["distinct_rows", "jittered_copies", "place_rows", "spread_of"]
 JITTER = 1e-2
 JITTER_FLOOR = 16 * float(np.finfo(np.float32).eps)
 
-_BLOCK = 1 << 16  # points held in float64 at once
+Points: TypeAlias = npt.NDArray[np.float32]
 
 
-def distinct_rows(points: Points, most: int) -> Points | None:
-    """Return the distinct rows in order of first appearance, or None as soon as there are more than `most`."""
-    seen: dict[bytes, int] = {}
-    for index, row in enumerate(points + np.float32(0)):  # + 0 turns -0.0 into 0.0
-        seen.setdefault(row.tobytes(), index)
-        if len(seen) > most:
-            return None
-    return points[list(seen.values())]
+def distinct_rows(points: Tensor, most: int) -> Tensor | None:
+    """Return the distinct rows (n, D) in order of first appearance, or None where there are more than `most`."""
+    if len(torch.unique(points[: 2 * most], dim=0)) > most:  # as a rule, without looking at all of them
+        return None
+    found, inverse = torch.unique(points + 0.0, dim=0, return_inverse=True)  # + 0 turns -0.0 into 0.0
+    if len(found) > most:
+        return None
+    first = torch.full((len(found),), len(points), device=points.device)
+    first.scatter_reduce_(0, inverse, torch.arange(len(points), device=points.device), "amin")
+    return points[first.sort().values]
 
 
 def place_rows(rows: Tensor, init: Tensor | None, K: int) -> Tensor:
@@ -94,8 +97,6 @@ def jittered_copies(used: Points, weights: Points, surplus: int, spread: float, 
     return copies
 
 
-def spread_of(points: Points) -> float:
-    """Root mean squared distance of the points (n, D) from their mean, summed in float64."""
-    mean = points.mean(axis=0, dtype=np.float64)
-    blocks = (points[start : start + _BLOCK] for start in range(0, len(points), _BLOCK))
-    return math.sqrt(sum(float(np.square(block - mean).sum()) for block in blocks) / len(points))
+def spread_of(points: Tensor) -> float:
+    """Root mean squared distance of the points (n, D) from their mean."""
+    return math.sqrt(float((points - points.mean(dim=0)).square().sum(dim=1).mean()))

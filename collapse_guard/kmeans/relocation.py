@@ -1,0 +1,204 @@
+"""Relocation: taking codes from where they are hardly missed to where the error is.
+
+Lloyd's algorithm ends where no code can move a little and gain. What is left to gain are jumps: of two codes that
+share one cluster, one is nearly useless, while elsewhere one code serves two clusters. Each round ranks the codes by
+*utility*, the error that would be added if the code were gone and its latents went to their second nearest, after the
+LBG-U of Fritzke (Neural Processing Letters, 1997); ranks them by the *gain* of splitting, the error that a 2-means
+among a code's own latents would remove; and gives the place of the least useful code to one half of the most rewarding
+split for as long as gain exceeds utility. Both numbers are exact only while neighbours stay, so a code next to one that
+moved waits for the next round, as in I-k-means-+ (Ismkhan, Pattern Recognition 2018). Lloyd steps follow each round, as
+between the breaths of Fritzke's breathing k-means (arXiv:2006.15666, 2020).
+
+Nothing is drawn at random here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .search import Metric, assign, nearest_two, unit_rows
+
+__all__ = ["Refinement", "mean_rows", "refine"]
+
+_LLOYD_AFTER = 2
+_MOST_MOVED = 0.25  # share of the codes in one round: the more move at once, the less their numbers mean
+_SPLIT_STEPS = 2
+_CONVERGED = 1e-4  # relative decrease of the error in one Lloyd step
+
+
+@dataclass(frozen=True, slots=True)
+class Refinement:
+    """A codebook after refinement.
+
+    Attributes:
+        table: (K, D).
+        passes: how often all points were compared with all codes.
+        moved: how many codes were relocated, over all rounds.
+    """
+
+    table: Tensor
+    passes: int
+    moved: int
+
+
+def refine(
+    points: Tensor, table: Tensor, metric: Metric, *, passes: int, relocate: bool, weights: Tensor | None = None
+) -> Refinement:
+    """Improve a codebook by Lloyd steps and, between them, relocations, until neither helps or the passes are spent.
+
+    Args:
+        points: (n, D) finite float32; unit rows with metric "cosine".
+        table: (K, D) to start from, on the same device.
+        metric: "l2", or "cosine", with which means are projected to length 1.
+        passes: at most this many comparisons of all points with all codes, at least 1.
+        relocate: whether codes may jump; without, rows keep their identity.
+        weights: (n,) how much each point counts; 1 where not given.
+    """
+    spent = moved = 0
+    relocate = relocate and len(table) > 1
+    if relocate:
+        table, spent = _lloyd(points, table, metric, weights, min(2, passes))
+    while relocate and spent + 1 + _LLOYD_AFTER <= passes:
+        table, jumps = _relocated(points, table, metric, weights)
+        table, done = _lloyd(points, table, metric, weights, _LLOYD_AFTER)
+        spent, moved = spent + 1 + done, moved + jumps
+        if jumps <= len(table) // 1000:
+            break
+    table, done = _lloyd(points, table, metric, weights, passes - spent)
+    return Refinement(table, spent + done, moved)
+
+
+def _lloyd(points: Tensor, table: Tensor, metric: Metric, weights: Tensor | None, most: int) -> tuple[Tensor, int]:
+    """Run Lloyd steps until one moves the codes by next to nothing; return the codebook and the steps."""
+    for step in range(most):
+        updated = mean_rows(points, assign(points, table), table, metric, weights)
+        shift = (updated - table).square().sum() / table.var(dim=0, correction=0).sum().clamp(min=1e-30) / len(table)
+        table = updated
+        if shift < _CONVERGED:
+            return table, step + 1
+    return table, most
+
+
+def mean_rows(
+    points: Tensor, codes: Tensor, table: Tensor, metric: Metric = "l2", weights: Tensor | None = None
+) -> Tensor:
+    """Return the (K, D) means of the points of each code; a code without points stays where it is.
+
+    Args:
+        points: (n, D). codes: (n,) int64. table: (K, D) as it was.
+        metric: with "cosine" the means are projected to length 1; one of opposite directions stays as it was.
+        weights: (n,) how much each point counts.
+    """
+    K = len(table)
+    weighed = points if weights is None else points * weights.unsqueeze(-1)
+    sums = torch.zeros_like(table).index_add_(0, codes, weighed)
+    counts = torch.bincount(codes, weights, minlength=K).to(table.dtype).unsqueeze(-1)
+    means = torch.where(counts > 0, sums / counts.clamp(min=torch.finfo(table.dtype).tiny), table)
+    if metric == "cosine":
+        means = torch.where((means != 0).any(dim=1, keepdim=True), unit_rows(means), table)
+    return means
+
+
+def _relocated(points: Tensor, table: Tensor, metric: Metric, weights: Tensor | None) -> tuple[Tensor, int]:
+    """Return the codebook after one round of jumps, and their number."""
+    K = len(table)
+    codes, second, nearest, further = nearest_two(points, table)
+    lost = further - nearest
+    errors = nearest
+    if weights is not None:
+        lost, errors = lost * weights, errors * weights
+    utility = torch.zeros(K, device=table.device).index_add_(0, codes, lost)
+    error = torch.zeros(K, device=table.device).index_add_(0, codes, errors)
+    table = mean_rows(points, codes, table, metric, weights)
+    gain, halves = _split(points, codes, table, weights, _worth_splitting(error, utility))
+    taken, split = _pair(utility, gain, codes, second)
+    moved = table.clone()
+    moved[split] = halves[0][split]
+    moved[taken] = halves[1][split]
+    return (_unit(moved, table) if metric == "cosine" else moved), len(taken)
+
+
+def _unit(moved: Tensor, table: Tensor) -> Tensor:
+    return torch.where((moved != 0).any(dim=1, keepdim=True), unit_rows(moved), table)
+
+
+def _worth_splitting(error: Tensor, utility: Tensor) -> Tensor:
+    """Return (K,) bool: codes with error enough that a split could gain more than the least useful code is worth."""
+    most = max(1, int(2 * _MOST_MOVED * len(error)))
+    worth = torch.zeros_like(error, dtype=torch.bool)
+    worth[error.argsort(descending=True, stable=True)[:most]] = True
+    return worth & (error > utility.min())
+
+
+def _split(
+    points: Tensor, codes: Tensor, table: Tensor, weights: Tensor | None, wanted: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Run 2-means among the points of each wanted code, from its mean towards its farthest point.
+
+    Returns:
+        (K,) the error that the split would remove, 0 where there is none; and the (K, D) places of both halves.
+    """
+    K = len(table)
+    chosen = wanted[codes].nonzero().flatten()
+    mine, offsets = codes[chosen], points[chosen] - table[codes[chosen]]
+    weight = torch.ones(len(chosen), device=points.device) if weights is None else weights[chosen]
+    far = _farthest(offsets, mine, K)
+    direction = torch.where(far.unsqueeze(-1) >= 0, offsets[far.clamp(min=0)], 0.0) if len(chosen) else table * 0
+    middle = torch.zeros_like(table)
+    mass, mean = torch.zeros(2 * K, device=table.device), torch.zeros(2 * K, table.shape[1], device=table.device)
+    for _ in range(1 + _SPLIT_STEPS):
+        along = ((offsets - middle[mine]) * direction[mine]).sum(dim=1)
+        half = 2 * mine + (along > 0)
+        mass = torch.zeros(2 * K, device=table.device).index_add_(0, half, weight)
+        sums = torch.zeros_like(mean).index_add_(0, half, offsets * weight.unsqueeze(-1))
+        mean = sums / mass.clamp(min=torch.finfo(mass.dtype).tiny).unsqueeze(-1)
+        direction, middle = mean[1::2] - mean[0::2], (mean[1::2] + mean[0::2]) / 2
+    both = (mass.view(K, 2) > 0).all(dim=1) & wanted
+    gain = torch.where(both, (mass * mean.square().sum(dim=1)).view(K, 2).sum(dim=1), 0.0)
+    return gain, (table + mean[0::2], table + mean[1::2])
+
+
+def _farthest(offsets: Tensor, mine: Tensor, K: int) -> Tensor:
+    """Return (K,) the index of the longest offset of each code, -1 where it has none; of equals the last."""
+    length = offsets.square().sum(dim=1)
+    longest = torch.full((K,), -1.0, device=offsets.device).scatter_reduce_(0, mine, length, "amax")
+    at = (length == longest[mine]).nonzero().flatten()
+    return torch.full((K,), -1, device=offsets.device).scatter_reduce_(0, mine[at], at, "amax")
+
+
+def _pair(utility: Tensor, gain: Tensor, codes: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Match the least useful codes with the most rewarding splits.
+
+    Returns:
+        (m,) codes whose place is taken away, and (m,) codes that are split.
+    """
+    K = len(utility)
+    neighbours, ends = _neighbours(codes, second, K)
+    worth, reward = utility.tolist(), gain.tolist()
+    rewarding = iter(gain.argsort(descending=True, stable=True).tolist())
+    busy = [False] * K
+    taken: list[int] = []
+    split: list[int] = []
+    for code in utility.argsort(stable=True).tolist():
+        if busy[code] or len(taken) >= _MOST_MOVED * K:
+            continue
+        best = next((other for other in rewarding if not busy[other] and other != code), None)
+        if best is None or reward[best] <= worth[code]:
+            break
+        taken.append(code)
+        split.append(best)
+        for gone in (code, best, *neighbours[ends[code] : ends[code + 1]]):
+            busy[gone] = True
+    device = utility.device
+    return torch.tensor(taken, dtype=torch.int64, device=device), torch.tensor(split, dtype=torch.int64, device=device)
+
+
+def _neighbours(codes: Tensor, second: Tensor, K: int) -> tuple[list[int], list[int]]:
+    """Return, one code after the other, the codes that are second nearest to its points; and where each one's begin."""
+    pairs = torch.unique(codes * K + second)
+    ends = torch.zeros(K + 1, dtype=torch.int64, device=codes.device)
+    ends[1:] = torch.bincount(pairs // K, minlength=K).cumsum(0)
+    return (pairs % K).tolist(), ends.tolist()
