@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeAlias
 
 from .decisions import Decision
@@ -15,6 +15,8 @@ from .errors import MismatchError, quote
 from .reading import NUMERIC_FIELDS, Reading
 
 __all__ = ["Recording", "recordings_of_events"]
+
+_ALWAYS_THERE = tuple(each.name for each in fields(Reading) if each.default is MISSING)
 
 Answer: TypeAlias = "tuple[str, str]"
 """What became of an intervention on a codebook: `applied`, `refused` or `postponed`, and what was done or why not."""
@@ -67,9 +69,9 @@ def recordings_of_events(records: Iterable[Mapping[str, Any]]) -> list[Recording
         MismatchError: for a reading that lacks a field, or holds what is no number.
     """
     runs: list[Recording] = []
-    latest: dict[Any, Recording] = {}
+    latest: dict[str, Recording] = {}
     for record in records:
-        event, step, name = record.get("event"), record.get("step", 0), record.get("run")
+        event, step, name = record.get("event"), record.get("step", 0), str(record.get("run"))
         if event == "attached" or name not in latest:
             latest[name] = Recording(
                 policy=record.get("policy", ""),
@@ -104,11 +106,9 @@ def _go_on(before: Recording, run: Recording, step: int) -> None:
 
 def _reading_of(record: Mapping[str, Any]) -> Reading:
     """Return the reading of a record."""
-    try:
-        reading = Reading.from_dict(dict(record))
-    except TypeError as error:
-        lacking = str(error).partition("missing ")[2] or str(error)
-        raise MismatchError("readings as collapse_guard writes them", f"one without {lacking}") from None
+    if lacking := [name for name in _ALWAYS_THERE if name not in record]:
+        raise MismatchError("readings as collapse_guard writes them", f"one without {', '.join(lacking)}")
+    reading = Reading.from_dict(dict(record))
     for name in NUMERIC_FIELDS:
         value = getattr(reading, name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):

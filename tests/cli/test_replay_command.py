@@ -83,7 +83,10 @@ def test_json_holds_every_decision(folder: Path) -> None:
         (("gone.yaml", "log.csv"), "gone.yaml: there is no such file"),
         (("old.yaml", "."), "expected a directory with an event log or TensorBoard files, got bare.jsonl, "),
         (("old.yaml", "old.yaml"), "expected an event log (JSON lines), TensorBoard event files, or a CSV file"),
-        (("old.yaml", "bare.jsonl"), "expected readings as collapse_guard writes them, got one without "),
+        (
+            ("old.yaml", "bare.jsonl"),
+            "expected readings as collapse_guard writes them, got one without step, codebook, K, D,",
+        ),
         (("old.yaml", "words.jsonl"), "expected a number for perplexity in a reading, got 'low'."),
         (("old.yaml", "latin.csv"), "expected text in UTF-8, got something else. Save it as UTF-8."),
         (("old.yaml", "semicolon.csv"), "got step;ppl. Separate columns by commas."),
