@@ -83,7 +83,8 @@ def _start_sklearn(
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
-    kmeans = KMeans(K, n_init=1, max_iter=min(_SKLEARN_STEPS, passes), random_state=seed % 2**31)
+    settings: dict[str, Any] = {"n_init": 1, "max_iter": min(_SKLEARN_STEPS, passes), "random_state": seed % 2**31}
+    kmeans = KMeans(K, **settings)
     with threadpool_limits(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it did not converge in a few steps, and was not meant to
         kmeans.fit(points.cpu().numpy(), sample_weight=None if weights is None else weights.cpu().numpy())
