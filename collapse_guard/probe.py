@@ -75,7 +75,7 @@ class Probe:
     def _record(
         self, reader: Reader, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
     ) -> None:
-        if not module.training:
+        if not (self.view.owner or module).training:
             return
         start = time.perf_counter()
         try:

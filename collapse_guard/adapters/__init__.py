@@ -6,13 +6,14 @@ from .base import CAPABILITIES, CodebookView, Observation, Unrecognised
 from .discovery import Discovery, NoQuantizerError, discover, survey
 from .explicit import GenericVQ
 from .interception import Interception, InterceptionError
-from .refs import Knob, Quotient, Switch, TensorRef
+from .refs import Derived, Knob, Quotient, Switch, TensorRef
 from .registry import Adapter, adapters, register_adapter, unregister_adapter
 
 __all__ = [
     "CAPABILITIES",
     "Adapter",
     "CodebookView",
+    "Derived",
     "Discovery",
     "GenericVQ",
     "Interception",

@@ -7,16 +7,17 @@ step boundary and only in place, so that optimizers, graphs and checkpoints keep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim import Optimizer
 
 from .freeze import Freeze
-from .refs import Knob, Quotient, Switch, TensorRef
+from .refs import Derived, Knob, Quotient, Switch, TensorRef
 
 __all__ = ["CAPABILITIES", "CodebookView", "Metric", "Observation", "Reader", "Unrecognised"]
 
@@ -77,6 +78,9 @@ class CodebookView:
         after_write: called after each write: drops cached tables, sets flags of initialisation.
         is_initialised: whether the quantizer has made its own start; before that it would overwrite what is written.
         lacks: capability -> why it is not supported.
+        owner: the module that trains or not, where `module` itself does not say so; calls are recorded while it trains.
+        moves_outside: whether the codebook is also updated outside of `module`'s own forward.
+        optimizers: those that the quantizer itself holds to move its table.
         group: name of the residual of which the codebook is a level, if it is one.
         level: which level it is, from 0, the coarsest; set together with `group` or not at all.
     """
@@ -84,7 +88,7 @@ class CodebookView:
     name: str
     adapter: str
     module: nn.Module
-    table: TensorRef | Quotient
+    table: TensorRef | Quotient | Derived
     readers: Mapping[str, Reader]
     ema_sum: TensorRef | None = None
     ema_count: TensorRef | None = None
@@ -96,6 +100,9 @@ class CodebookView:
     after_write: Callable[[], None] = lambda: None
     is_initialised: Callable[[], bool] = lambda: True
     lacks: Mapping[str, str] = field(default_factory=dict)
+    owner: nn.Module | None = None
+    moves_outside: bool = False
+    optimizers: Sequence[Optimizer] = ()
     group: str | None = None
     level: int | None = None
     _freeze: Freeze | None = field(default=None, init=False)
@@ -113,7 +120,7 @@ class CodebookView:
 
     @property
     def kind(self) -> str:
-        """`ema` (moved by averages), `learnable` (moved by an optimizer) or `fixed`."""
+        """`ema` (moved by averages), `learnable` (moved by an optimizer, itself or what it is made of) or `fixed`."""
         if self.ema_sum is not None:
             return "ema"
         return "learnable" if self.table.is_parameter else "fixed"
@@ -174,8 +181,10 @@ class CodebookView:
     def freeze(self) -> None:
         """Keep the quantizer's own updates and the optimizer away from this codebook, until `unfreeze`."""
         if self._freeze is None:
-            tensors = [(ref.owner, ref.attribute) for ref in self.refs().values()]
-            self._freeze = Freeze(self.module, tensors, diverts=self.ema_sum is not None)
+            parts = list(self.refs().values())
+            whole = all(part.head is None or len(part.whole()) == 1 for part in parts)
+            diverts = self.ema_sum is not None and whole
+            self._freeze = Freeze(self.module, parts, diverts=diverts, outside=self.moves_outside)
             self._freeze.install()
 
     def unfreeze(self) -> None:

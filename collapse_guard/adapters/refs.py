@@ -1,18 +1,18 @@
-"""Where things live on a module: tensors, quotients of tensors, numbers and switches.
+"""Where things live on a module: tensors, tables computed from others, numbers and switches.
 
 Nothing here keeps a tensor. Quantizers re-bind their tables, so each access asks the owner again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Knob", "Quotient", "Switch", "TensorRef"]
+__all__ = ["Derived", "Knob", "Quotient", "Switch", "TensorRef"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,35 @@ class Quotient:
     def is_parameter(self) -> bool:
         """No optimizer moves it."""
         return False
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """A table that is stored nowhere: computed by a part of the quantizer that an optimizer may move.
+
+    Attributes:
+        maker: the module that computes; in eval mode meanwhile, so that nothing random or averaged moves.
+        make: returns the (K, D) table.
+    """
+
+    maker: nn.Module
+    make: Callable[[], Tensor]
+
+    @torch.no_grad()
+    def get(self) -> Tensor:
+        """Return the (K, D) table as it would be now; writing to it writes nowhere."""
+        modes = [(module, module.training) for module in self.maker.modules()]
+        try:
+            self.maker.eval()
+            return self.make().detach()
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether an optimizer may be moving what computes it."""
+        return any(parameter.requires_grad for parameter in self.maker.parameters())
 
 
 @dataclass(frozen=True, slots=True)

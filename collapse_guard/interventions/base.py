@@ -173,7 +173,9 @@ class Transaction:
             changes.append({"name": name, "shape": list(now.shape), "rows": rows, **norms})
         table = self._view.table
         if "codebook" in self._touches and isinstance(table, TensorRef) and table.is_parameter:
-            unknown = unknown_state(self._optimizers, cast(torch.nn.Parameter, table.whole()))
+            unknown = unknown_state(
+                [*self._optimizers, *self._view.optimizers], cast(torch.nn.Parameter, table.whole())
+            )
             changes += [{"name": name, "left_alone": "row-shaped, not known to be a moment"} for name in unknown]
         weight = self._view.commitment.get() if self._view.commitment is not None else None
         if self._commitment is not None and weight != self._commitment:
@@ -212,7 +214,8 @@ def _moments(view: CodebookView, optimizers: Sequence[Optimizer]) -> dict[str, T
     if not isinstance(view.table, TensorRef) or not view.table.is_parameter:
         return None
     parameter = cast(torch.nn.Parameter, view.table.whole())
-    return {name: view.table.part_of(tensor) for name, tensor in moment_rows(optimizers, parameter).items()}
+    moments = moment_rows([*optimizers, *view.optimizers], parameter)
+    return {name: view.table.part_of(tensor) for name, tensor in moments.items()}
 
 
 def clear_moments(site: Site, rows: Tensor) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from . import encodec, lucidrains
+from . import diveq, encodec, fixed, lucidrains, nsvq
 
 __all__ = ["CASES"]
 
-CASES = (*lucidrains.CASES, *encodec.CASES)
+CASES = (*lucidrains.CASES, *encodec.CASES, *diveq.CASES, *nsvq.CASES, *fixed.CASES)

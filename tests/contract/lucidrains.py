@@ -73,7 +73,6 @@ CASES = (
         heads=2,
         codebook_dim=4,
         separate_codebook_per_head=True,
-        lacks=frozenset({"freeze", "fallback"}),
     ),
     Case(
         package=PACKAGE,

@@ -40,9 +40,6 @@ def _view(name: str, module: nn.Module, leaf: nn.Module, head: int) -> CodebookV
     lacks: dict[str, str] = {}
     if why := _why_not_writable(module, leaf):
         lacks |= dict.fromkeys(("reset", "freeze", "fallback"), why)
-    if cast(Tensor, leaf.embed).shape[0] > 1:
-        why_not = "heads share one tensor, whose updates can only be kept out for all of them together"
-        lacks |= {"freeze": why_not, "fallback": why_not}
     commitment: Knob | None = Knob(module, "commitment_weight")
     if not getattr(module, "has_commitment_loss", True) or not getattr(module, "commitment_weight", 0.0):
         commitment = None
