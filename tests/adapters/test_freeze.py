@@ -77,7 +77,7 @@ def test_a_frozen_table_keeps_out_what_its_own_module_replaces_between_forward_a
     for _ in range(2):
         model(x)
     assert not torch.equal(view.codebook(), start), "the module replaces codes by itself"
-    kept, before = view.codebook().clone(), model.iter_counter.clone()
+    kept, before = view.codebook().clone(), model.get_buffer("iter_counter").clone()
     view.freeze()
     for _ in range(4):
         q, _, _ = model(x)
