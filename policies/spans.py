@@ -1,4 +1,4 @@
-"""How much of a span is left, and how counts are written."""
+"""How much of a span is left."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from .duration import Duration
 from .states import RuleState
 from .turn import Turn
 
-__all__ = ["left_of", "readings_text"]
+__all__ = ["left_of"]
 
 
 def left_of(span: Duration, turn: Turn, state: RuleState) -> int:
@@ -18,8 +18,3 @@ def left_of(span: Duration, turn: Turn, state: RuleState) -> int:
     if turn.reading.epoch is None or state.since_epoch is None:
         return span.count
     return span.count - (turn.reading.epoch - state.since_epoch)
-
-
-def readings_text(count: int) -> str:
-    """Write a number of readings: `1 reading`, `2 readings`."""
-    return f"{count} reading" if count == 1 else f"{count} readings"

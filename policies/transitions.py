@@ -18,10 +18,11 @@ from .asking import act, quieted
 from .decisions import DecisionKind, Skip
 from .plan import RulePlan
 from .quiet import wait_for
-from .spans import left_of, readings_text
+from .spans import left_of
 from .states import Phase, RuleState
 from .turn import Turn
 from .verification import verify
+from .words import counted
 
 __all__ = ["advance"]
 
@@ -49,7 +50,7 @@ def _armed(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> 
     if held >= rule.hold:
         if (inhibitor := turn.inhibitor(rule)) is not None:
             return wait_for(turn, rule, replace(state, phase=Phase.PENDING, held=held), inhibitor)
-        turn.record(DecisionKind.ALERT, rule, f"{explanation} for {readings_text(held)}", before=turn.reading)
+        turn.record(DecisionKind.ALERT, rule, f"{explanation} for {counted(held, 'reading')}", before=turn.reading)
         return act(turn, rule, replace(state, phase=Phase.FIRING, held=held, cleared=0, skipped=None))
     if state.phase is Phase.ARMED:
         turn.record(DecisionKind.PENDING, rule, f"{explanation}: {held} of {rule.hold} readings")
@@ -82,7 +83,7 @@ def _clearing(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) 
     turn.record(
         DecisionKind.CLEARED,
         rule,
-        f"{rule.clear.explain(turn.reading, turn.derived, *rule.clear_unknown)} for {readings_text(cleared)}",
+        f"{rule.clear.explain(turn.reading, turn.derived, *rule.clear_unknown)} for {counted(cleared, 'reading')}",
     )
     return replace(state, phase=Phase.ARMED, held=0, cleared=0, skipped=None)
 

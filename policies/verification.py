@@ -14,10 +14,11 @@ from .decisions import Outcome
 from .group import Group
 from .plan import RulePlan
 from .quiet import hush, silence, yield_to
-from .spans import left_of, readings_text
+from .spans import left_of
 from .states import Phase, RuleState, Verdict
 from .turn import Turn, action_of
 from .verdicts import end
+from .words import counted
 
 __all__ = ["conclude", "judge", "starve", "verify"]
 
@@ -81,7 +82,7 @@ def verify(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
         if state.cleared < rule.clear_hold:
             return state
         explanation = rule.success.explain(turn.reading, turn.derived, *rule.clear_unknown)
-        reason = f"{explanation} for {readings_text(state.cleared)} after {rung.action}"
+        reason = f"{explanation} for {counted(state.cleared, 'reading')} after {rung.action}"
         is_within, remark = _loss_of(turn, rule, state)
         if is_within:
             return _judged(turn, rule, state, Outcome.RECOVERED, reason + remark)
@@ -90,7 +91,7 @@ def verify(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
         return _judged(turn, rule, state, Outcome.FAILED, f"{reason}, but {remark}")
     if left_of(rung.within, turn, state) > 0:
         return replace(state, cleared=0, evidence=state.evidence + 1)
-    wanted = f"{rule.success} for {readings_text(rule.clear_hold)}"
+    wanted = f"{rule.success} for {counted(rule.clear_hold, 'reading')}"
     measured = rule.success.measure(turn.reading, turn.derived)
     return _judged(turn, rule, state, Outcome.FAILED, f"{measured} after {rung.within}, wanted {wanted}")
 

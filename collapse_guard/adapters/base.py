@@ -19,10 +19,13 @@ from torch.optim import Optimizer
 from .freeze import Freeze
 from .refs import Derived, Knob, Quotient, Switch, TensorRef
 
-__all__ = ["CAPABILITIES", "CodebookView", "Metric", "Observation", "Reader", "Unrecognised"]
+__all__ = ["CAPABILITIES", "K_OF_ONE", "CodebookView", "Metric", "Observation", "Reader", "Unrecognised"]
 
 CAPABILITIES = ("monitor", "reset", "commitment", "freeze", "fallback")
 """What a view may support, in the order in which it is shown."""
+
+K_OF_ONE = "its codebook has K = 1 code: one code cannot collapse"
+"""Why a quantizer with a single code is not watched."""
 
 Metric: TypeAlias = Literal["l2", "cosine"]
 """How latents and codes are compared."""

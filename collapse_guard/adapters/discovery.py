@@ -7,14 +7,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .base import CodebookView, Unrecognised
+from .base import K_OF_ONE, CodebookView, Unrecognised
 from .explicit import GenericVQ
 from .levels import assign_levels
 from .registry import adapters
 
 __all__ = ["Discovery", "NoQuantizerError", "discover", "survey"]
-
-_K_OF_ONE = "its codebook has K = 1 code: one code cannot collapse"
 
 
 class NoQuantizerError(ValueError):
@@ -72,7 +70,7 @@ def survey(model: nn.Module, explicit: Mapping[str, GenericVQ] | None = None) ->
             if isinstance(item, Unrecognised):
                 unrecognised.append(item)
             elif item.K < 2:
-                unrecognised.append(Unrecognised(item.name, _K_OF_ONE))
+                unrecognised.append(Unrecognised(item.name, K_OF_ONE))
             elif all(item.table != known.table for known in views):
                 views.append(item)  # a codebook that several levels share is one codebook, called several times
     assign_levels(model, views)

@@ -17,7 +17,7 @@ from collapse_guard.kmeans import fit_codebook
 from collapse_guard.policies import FallbackTokenizer
 
 from .base import Intervention, Site, clear_moments
-from .placement import are_distinct, scale_counts, with_lengths
+from .placement import are_distinct, as_decoded, scale_counts
 
 __all__ = ["FallbackTokenizerIntervention"]
 
@@ -99,6 +99,6 @@ class FallbackTokenizerIntervention(Intervention[FallbackTokenizer]):
             counts = scale_counts(fit.counts.to(present.device), present, 0.5)
         rows = torch.arange(view.K)
         view.take_over()
-        view.write_rows(rows, with_lengths(fit.codebook, latents) if view.decodes_raw else fit.codebook, counts)
+        view.write_rows(rows, as_decoded(view, fit.codebook, latents), counts)
         clear_moments(site, rows)
         return fit.inertia / len(latents), len(latents)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from collapse_guard.kmeans import assign, spread_out
+from collapse_guard.adapters import CodebookView
+from collapse_guard.kmeans import assign, mean_rows, spread_out
 
-__all__ = ["are_distinct", "place_beside", "scale_counts", "with_lengths"]
+__all__ = ["are_distinct", "as_decoded", "place_beside", "scale_counts"]
 
 _REFINEMENTS = 5
 
@@ -55,9 +56,7 @@ def _refine(living: Tensor, latents: Tensor, chosen: Tensor) -> Tensor:
     for _ in range(_REFINEMENTS):
         codes = assign(latents, torch.cat([living, chosen]))
         mine = codes >= k
-        sums = torch.zeros_like(chosen).index_add_(0, codes[mine] - k, latents[mine])
-        counts = torch.bincount(codes[mine] - k, minlength=len(chosen)).unsqueeze(-1)
-        chosen = torch.where(counts > 0, sums / counts.clamp(min=1), chosen)
+        chosen = mean_rows(latents[mine], codes[mine] - k, chosen)
     return chosen
 
 
@@ -75,7 +74,12 @@ def _separate(chosen: Tensor, living: Tensor, latents: Tensor, generator: torch.
     return chosen
 
 
-def with_lengths(directions: Tensor, latents: Tensor) -> Tensor:
+def as_decoded(view: CodebookView, vectors: Tensor, latents: Tensor) -> Tensor:
+    """Return (m, D) places as the view's rows are decoded: with a length where angles alone were placed."""
+    return _with_lengths(vectors, latents) if view.decodes_raw else vectors
+
+
+def _with_lengths(directions: Tensor, latents: Tensor) -> Tensor:
     """Give codes that are searched by angle, and decoded as they are, the length that reconstructs best.
 
     For a fixed direction u the mean of |z - a u|^2 over its latents is least at a = mean(z.u).

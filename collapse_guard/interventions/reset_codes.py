@@ -9,7 +9,7 @@ from collapse_guard.kmeans import fit_codebook
 from collapse_guard.policies import ResetCodes
 
 from .base import Intervention, clear_moments
-from .placement import are_distinct, place_beside, scale_counts, with_lengths
+from .placement import are_distinct, as_decoded, place_beside, scale_counts
 
 __all__ = ["ResetCodesIntervention"]
 
@@ -43,8 +43,7 @@ class ResetCodesIntervention(Intervention[ResetCodes]):
         present = view.ema_count.get() if view.ema_count is not None else None
         if self.params.scope == "all" and self.params.source == "kmeans":
             fit = fit_codebook(latents, view.K, metric=view.metric, seed=site.seed)
-            vectors = with_lengths(fit.codebook, latents) if view.decodes_raw else fit.codebook
-            found = fit.counts
+            vectors, found = fit.codebook, fit.counts
             counts = None if present is None else scale_counts(found.to(present.device), present, self.params.refill)
         else:
             vectors = self._beside_the_living(rows, latents)
@@ -52,7 +51,7 @@ class ResetCodesIntervention(Intervention[ResetCodes]):
             if present is not None:
                 counts = torch.full((len(rows),), self.params.refill * float(present.float().mean()))
         view.take_over()
-        view.write_rows(rows, vectors, counts)
+        view.write_rows(rows, as_decoded(view, vectors, latents), counts)
         clear_moments(site, rows)
         return f"{len(rows)} of {view.K} codes placed by {self.params.source} on {len(latents)} latents"
 
@@ -64,8 +63,7 @@ class ResetCodesIntervention(Intervention[ResetCodes]):
         table, found = table[living.to(table.device)], latents
         if view.metric == "cosine":
             table, found = functional.normalize(table, dim=-1), functional.normalize(latents, dim=-1)
-        vectors = place_beside(table, found, len(rows), source=self.params.source, seed=site.seed)
-        return with_lengths(vectors, latents) if view.decodes_raw else vectors
+        return place_beside(table, found, len(rows), source=self.params.source, seed=site.seed)
 
     def _dead(self) -> torch.Tensor:
         counts = torch.as_tensor(self.site.counts)

@@ -119,8 +119,7 @@ def fit_codebook(
     else:
         table, iterations = torch.full((K, usable.shape[1]), torch.nan, device=usable.device), 0
         table[place_rows(few, first, K).to(usable.device)] = few
-    table = _with_surplus(table, usable, metric, seed)
-    codes = assign(usable, table, metric)
+    table, codes = _with_surplus(table, usable, metric, seed)
     counts = codes.bincount(minlength=K)
     errors = squared_errors(usable, table, codes)
     return CodebookFit(
@@ -246,12 +245,13 @@ def _worst_served(points: Tensor, errors: Tensor, most: int) -> Tensor:
     return points[order[at.sort().values[:most]]]
 
 
-def _with_surplus(table: Tensor, usable: Tensor, metric: Metric, seed: int) -> Tensor:
-    """Return the table with rows that no latent backs made jittered copies of rows that one does."""
-    counts = assign(usable, table, metric).bincount(minlength=len(table))
+def _with_surplus(table: Tensor, usable: Tensor, metric: Metric, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the table, rows that no latent backs made jittered copies of rows that one does; and (n,) the codes."""
+    codes = assign(usable, table, metric)
+    counts = codes.bincount(minlength=len(table))
     backed = counts > 0
     if backed.all():
-        return table
+        return table, codes
     copies = jittered_copies(
         table[backed].cpu().numpy(),
         counts[backed].float().cpu().numpy(),
@@ -261,4 +261,4 @@ def _with_surplus(table: Tensor, usable: Tensor, metric: Metric, seed: int) -> T
         unit=metric == "cosine",
     )
     table[~backed] = torch.from_numpy(copies).to(table.device)
-    return table
+    return table, assign(usable, table, metric)

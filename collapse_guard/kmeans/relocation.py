@@ -26,7 +26,7 @@ __all__ = ["Refinement", "mean_rows", "refine"]
 _LLOYD_AFTER = 2
 _MOST_MOVED = 0.25  # share of the codes in one round: the more move at once, the less their numbers mean
 _SPLIT_STEPS = 2
-_CONVERGED = 1e-4  # relative decrease of the error in one Lloyd step
+_CONVERGED = 1e-4  # mean squared move of a code in one Lloyd step, relative to the variance of the codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +97,14 @@ def mean_rows(
     sums = torch.zeros_like(table).index_add_(0, codes, weighed)
     counts = torch.bincount(codes, weights, minlength=K).to(table.dtype).unsqueeze(-1)
     means = torch.where(counts > 0, sums / counts.clamp(min=torch.finfo(table.dtype).tiny), table)
-    if metric == "cosine":
-        means = torch.where((means != 0).any(dim=1, keepdim=True), unit_rows(means), table)
-    return means
+    return _projected(means, table, metric)
+
+
+def _projected(rows: Tensor, table: Tensor, metric: Metric) -> Tensor:
+    """Return rows as the metric has them: with "cosine" of length 1, a zero one as it was in the table."""
+    if metric == "l2":
+        return rows
+    return torch.where((rows != 0).any(dim=1, keepdim=True), unit_rows(rows), table)
 
 
 def _relocated(points: Tensor, table: Tensor, metric: Metric, weights: Tensor | None) -> tuple[Tensor, int]:
@@ -118,11 +123,7 @@ def _relocated(points: Tensor, table: Tensor, metric: Metric, weights: Tensor | 
     moved = table.clone()
     moved[split] = halves[0][split]
     moved[taken] = halves[1][split]
-    return (_unit(moved, table) if metric == "cosine" else moved), len(taken)
-
-
-def _unit(moved: Tensor, table: Tensor) -> Tensor:
-    return torch.where((moved != 0).any(dim=1, keepdim=True), unit_rows(moved), table)
+    return _projected(moved, table, metric), len(taken)
 
 
 def _worth_splitting(error: Tensor, utility: Tensor) -> Tensor:

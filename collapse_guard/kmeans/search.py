@@ -60,10 +60,8 @@ def assign(latents: Tensor, codebook: Tensor, metric: Metric = "l2") -> Tensor:
         bias = bias.masked_fill(~eligible, torch.inf)
         directions = directions.nan_to_num(0.0, 0.0, 0.0)
         first = _first_of_equals(directions)
-        step = max(1, _BLOCK // K)
-        through_faiss = _pays_through_faiss(latents.device, N, K)
-        for start in range(0, N, _FAISS_ROWS if through_faiss else step):
-            part = slice(start, start + (_FAISS_ROWS if through_faiss else step))
+        through_faiss, parts = _parts(latents.device, N, K)
+        for part in parts:
             block, comparable = _comparable(latents[part], metric)
             if through_faiss:
                 nearest = _faiss_nearest(block - origin, directions, bias, 1)[0][:, 0]
@@ -93,10 +91,8 @@ def nearest_two(points: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tenso
         origin = codebook[::stride].mean(dim=0)
         rows = codebook - origin
         bias = rows.square().sum(dim=1) / 2
-        through_faiss = _pays_through_faiss(points.device, n, K)
-        step = _FAISS_ROWS if through_faiss else max(1, _BLOCK // K)
-        for start in range(0, n, step):
-            part = slice(start, start + step)
+        through_faiss, parts = _parts(points.device, n, K)
+        for part in parts:
             block = points[part] - origin
             if through_faiss:
                 found, scores = _faiss_nearest(block, rows, bias, 2)
@@ -107,9 +103,14 @@ def nearest_two(points: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tenso
     return both[:, 0], both[:, 1], distances[:, 0], distances[:, 1]
 
 
-def _pays_through_faiss(device: torch.device, N: int, K: int) -> bool:
-    """Whether FAISS's search of all rows is faster than a matrix product and its minimum, and is there."""
-    return device.type == "cpu" and N * K >= _WORTH_FAISS and K >= _LEAST_FAISS_CODES and _has_faiss()
+def _parts(device: torch.device, N: int, K: int) -> tuple[bool, Iterator[slice]]:
+    """Return whether to search through FAISS, and the parts of the latents to search one after another.
+
+    FAISS, where it is installed, beats a matrix product and its minimum on the CPU once there is enough to do.
+    """
+    through_faiss = device.type == "cpu" and N * K >= _WORTH_FAISS and K >= _LEAST_FAISS_CODES and _has_faiss()
+    step = _FAISS_ROWS if through_faiss else max(1, _BLOCK // K)
+    return through_faiss, (slice(start, start + step) for start in range(0, N, step))
 
 
 @cache

@@ -8,6 +8,15 @@ import torch
 
 from collapse_guard.demos import DigitsClassifier, ReferenceQuantizer, digits_loaders
 
+QUIET_TRAINER: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+"""A Trainer that writes and prints nothing of its own."""
+
 
 def digits_module(lightning: Any) -> type[Any]:
     """Return the class of the reference model, derived from `lightning.LightningModule`, with its own data."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from collapse_guard.callbacks import CollapseGuard
-from tests.callbacks.models import digits_module
+from tests.callbacks.models import QUIET_TRAINER, digits_module
 from tests.checkout import ROOT, prelude
 from tests.loops import Recorder
 
@@ -28,12 +28,8 @@ def fit(name: str, tmp_path: Path, ckpt_path: Path | None = None, **options: Any
     lightning, recorder = import_module(name), Recorder()
     run = lightning.Trainer(
         callbacks=CollapseGuard(console=False, sinks=[recorder]),
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         default_root_dir=tmp_path,
+        **QUIET_TRAINER,
         **options,
     )
     run.fit(digits_module(lightning)(), ckpt_path=ckpt_path)

@@ -16,19 +16,14 @@ from torch.nn import functional
 from collapse_guard import NoQuantizerError, PolicyError, read_events
 from collapse_guard.callbacks import CollapseGuard
 from collapse_guard.demos import DigitsClassifier, ReferenceQuantizer, digits_loaders
+from tests.callbacks.models import QUIET_TRAINER
 from tests.loops import Recorder, digits_model
 
 EPOCH = 45  # optimizer steps in one epoch of the digits
 
 
 def trainer(tmp_path: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    defaults = {"max_steps": 100, "accelerator": "cpu", "default_root_dir": tmp_path, **quiet}
+    defaults = {**QUIET_TRAINER, "max_steps": 100, "default_root_dir": tmp_path}
     return pl.Trainer(callbacks=list(callbacks), **{**defaults, **options})
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from collapse_guard import Request
 from collapse_guard.callbacks import CollapseGuard
 from collapse_guard.demos import digits_loaders
+from tests.callbacks.models import QUIET_TRAINER
 from tests.loops import Recorder, digits_model
 from tests.test_requests import giving_up
 
@@ -37,14 +38,7 @@ def fit(
 ) -> tuple[pl.Trainer, Recorder]:
     recorder = Recorder()
     guard = CollapseGuard(policy, console=False, sinks=[recorder], log_dir=tmp_path)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    run = pl.Trainer(
-        callbacks=guard,
-        accelerator="cpu",
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        **{"max_steps": 100, **quiet, **options},
-    )
+    run = pl.Trainer(callbacks=guard, default_root_dir=tmp_path, **{**QUIET_TRAINER, "max_steps": 100, **options})
     run.fit(digits_model(), same_batches(), ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     return run, recorder
 
@@ -178,14 +172,10 @@ def test_what_one_rank_asks_for_is_done_on_all(tmp_path: Path) -> None:
     run = pl.Trainer(
         max_steps=20,
         callbacks=[AskedOnOneRank("observe", console=False, log_dir=tmp_path)],
-        accelerator="cpu",
         devices=2,
         strategy="ddp_spawn",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         default_root_dir=tmp_path,
+        **QUIET_TRAINER,
     )
     run.fit(digits_model(), same_batches())
     seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]

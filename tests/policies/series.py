@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from collapse_guard.policies import Decision, DecisionKind, Policy, PolicyEngine, Reading, load_policy
+from collapse_guard.policies import Decision, DecisionKind, Policy, PolicyEngine, Reading, Skip, load_policy
 
 K = 256
 CEILING = 217.0
@@ -100,3 +101,18 @@ def brief(decision: Decision) -> str:
     if decision.skip is not None:
         words.append(decision.skip.value)
     return " ".join(words)
+
+
+def assert_a_skip_is_told_once_a_streak(policy: Policy, bundles: Iterable[Iterable[Reading]]) -> None:
+    """No rule says the same skip at two readings of its codebook that follow each other."""
+    run, last = Run(policy), dict[tuple[str, str], tuple[int, Skip]]()
+    counts = Counter[str]()
+    for bundle in bundles:
+        together, seen = tuple(bundle), len(run.decisions)
+        run.feed_together(together)
+        counts.update(each.codebook for each in together)
+        for told in (part for each in run.decisions[seen:] for part in each.parts):
+            if told.skip is not None:
+                key = told.codebook, told.rule
+                assert last.get(key) != (counts[told.codebook] - 1, told.skip) or told.skip is Skip.SETTLING
+                last[key] = counts[told.codebook], told.skip

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collapse_guard.policies import Budget, Decision, DecisionKind, Policy, PolicyEngine, Reading, Skip, taken_together
-from tests.policies.series import Run, reading
+from collapse_guard.policies import Budget, Decision, DecisionKind, Policy, PolicyEngine, Reading, taken_together
+from tests.policies.series import Run, assert_a_skip_is_told_once_a_streak, reading
 from tests.policies.strategies import levels as perplexities
 from tests.policies.strategies import of_kind, policies
 
@@ -190,17 +190,7 @@ def test_the_order_of_the_levels_within_a_step_does_not_matter(policy: Policy, s
 
 @given(policies(), rows)
 def test_a_skip_is_told_once_a_streak(policy: Policy, script: list[Row]) -> None:
-    run, last = Run(policy), dict[tuple[str, str], tuple[int, Skip]]()
-    counts = Counter[str]()
-    for together in taken_together(readings_of(script)):
-        seen = len(run.decisions)
-        run.feed_together(together)
-        counts.update(each.codebook for each in together)
-        for told in (part for each in run.decisions[seen:] for part in each.parts):
-            if told.skip is not None:
-                key = told.codebook, told.rule
-                assert last.get(key) != (counts[told.codebook] - 1, told.skip) or told.skip is Skip.SETTLING
-                last[key] = counts[told.codebook], told.skip
+    assert_a_skip_is_told_once_a_streak(policy, taken_together(readings_of(script)))
 
 
 @given(policies(), rows)

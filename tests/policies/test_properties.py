@@ -25,7 +25,14 @@ from collapse_guard.policies import (
     load_policy,
     preset_names,
 )
-from tests.policies.series import CEILING, Run, policy, reading, rule
+from tests.policies.series import (
+    CEILING,
+    Run,
+    assert_a_skip_is_told_once_a_streak,
+    policy,
+    reading,
+    rule,
+)
 from tests.policies.strategies import CODEBOOKS, Line, lines, of_kind, policies, readings_of, refuses_some
 
 
@@ -265,18 +272,7 @@ def test_an_unrelated_codebook_changes_nothing_for_the_others(policy: Policy, sc
 
 @given(policies(), lines)
 def test_a_skip_is_told_once_a_streak(policy: Policy, script: list[Line]) -> None:
-    """No rule says the same skip at two readings of its codebook that follow each other."""
-    run, last = Run(policy), dict[tuple[str, str], tuple[int, Skip]]()
-    counts = Counter[str]()
-    for each in readings_of(script):
-        seen = len(run.decisions)
-        run.feed([each])
-        counts[each.codebook] += 1
-        for told in run.decisions[seen:]:
-            if told.skip is not None:
-                key = told.codebook, told.rule
-                assert last.get(key) != (counts[each.codebook] - 1, told.skip) or told.skip is Skip.SETTLING
-                last[key] = counts[each.codebook], told.skip
+    assert_a_skip_is_told_once_a_streak(policy, ((each,) for each in readings_of(script)))
 
 
 @given(policies(), lines)

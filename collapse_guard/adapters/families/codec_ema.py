@@ -29,13 +29,12 @@ def match_codec_ema(name: str, module: nn.Module) -> Sequence[CodebookView | Unr
 
 
 def _is_leaf(module: nn.Module) -> bool:
-    tensors = [getattr(module, key, None) for key in ("embed", "embed_avg", "cluster_size", "inited")]
-    embed, embed_avg, count, _ = tensors
+    embed, embed_avg, count = (getattr(module, key, None) for key in ("embed", "embed_avg", "cluster_size"))
     return (
-        all(isinstance(tensor, Tensor) for tensor in tensors)
-        and isinstance(embed, Tensor)
+        isinstance(embed, Tensor)
         and isinstance(embed_avg, Tensor)
         and isinstance(count, Tensor)
+        and isinstance(getattr(module, "inited", None), Tensor)
         and embed.ndim == 2
         and embed_avg.shape == embed.shape
         and count.shape == embed.shape[:1]

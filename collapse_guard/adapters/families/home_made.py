@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from collapse_guard.adapters.base import CodebookView, Metric, Observation, Reader, Unrecognised
+from collapse_guard.adapters.base import K_OF_ONE, CodebookView, Metric, Observation, Reader, Unrecognised
 from collapse_guard.adapters.refs import Knob, TensorRef
 from collapse_guard.adapters.trace import Comparison, Trial, flatten_tensors, run_trials
 from collapse_guard.kmeans import assign
@@ -68,7 +68,7 @@ def match_home_made(name: str, module: nn.Module) -> Sequence[CodebookView | Unr
     if not structures:
         return None
     if structures[0].K < 2:
-        return [Unrecognised(name, "its codebook has K = 1 code: one code cannot collapse")]
+        return [Unrecognised(name, K_OF_ONE)]
     reasons = []
     for structure in structures:
         stored = _stored(module)
