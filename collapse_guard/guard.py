@@ -47,6 +47,8 @@ class Guard:
         sinks: further places for events to go.
         adapters: module path -> description, for quantizers that are not recognised.
         seed: of the guard's own random streams; the run's are never touched.
+        total_steps: optimizer steps that the whole training is planned to take, if that is known: what moves codes
+            steadily stops before the end.
 
     Attributes:
         requests: what the policy asks of the loop, such as to stop; see `Requests.take`.
@@ -70,6 +72,7 @@ class Guard:
         sinks: Sequence[Sink] = (),
         adapters: Mapping[str, GenericVQ] | None = None,
         seed: int = 0,
+        total_steps: int | None = None,
     ) -> None:
         """Load and validate the policy; nothing is hooked, opened or printed before `attach`."""
         self.policy = load_policy(policy)
@@ -78,6 +81,7 @@ class Guard:
         self._extra_sinks = tuple(sinks)
         self._adapters = dict(adapters or {})
         self._seed = seed
+        self.total_steps = total_steps
         self._step = 0
         self._read_at = 0
         self._seconds = 0.0
@@ -210,9 +214,11 @@ class Guard:
         try:
             assert self._ledger is not None
             self.requests.remind(self._step)
-            self._ledger.tend(self._step, self._watch.probes)
+            self._ledger.hold(self._step, self._watch.probes)
+            self._ledger.tend(self._step, after_reading=False)
             if self._is_due():
                 self._read(_number(loss), epoch)
+            self._ledger.tend(self._step, after_reading=True)
         except Exception as error:  # the one place that catches broadly: the run is not the victim of its guard
             self._fault("guard", f"{type(error).__name__}: {error}")
             _logger.debug("guard failed", exc_info=error)
@@ -305,8 +311,16 @@ class Guard:
         self.requests = Requests(self._log)
         dead_below = self.policy.sample.dead_below
         self._ledger = Ledger(
-            self._log, self._optimizers, seed=self._seed, dead_below=dead_below, requests=self.requests
+            self._log,
+            self._optimizers,
+            seed=self._seed,
+            dead_below=dead_below,
+            requests=self.requests,
+            progress=self._progress,
         )
+
+    def _progress(self) -> float | None:
+        return None if self.total_steps is None else self._step / max(self.total_steps, 1)
 
     # Parts
 

@@ -10,6 +10,7 @@ from .base import Intervention
 from .decay_commitment import DecayCommitmentIntervention
 from .fallback_tokenizer import FallbackTokenizerIntervention
 from .reset_codes import ResetCodesIntervention
+from .upkeep import UpkeepIntervention
 
 __all__ = ["INTERVENTIONS", "find_intervention"]
 
@@ -38,6 +39,7 @@ INTERVENTIONS: dict[str, type[Intervention[Any]]] = {
     "reset_codes": ResetCodesIntervention,
     "save_checkpoint": RequestIntervention,
     "stop_training": RequestIntervention,
+    "upkeep": UpkeepIntervention,
 }
 
 

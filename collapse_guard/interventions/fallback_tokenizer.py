@@ -61,6 +61,7 @@ class FallbackTokenizerIntervention(Intervention[FallbackTokenizer]):
         if not are_distinct(self.site.window.sample()):
             return None
         error, n = self._fit(warm=True)
+        self.writes += 1
         return f"refitted to {n} latents, error {error:.4g}; next in {self._due - steps} steps"
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from collapse_guard.adapters import CodebookView
-from collapse_guard.kmeans import assign, mean_rows, spread_out
+from collapse_guard.kmeans import assign, mean_rows, spread_out, squared_errors
 
 __all__ = ["are_distinct", "as_decoded", "place_beside", "scale_counts", "why_nowhere"]
 
@@ -33,7 +33,8 @@ def why_nowhere(view: CodebookView, latents: Tensor) -> str | None:
 def place_beside(living: Tensor, latents: Tensor, m: int, *, source: str, seed: int) -> Tensor:
     """Choose places for `m` codes given those that live.
 
-    `reservoir` draws latents at random. `kmeans` draws them in proportion to their squared distance from what is
+    `reservoir` draws latents at random; `distortion` draws them in proportion to their squared distance from the codes
+    that live. `kmeans` draws them in proportion to their squared distance from what is
     already placed (the D^2 sampling of k-means++, Arthur & Vassilvitskii 2007) and then refines the new places, and
     only those, by Lloyd iterations among all codes.
 
@@ -41,7 +42,7 @@ def place_beside(living: Tensor, latents: Tensor, m: int, *, source: str, seed: 
         living: (k, D) codes that stay, k may be 0.
         latents: (n, D) finite, n >= 1.
         m: places wanted.
-        source: "kmeans" or "reservoir".
+        source: "kmeans", "reservoir" or "distortion".
         seed: of the draw.
 
     Returns:
@@ -50,6 +51,8 @@ def place_beside(living: Tensor, latents: Tensor, m: int, *, source: str, seed: 
     generator = torch.Generator(device=latents.device).manual_seed(seed)
     if source == "reservoir":
         chosen = _draw(latents, m, generator)
+    elif source == "distortion":
+        chosen = _draw_by_distortion(living, latents, m, generator)
     else:
         chosen = _refine(living, latents, spread_out(latents, m, seed=seed, living=living))
     return _separate(chosen, living, latents, generator)
@@ -60,6 +63,17 @@ def _draw(latents: Tensor, m: int, generator: torch.Generator) -> Tensor:
     if n >= m:
         return latents[torch.randperm(n, generator=generator, device=latents.device)[:m]].clone()
     return latents[torch.randint(n, (m,), generator=generator, device=latents.device)].clone()
+
+
+def _draw_by_distortion(living: Tensor, latents: Tensor, m: int, generator: torch.Generator) -> Tensor:
+    if not len(living):
+        return _draw(latents, m, generator)
+    errors = squared_errors(latents, living, assign(latents, living))
+    # the m least of E / w, E exponential, are a draw without replacement in proportion to w (Efraimidis, Spirakis 2006)
+    keys = torch.empty_like(errors).exponential_(generator=generator) / errors
+    served_worst = keys.sort().indices[:m]
+    chosen = latents[served_worst]
+    return chosen if len(chosen) == m else torch.cat([chosen, _draw(latents, m - len(chosen), generator)])
 
 
 def _refine(living: Tensor, latents: Tensor, chosen: Tensor) -> Tensor:

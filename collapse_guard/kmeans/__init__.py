@@ -7,7 +7,7 @@ from .backends import spread_out
 from .fit import CodebookFit, fit_codebook
 from .matching import match_codes
 from .relocation import mean_rows
-from .search import Metric, assign
+from .search import Metric, assign, squared_errors
 from .tokenizer import KMeansTokenizer, Refit
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "match_codes",
     "mean_rows",
     "spread_out",
+    "squared_errors",
 ]
