@@ -9,6 +9,7 @@ from torch import nn
 
 from .base import K_OF_ONE, CodebookView, Unrecognised
 from .explicit import GenericVQ
+from .families.factorised import weigh_by_configuration
 from .levels import assign_levels
 from .registry import adapters
 
@@ -74,6 +75,7 @@ def survey(model: nn.Module, explicit: Mapping[str, GenericVQ] | None = None) ->
             elif all(item.table != known.table for known in views):
                 views.append(item)  # a codebook that several levels share is one codebook, called several times
     assign_levels(model, views)
+    weigh_by_configuration(model, views)
     return Discovery(tuple(views), tuple(unrecognised))
 
 
