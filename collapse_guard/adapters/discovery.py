@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -67,7 +67,7 @@ def survey(model: nn.Module, explicit: Mapping[str, GenericVQ] | None = None) ->
         found = _match(path or "model", module)
         if found:
             taken.append(path)
-        for item in found:
+        for item in found if path else [_below_the_top(each, modules) for each in found]:
             if isinstance(item, Unrecognised):
                 unrecognised.append(item)
             elif item.K < 2:
@@ -77,6 +77,16 @@ def survey(model: nn.Module, explicit: Mapping[str, GenericVQ] | None = None) ->
     assign_levels(model, views)
     weigh_by_configuration(model, views)
     return Discovery(tuple(views), tuple(unrecognised))
+
+
+def _below_the_top(item: CodebookView | Unrecognised, modules: Mapping[str, nn.Module]) -> CodebookView | Unrecognised:
+    """Name what lies below a top module that an adapter took as a whole by its path, as anything else."""
+    path = item.name.removeprefix("model.")
+    if path == item.name or path not in modules:
+        return item
+    if isinstance(item, Unrecognised):
+        return replace(item, name=path)
+    return replace(item, name=path, group=item.group and item.group.removeprefix("model."))
 
 
 def _match(name: str, module: nn.Module) -> Sequence[CodebookView | Unrecognised]:

@@ -49,12 +49,21 @@ def tiny_dac(**options: Any) -> DacConfig:
 
 
 def started_dac(**options: Any) -> DacModel:
-    """A tiny DAC with torch's own first weights: with those of transformers (0.02) the first steps of the biases are
-    larger than every latent, and all of them point the same way."""
+    """A tiny DAC behind an encoder that stands still and tells its frames apart, as a trained one does.
+
+    As transformers starts it (weights of 0.02), the first steps of its biases are larger than every latent, and all of
+    them point the same way: no reset of codes holds against that.
+    """
     model = DacModel(tiny_dac(**options))
     for module in model.modules():
         if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d, nn.Embedding)):
             module.reset_parameters()
+    with torch.no_grad():
+        for module in model.encoder.modules():
+            if isinstance(module, nn.Conv1d):
+                cast(Tensor, module.bias).zero_()
+        model.encoder.conv2.weight.mul_(20.0)
+    model.encoder.requires_grad_(False)
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -42,13 +43,17 @@ def _residual(module: nn.Module, x: Tensor) -> Run:
     return Run(levels, total)
 
 
+def _strided(stride: int) -> Callable[[], nn.Module]:
+    return build_quietly(lambda: snac.VectorQuantize(8, 16, 4, stride))
+
+
 CASES = (
     *(
         Case(
             package="snac",
             cls="VectorQuantize",
             mode=f"stride {stride}",
-            build=build_quietly(lambda stride=stride: snac.VectorQuantize(8, 16, 4, stride)),
+            build=_strided(stride),
             batch=latents,
             run=_single,
             views=("quantizer",),

@@ -2,8 +2,8 @@
 
 descript-audio-codec, DAC of transformers, snac, and the copies of their class in BigCodec, Amphion and Spark-TTS: a
 projection in and one out (`in_proj`, `out_proj`, or `in_project`, `out_project`) around an `nn.Embedding` named
-`codebook`. None of them is imported. Names only make a candidate; a trial forward of a twin confirms it, and says how it
-compares and what it returns.
+`codebook`. None of them is imported. Names only make a candidate; a trial forward of a twin confirms it, and says how
+it compares and what it returns.
 
 The row's length is part of what is decoded, and the codebook loss pulls the raw row to the raw projected latent. So a
 row that is written gets the length that reconstructs best in its direction, although the search looks at directions.
@@ -71,7 +71,11 @@ def weigh_by_configuration(model: nn.Module, views: Sequence[CodebookView]) -> N
         if not isinstance(getattr(config, "commitment_loss_weight", None), (int, float)):
             continue
         for view in views:
-            if view.adapter == "factorised" and view.commitment is None and view.name.startswith(f"{path}." * bool(path)):
+            if (
+                view.adapter == "factorised"
+                and view.commitment is None
+                and view.name.startswith(f"{path}." * bool(path))
+            ):
                 view.commitment = Knob(config, "commitment_loss_weight")
                 view.lacks = {key: reason for key, reason in view.lacks.items() if key != "commitment"}
 

@@ -58,7 +58,7 @@ def _returns_levels(module: nn.Module, levels: Sequence[Parts], twins: Sequence[
     theirs = [parts.module for parts in levels]
     found = next(child for child in module.children() if isinstance(child, nn.ModuleList) and list(child) == theirs)
     residual = twin_of(module, {found: nn.ModuleList(twin.module for twin in twins)})
-    residual.quantizer_dropout = 1.0
+    residual.__dict__["quantizer_dropout"] = 1.0
     calls: list[tuple[tuple[Any, ...], Any]] = []
     for twin in twins:
         twin.module.register_forward_hook(lambda _, args, output: calls.append((args, output)))

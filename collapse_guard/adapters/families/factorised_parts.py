@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,7 @@ def parts_of(module: nn.Module) -> Parts | None:
     if not isinstance(codebook, nn.Embedding) or not any(codebook is child for child in module.children()):
         return None
     for names in _PROJECTIONS:
-        into, out = (getattr(module, name, None) for name in names)
+        into, out = (cast(nn.Module, getattr(module, name, None)) for name in names)
         if _is_pointwise(into) and _is_pointwise(out):
             stride = getattr(module, "stride", 1)
             return Parts(module, into, out, codebook, stride if isinstance(stride, int) else 1)
@@ -167,7 +167,8 @@ def twin_of(module: nn.Module, children: Mapping[nn.Module, nn.Module]) -> nn.Mo
     twin._parameters = {name: nn.Parameter(copies[name]) if name in copies else None for name in module._parameters}
     twin._buffers = {name: copies.get(name) for name in module._buffers}
     twin._modules = {
-        name: children[child] if child in children else deepcopy(child) for name, child in module._modules.items()
+        name: children[child] if child is not None and child in children else deepcopy(child)
+        for name, child in module._modules.items()
     }
     return twin.cpu().float().train()
 
