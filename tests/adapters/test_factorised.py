@@ -1,4 +1,4 @@
-"""Factorised codecs: what the contract does not ask, on real packages and on copies of their class as others made them."""
+"""Factorised codecs: what the contract does not ask, on real packages and on copies of their class."""
 
 from __future__ import annotations
 

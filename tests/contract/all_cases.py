@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import dac, diveq, encodec, fixed, lucidrains, nsvq, snac
+from . import dac, described, diveq, encodec, fixed, lucidrains, nsvq, snac
 
 __all__ = ["CASES"]
 
@@ -14,4 +14,5 @@ CASES = (
     *diveq.CASES,
     *nsvq.CASES,
     *fixed.CASES,
+    *described.CASES,
 )

@@ -109,7 +109,7 @@ def _audio() -> Tensor:
     return torch.sin(pitch * time) + 0.1 * torch.randn(4, 1, 256)
 
 
-def _descript(dropout: float, mode: str = "") -> Case:
+def _descript(dropout: float, mode: str) -> Case:
     return Case(
         package="descript-audio-codec",
         cls="ResidualVectorQuantize",
@@ -122,7 +122,7 @@ def _descript(dropout: float, mode: str = "") -> Case:
     )
 
 
-def _transformers(dropout: float, mode: str = "") -> Case:
+def _transformers(dropout: float, mode: str) -> Case:
     return Case(
         package="transformers",
         cls="DacResidualVectorQuantizer",
@@ -145,7 +145,7 @@ CASES = (
         views=("quantizer",),
         lacks=NO_COMMITMENT,
     ),
-    _descript(0.0),
+    _descript(0.0, "all levels"),
     _descript(0.5, "quantizer dropout"),
     Case(
         package="transformers",
@@ -156,7 +156,7 @@ CASES = (
         views=("quantizer",),
         lacks=NO_COMMITMENT,
     ),
-    _transformers(0.0),
+    _transformers(0.0, "all levels"),
     _transformers(0.5, "quantizer dropout"),
     Case(
         package="transformers",

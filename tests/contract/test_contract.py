@@ -66,12 +66,16 @@ def train_for(case: Case, model: Model, optimizer: torch.optim.Optimizer, steps:
         pass
 
 
+def found(model: Model) -> tuple[CodebookView, ...]:
+    return discover(model, model._case[0].adapters).views
+
+
 @contextmanager
 def probes_on(model: Model) -> Iterator[dict[str, Probe]]:
     def fail(error: Exception) -> None:
         raise error
 
-    probes = {view.name: Probe(view, seed=0, on_error=fail) for view in discover(model).views}
+    probes = {view.name: Probe(view, seed=0, on_error=fail) for view in found(model)}
     for probe in probes.values():
         probe.install()
     try:
@@ -151,7 +155,7 @@ def require(case: Case, *capabilities: str) -> None:
 @every_case
 def test_every_codebook_is_found_and_says_what_it_lacks(case: Case) -> None:
     model, _ = build(case)
-    views = discover(model).views
+    views = found(model)
     assert tuple(view.name for view in views) == case.views
     for view in views:
         lacking = {capability for capability in CAPABILITIES if view.why_not(capability) is not None}
@@ -163,7 +167,7 @@ def test_every_codebook_is_found_and_says_what_it_lacks(case: Case) -> None:
 def test_codes_are_the_librarys_own_and_the_nearest_rows_of_the_table(case: Case) -> None:
     model, optimizer = build(case)
     train_for(case, model, optimizer, 3)
-    for view in discover(model).views:
+    for view in found(model):
         with observations_of(view) as seen, torch.no_grad():
             table = view.codebook().clone()  # an average moves after the search
             run = model(case.batch())
@@ -178,7 +182,7 @@ def test_observing_changes_no_bit_of_ten_training_steps(case: Case) -> None:
     ends = []
     for watched in (False, True):
         model, optimizer = build(case)
-        guard = Guard("observe", console=False)
+        guard = Guard("observe", console=False, adapters=case.adapters)
         if watched:
             guard.attach(model, optimizer)
         for _ in train(case, model, optimizer, 10, after=guard.step):
@@ -262,7 +266,7 @@ def test_a_frozen_codebook_is_bit_equal_after_training_and_moves_again_when_rele
     require(case, "freeze")
     model, optimizer = build(case)
     train_for(case, model, optimizer, 2)
-    for view in discover(model).views:
+    for view in found(model):
         before = {role: tensor.clone() for role, tensor in view.tensors()}
         table = view.codebook().clone()
         view.freeze()
@@ -323,7 +327,7 @@ def test_the_commitment_weight_is_the_factor_of_what_pulls_the_encoder_and_of_no
 def pulls(case: Case, model: Model, batch: Tensor, weight: float) -> tuple[Tensor, list[Tensor]]:
     """Return the gradients of the library's own loss, at a commitment weight, for a batch and for the tables."""
     twin = copy.deepcopy(model)
-    views = discover(twin).views
+    views = found(twin)
     for view in views:
         assert view.commitment is not None
         view.commitment.set(weight)
@@ -343,7 +347,7 @@ def test_detaching_leaves_no_trace(case: Case) -> None:
     model, optimizer = build(case)
     train_for(case, model, optimizer, 1)
     before = traces(model)
-    guard = Guard("observe", console=False)
+    guard = Guard("observe", console=False, adapters=case.adapters)
     guard.attach(model, optimizer)
     for view in guard._watch.probes.values():
         if "freeze" not in case.lacks:
