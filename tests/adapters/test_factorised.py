@@ -274,13 +274,13 @@ def test_only_forwards_count_and_decoding_does_not() -> None:
 
 
 def test_encode_and_forward_of_the_model_count_each_token_once() -> None:
-    model = started_dac(quantizer_dropout=0.5).train()
+    model: Any = started_dac(quantizer_dropout=0.5).train()
     probes = probed(model)
     expected = torch.zeros(3, K, dtype=torch.int64)
     for call in (model.encode, model):
         audio, stream = torch.randn(4, 1, 64), torch.get_rng_state()
         codes = call(audio).audio_codes
-        kept = kept_levels(cast(nn.Module, model.quantizer), 4, stream)
+        kept = kept_levels(model.quantizer, 4, stream)
         for level in range(3):
             expected[level] += torch.tensor(histogram(codes[kept > level, level]))
     assert [counts_of(probe) for probe in probes] == expected.tolist()
@@ -383,7 +383,7 @@ def test_rows_that_are_reset_get_the_length_that_reconstructs_best(scope: Any, s
 
 def test_a_tiny_dac_is_found_without_arguments_and_its_counts_are_those_of_its_audio_codes() -> None:
     torch.manual_seed(0)
-    model = DacModel(tiny_dac(quantizer_dropout=0.5)).train()
+    model: Any = DacModel(tiny_dac(quantizer_dropout=0.5)).train()
     model.apply_weight_norm()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     recorder = Recorder()
@@ -455,3 +455,59 @@ def view_of(model: nn.Module) -> CodebookView:
 def test_the_commitment_weight_is_said_to_be_outside_where_the_module_has_none() -> None:
     for quantizer in (descript(), leaf(), strided()):
         assert "the script that trains it" in str(view_of(quantizer).why_not("commitment"))
+
+
+class Codec(nn.Module):
+    """An encoder before descript's residual quantizer, with the losses of its training script."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Conv1d(C, C, 1)
+        self.quantizer = build_quietly(lambda: dac.ResidualVectorQuantize(C, 3, 32, D, 0.25))()
+
+    def forward(self, x: Tensor) -> Tensor:
+        decoded, _, _, commitment, codebook = self.quantizer(self.encoder(x))
+        loss: Tensor = (decoded - x).square().mean() + 0.25 * commitment + codebook
+        return loss
+
+    @torch.no_grad()
+    def collapse(self, x: Tensor) -> None:
+        """Let one code of each level take nearly all, the others looking where the fewest latents look."""
+        left = self.encoder(x)
+        for level in cast(Any, self.quantizer).quantizers:
+            unit = functional.normalize(batched(level, left), dim=-1)
+            tries = functional.normalize(torch.randn(4096, D), dim=-1)
+            left = left - level.out_proj(level.decode_latents(level.in_proj(left))[0])
+            level.codebook.weight[1:] = tries[(unit @ tries.T).amax(dim=0).argmin()] + 1e-4 * torch.randn(31, D)
+            level.codebook.weight[0] = unit.mean(dim=0)
+
+
+def test_the_collapsed_levels_of_a_codec_are_repaired_one_after_another() -> None:
+    torch.manual_seed(0)
+    centres = torch.randn(200, C)
+
+    def batch() -> Tensor:
+        return (centres[torch.randint(200, (8, 64))] + 0.3 * torch.randn(8, 64, C)).movedim(-1, 1)
+
+    model, recorder = Codec().train(), Recorder()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    sample = {"every": "10 steps", "when_suspect": "10 steps", "min_tokens": 256}
+    policy = {"version": 1, "name": "short", "extends": "default", "sample": sample}
+    guard = Guard(policy, console=False, sinks=[recorder]).attach(model, optimizer)
+    for step in range(240):
+        if step == 40:
+            model.collapse(batch())
+        loss = model(batch())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        guard.step(loss=loss.item())
+    guard.close()
+    collapsed = {event.fields["codebook"]: event.fields for event in recorder.of("reading") if event.step == 60}
+    assert len(collapsed) == 3
+    assert all(reading["perplexity"] < 5 for reading in collapsed.values())
+    ends = {event.fields["codebook"]: event.fields for event in recorder.of("reading") if event.step == 240}
+    assert all(reading["perplexity"] > 20 for reading in ends.values())
+    assert all(reading["relative_error"] < 0.5 for reading in ends.values())
+    assert [book["health"] for book in recorder.of("summary")[0].fields["codebooks"]] == ["healthy"] * 3
+    assert recorder.of("fault") == []
