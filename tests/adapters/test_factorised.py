@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -446,6 +447,19 @@ def test_autocast_is_no_obstacle() -> None:
         codes = quantizer(x)[1]
     kept = kept_levels(quantizer, 8, stream)
     assert [counts_of(probe) for probe in probes] == [histogram(codes[kept > level, level]) for level in range(3)]
+
+
+class Wrapper(nn.Module):
+    """Has a configuration of its own, of which nobody knows when it is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(commitment_loss_weight=0.25)
+        self.quantizer = descript()
+
+
+def test_a_weight_of_some_other_configuration_is_not_taken_for_a_live_one() -> None:
+    assert all(view.commitment is None for view in discover(Wrapper()).views)
 
 
 def view_of(model: nn.Module) -> CodebookView:

@@ -62,20 +62,18 @@ def match_factorised(name: str, module: nn.Module) -> Sequence[CodebookView | Un
 
 
 def weigh_by_configuration(model: nn.Module, views: Sequence[CodebookView]) -> None:
-    """Give the views below a model of transformers the commitment weight that its configuration holds for all levels.
+    """Give the levels of a model of transformers the commitment weight that its configuration holds for all of them.
 
-    The model multiplies the sum of the levels' losses by `config.commitment_loss_weight`, read at each forward.
+    The model multiplies the sum of its quantizer's losses by `config.commitment_loss_weight`, read at each forward.
     """
     for path, module in model.named_modules():
         config: Any = getattr(module, "config", None)
-        if not isinstance(getattr(config, "commitment_loss_weight", None), (int, float)):
+        is_weighed = isinstance(getattr(config, "commitment_loss_weight", None), (int, float))
+        if not is_weighed or not isinstance(getattr(config, "model_type", None), str):
             continue
+        levels = f"{path}.quantizer." if path else "quantizer."
         for view in views:
-            if (
-                view.adapter == "factorised"
-                and view.commitment is None
-                and view.name.startswith(f"{path}." * bool(path))
-            ):
+            if view.adapter == "factorised" and view.commitment is None and view.name.startswith(levels):
                 view.commitment = Knob(config, "commitment_loss_weight")
                 view.lacks = {key: reason for key, reason in view.lacks.items() if key != "commitment"}
 

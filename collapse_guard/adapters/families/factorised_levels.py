@@ -49,7 +49,7 @@ def readers_of(module: nn.Module, levels: Sequence[Parts], forms: Sequence[Form]
                 return None
         except Exception:  # foreign code may refuse the twin in any way, or return anything
             return None
-    kept = _Kept(module, levels)
+    kept = _Kept(levels)
     return [_reader(module, levels, level, kept) for level in range(len(levels))]
 
 
@@ -64,7 +64,7 @@ def _returns_levels(module: nn.Module, levels: Sequence[Parts], twins: Sequence[
         twin.module.register_forward_hook(lambda _, args, output: calls.append((args, output)))
     given = torch.randn(32, twins[0].channels, 8)
     output = residual(given)
-    kept = _Kept(residual, twins)
+    kept = _Kept(twins)
     total = torch.zeros_like(given)
     for level, (args, own) in enumerate(calls):
         expected = reader_of(twins[level], forms[level])(args, {}, own)
@@ -100,7 +100,7 @@ def _reader(module: nn.Module, levels: Sequence[Parts], level: int, kept: _Kept)
 class _Kept:
     """How many levels each item of an output kept; computed once for all readers of that output."""
 
-    def __init__(self, module: nn.Module, levels: Sequence[Parts]) -> None:
+    def __init__(self, levels: Sequence[Parts]) -> None:
         self._levels = levels
         self._of: weakref.ref[Tensor] | None = None
         self._kept: Tensor | None = None
