@@ -108,14 +108,14 @@ class Derived:
 
 @dataclass(frozen=True, slots=True)
 class Knob:
-    """A number on a module that can be changed while training.
+    """A number that can be changed while training.
 
     Attributes:
-        owner: the module.
+        owner: the module, or the configuration that a module reads it from at each forward.
         attribute: the name of the number on it.
     """
 
-    owner: nn.Module
+    owner: Any
     attribute: str
 
     def get(self) -> float:

@@ -99,28 +99,34 @@ def _separate(chosen: Tensor, living: Tensor, latents: Tensor, generator: torch.
     return chosen
 
 
-def as_decoded(view: CodebookView, vectors: Tensor, latents: Tensor) -> Tensor:
-    """Return (m, D) places as the view's rows are decoded: with a length where angles alone were placed."""
-    return _with_lengths(vectors, latents) if view.decodes_raw else vectors
+def as_decoded(view: CodebookView, vectors: Tensor, latents: Tensor, living: Tensor | None = None) -> Tensor:
+    """Return (m, D) places as the view's rows are decoded: with a length where angles alone were placed.
+
+    Args:
+        view: the codebook.
+        vectors: (m, D) places.
+        latents: (n, D) finite, n >= 1, with the lengths that they have.
+        living: (k, D) codes that stay, whose latents are not those of the new places.
+    """
+    return _with_lengths(vectors, latents, living) if view.decodes_raw and view.metric == "cosine" else vectors
 
 
-def _with_lengths(directions: Tensor, latents: Tensor) -> Tensor:
+def _with_lengths(directions: Tensor, latents: Tensor, living: Tensor | None) -> Tensor:
     """Give codes that are searched by angle, and decoded as they are, the length that reconstructs best.
 
     For a fixed direction u the mean of |z - a u|^2 over its latents is least at a = mean(z.u).
-
-    Args:
-        directions: (m, D) non-zero.
-        latents: (n, D) finite, n >= 1, with the lengths that they have.
 
     Returns:
         (m, D) the same directions; one that no latent comes near gets the mean length of all latents.
     """
     units = functional.normalize(directions, dim=-1)
-    codes = assign(latents, units, "cosine")
-    along = (latents * units[codes]).sum(dim=-1)
-    sums = torch.zeros(len(units), device=units.device).index_add_(0, codes, along)
-    counts = torch.bincount(codes, minlength=len(units))
+    m = len(units)
+    others = units[:0] if living is None else functional.normalize(living.to(units), dim=-1)
+    codes = assign(latents, torch.cat([units, others]), "cosine")
+    mine = codes < m
+    own, codes = latents[mine], codes[mine]
+    sums = torch.zeros(m, device=units.device).index_add_(0, codes, (own * units[codes]).sum(dim=-1))
+    counts = torch.bincount(codes, minlength=m)
     lengths = torch.where(counts > 0, sums / counts.clamp(min=1), 0.0)
     return units * torch.where(lengths > 0, lengths, latents.norm(dim=-1).mean()).unsqueeze(-1)
 

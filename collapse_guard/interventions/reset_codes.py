@@ -37,7 +37,7 @@ class ResetCodesIntervention(Intervention[ResetCodes]):
         present = view.ema_count.get() if view.ema_count is not None else None
         if self.params.scope == "all" and self.params.source == "kmeans":
             fit = fit_codebook(latents, view.K, metric=view.metric, seed=site.seed)
-            vectors, found = fit.codebook, fit.counts
+            vectors, found = as_decoded(view, fit.codebook, latents), fit.counts
             counts = None if present is None else scale_counts(found.to(present.device), present, self.params.refill)
         else:
             vectors = self._beside_the_living(rows, latents)
@@ -45,7 +45,7 @@ class ResetCodesIntervention(Intervention[ResetCodes]):
             if present is not None:
                 counts = torch.full((len(rows),), self.params.refill * float(present.float().mean()))
         view.take_over()
-        view.write_rows(rows, as_decoded(view, vectors, latents), counts)
+        view.write_rows(rows, vectors, counts)
         clear_moments(site, rows)
         return f"{len(rows)} of {view.K} codes placed by {self.params.source} on {len(latents)} latents"
 
@@ -57,7 +57,8 @@ class ResetCodesIntervention(Intervention[ResetCodes]):
         table, found = table[living.to(table.device)], latents
         if view.metric == "cosine":
             table, found = functional.normalize(table, dim=-1), functional.normalize(latents, dim=-1)
-        return place_beside(table, found, len(rows), source=self.params.source, seed=site.seed)
+        places = place_beside(table, found, len(rows), source=self.params.source, seed=site.seed)
+        return as_decoded(view, places, latents, living=table)
 
     def _dead(self) -> torch.Tensor:
         counts = torch.as_tensor(self.site.counts)

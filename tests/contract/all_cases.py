@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from . import diveq, encodec, fixed, lucidrains, nsvq
+from . import dac, described, diveq, encodec, fixed, lucidrains, nsvq, snac
 
 __all__ = ["CASES"]
 
-CASES = (*lucidrains.CASES, *encodec.CASES, *diveq.CASES, *nsvq.CASES, *fixed.CASES)
+CASES = (
+    *lucidrains.CASES,
+    *encodec.CASES,
+    *dac.CASES,
+    *snac.CASES,
+    *diveq.CASES,
+    *nsvq.CASES,
+    *fixed.CASES,
+    *described.CASES,
+)
