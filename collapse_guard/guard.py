@@ -245,7 +245,7 @@ class Guard:
         for together in taken_together(taken):
             decisions = self._engine.observe_together(together)
             for reading in together:
-                fields = {key: value for key, value in reading.as_dict().items() if key != "step"}
+                fields = {key: value for key, value in reading.as_record().items() if key != "step"}
                 self._log.emit("reading", self._step, health=self._engine.health(reading.codebook).value, **fields)
             self._ledger.carry_out(decisions, self._engine, self._watch.probes)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from collapse_guard import read_events
+from collapse_guard import Guard, read_events
 from collapse_guard.demos import ARMS, run_arm
 from collapse_guard.policies import (
     Decision,
@@ -21,6 +22,7 @@ from collapse_guard.policies import (
     recordings_of_events,
     replay,
 )
+from tests.loops import digits_model
 from tests.policies.series import Run, brief, policy, reading, rule, series
 
 TOLD = {"pending", "alert", "skip", "cleared", "exhausted", "intervention", "outcome"}
@@ -70,6 +72,28 @@ def test_the_log_of_the_reference_demo_replays_to_the_same_decisions(tmp_path: P
                 decision.outcome.value if decision.outcome else None,
                 decision.rollback,
             )
+
+
+def test_a_loss_that_is_no_number_counts_in_a_replay_as_it_did_in_the_run(tmp_path: Path) -> None:
+    """JSON has no NaN: it is null in the log, as a loss that is not known is, and the two mean different things."""
+    loud = rule("loud", "loss > 5", nan="fire", clear={"when": "loss < 3"})
+    mine = policy(loud, sample={"every": "5 steps", "min_tokens": 1})
+    losses = iter([1.0] * 10 + [float("nan")] * 10 + [float("-inf")] * 10)
+    with Guard(mine, console=False, log_dir=tmp_path) as guard:
+        model = digits_model()
+        guard.attach(model)
+        for loss in losses:
+            model.quantizer(torch.randn(8, 64))
+            guard.step(loss=loss)
+    records = list(read_events(tmp_path))
+    assert {record.get("not_finite", {}).get("loss") for record in records if record["event"] == "reading"} == {
+        None,
+        "nan",
+        "-inf",
+    }
+    told = [(record["step"], record["event"]) for record in records if record["event"] in ("alert", "cleared")]
+    assert told == [(15, "alert"), (25, "cleared")]
+    assert [(each.step, each.kind.value) for each in replayed(mine, records)] == told
 
 
 def test_a_refusal_is_replayed_where_the_same_intervention_is_asked_for() -> None:
