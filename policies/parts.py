@@ -55,7 +55,8 @@ class Budget(Part):
 
     Attributes:
         interventions: actions in the run, 1 or more.
-        refill_after: the budget is whole again after so many steps with every codebook healthy; `null`: never.
+        refill_after: the budget is whole again after so many steps in which, on every codebook, no rule held or was at
+            work, but for those of severity `info` without a ladder; `null`: never.
     """
 
     interventions: Count = 20
