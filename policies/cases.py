@@ -147,6 +147,10 @@ def load_cases(path: Path) -> tuple[Policy, tuple[Case, ...]]:
     document = read_document(path.read_text(encoding="utf-8-sig"), str(path))
     if document.problems:
         raise PolicyError(document.problems)
+    if isinstance(document.data, Mapping) and "tests" not in document.data and "version" in document.data:
+        hint = f"Write tests into a file of their own, with `policy: {path.name}` and `tests:`."
+        wrong = MismatchError("a file of policy tests", "a policy", hint, place=("version",), at_key=True)
+        raise PolicyError([_placed(document, wrong)])
     try:
         file = CaseFile.model_validate(document.data)
     except ValidationError as error:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from .condition import ConditionField
-from .duration import Duration, DurationField, PositiveDuration, PositiveSteps
+from .duration import Duration, DurationField, PositiveDuration, PositiveSteps, StepsOrNever
 
 __all__ = ["Budget", "Clear", "Cooldown", "Count", "LossBound", "Part", "Sample", "Verify"]
 
@@ -60,7 +60,7 @@ class Budget(Part):
     """
 
     interventions: Count = 20
-    refill_after: PositiveSteps | None = Duration(2000, "steps")
+    refill_after: StepsOrNever = Duration(2000, "steps")
 
 
 class Clear(Part):
