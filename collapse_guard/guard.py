@@ -22,7 +22,7 @@ from collapse_guard.policies import Policy, PolicyEngine, Reading, load_policy, 
 from .adapters import GenericVQ, discover
 from .events import EventLog, Sink
 from .ledger import Ledger
-from .reports import describe_views, summarise
+from .reports import describe_idle_rules, describe_views, describe_without_epoch, summarise
 from .requests import Requests
 from .sinks import ConsoleSink, JsonLinesSink
 from .watch import Watch
@@ -131,6 +131,7 @@ class Guard:
             log=str(log.path) if log is not None else None,
             codebooks=describe_views(found.views),
             unrecognised=[{"name": item.name, "reason": item.reason} for item in found.unrecognised],
+            idle_rules=describe_idle_rules(self.policy, found.views),
         )
         if world > 1:
             self._fault("distributed", f"{world} ranks: this version counts this rank's tokens only and does not act")
@@ -234,6 +235,8 @@ class Guard:
         assert self._ledger is not None
         self._read_at = self._step
         sample = self.policy.sample
+        if epoch is None and (lacking := describe_without_epoch(self.policy)):
+            self._fault("epoch", lacking)
         enough = sample.min_tokens if self._step >= self.policy.warmup_steps else 0
         readings = self._watch.read(
             step=self._step, epoch=epoch, loss=loss, dead_below=sample.dead_below, min_tokens=enough

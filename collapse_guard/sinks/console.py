@@ -156,6 +156,9 @@ def _attached(event: Event) -> list[_Line]:
     for view in fields["codebooks"]:
         lines += [_more("cannot", f"{view['name']}: {name}: {why}") for name, why in view["lacks"].items()]
     lines += [_more("not watched", f"{item['name']}: {item['reason']}") for item in fields["unrecognised"]]
+    for idle in fields.get("idle_rules", ()):
+        which = " or ".join(idle["codebooks"])
+        lines.append(_more("idle", f"{idle['rule']}: exists on no codebook here: none is called {which}"))
     return lines
 
 

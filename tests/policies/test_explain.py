@@ -117,6 +117,8 @@ def test_every_key_of_the_language_has_its_sentence() -> None:
         "       iteration each time; judged within 20 readings.",
         "  A try has succeeded when loss is below 0.5, at 3 readings in a row. One that has not in time is",
         "  undone, and the next has its turn.",
+        "  What was undone on a codebook is not tried there again in this run, not even when the rule fires",
+        "  anew.",
         "  However well the codebook looks, a try has failed if, when its time is over, the loss is higher",
         "  than it was before. Where no loss is known, that is not asked.",
         "  It makes at most 4 interventions on one codebook.",

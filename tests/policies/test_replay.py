@@ -231,6 +231,49 @@ def test_a_bound_on_the_loss_without_a_loss_is_said() -> None:
     assert (absence.fields, absence.consequences) == (("loss",), ("what an intervention costs is not looked at",))
 
 
+@pytest.mark.parametrize(
+    ("fields", "consequences"),
+    [
+        ({"cooldown": "1 epoch", "clear": {"when": "perplexity > 10"}}, ("its cooldown never ends",)),
+        ({"verify": {"within": "1 epoch"}}, ("an intervention of it that does not help is judged for ever",)),
+        (
+            {"ladder": [{"alert": None, "within": "9 epochs"}]},
+            ("an intervention of it that does not help is judged for ever",),
+        ),
+        ({"cooldown": "1 epoch", "ladder": []}, None),
+    ],
+)
+def test_spans_in_epochs_never_end_where_no_epoch_is_said(
+    fields: dict[str, Any], consequences: tuple[str, ...] | None
+) -> None:
+    """Said by the replay, and done by the engine: one alert, and nothing after the first outcome."""
+    mine = policy(rule(**{"ladder": ["alert"], **fields}))
+    helps = "cooldown" in fields
+    result = replay(mine, Recording(readings=series([1.0, *[99.0 if helps else 1.0] * 3, *[1.0] * 999])))
+    assert [each.consequences for each in result.absences] == ([consequences] if consequences else [])
+    if consequences:
+        assert str(result.absences[0]) == f"collapsed, without epoch: {consequences[0]}"
+        assert [brief(each) for each in result.decisions[:3]] == [
+            "10 collapsed alert",
+            "10 collapsed act #1 alert",
+            *(["20 collapsed outcome #1 alert recovered"] if helps else []),
+        ]
+        kinds = [each.kind for each in result.decisions[2 + helps :]]
+        assert kinds == [DecisionKind.SKIP] * helps
+    with_epochs = [reading(10 * i, 1.0, epoch=i) for i in range(1, 9)]
+    assert not replay(mine, Recording(readings=with_epochs)).absences
+
+
+def test_a_rule_whose_patterns_match_no_codebook_of_the_log_is_said() -> None:
+    mine = policy(rule(codebooks=["rvq.*", "*.0"]), rule("other", codebooks=["v?"]))
+    assert replay(mine, Recording(readings=series([1.0]))).idle() == (
+        "collapsed exists on no codebook here: none is called rvq.* or *.0",
+    )
+    assert replay(mine, Recording(readings=[reading(10, codebook="a.0")])).idle() == (
+        "other exists on no codebook here: none is called v?",
+    )
+
+
 def test_a_table_of_several_codebooks_is_read_by_a_placeholder_and_by_our_own_names() -> None:
     mapping = {"step": "step", "perplexity": "vq/{codebook}/ppl", "loss": "loss"}
     first = {"step": 10, "vq/a/ppl": 8.0, "vq/b/ppl": 4.0, "loss": None, "codebook_usage/b": 0.5}
