@@ -153,8 +153,8 @@ def load_cases(path: Path) -> tuple[Policy, tuple[Case, ...]]:
         raise PolicyError(document.problems)
     if isinstance(document.data, Mapping) and "tests" not in document.data and "version" in document.data:
         hint = f"Write tests into a file of their own, with `policy: {path.name}` and `tests:`."
-        wrong = MismatchError("a file of policy tests", "a policy", hint, place=("version",), at_key=True)
-        raise PolicyError([_placed(document, wrong)])
+        mistaken = MismatchError("a file of policy tests", "a policy", hint, place=("version",), at_key=True)
+        raise PolicyError([_placed(document, mistaken)])
     try:
         file = CaseFile.model_validate(document.data)
     except ValidationError as error:
@@ -166,13 +166,10 @@ def load_cases(path: Path) -> tuple[Policy, tuple[Case, ...]]:
     policy = load_policy(source)
     if any(absences_in(policy, lambda name: name != "epoch")):
         hint = "The policy counts epochs: say how long one is, as in `epoch: 100 steps`."
-        wrong = [
-            MismatchError("an `epoch`", "nothing", hint, place=("tests", index))
-            for index, case in enumerate(file.tests)
-            if case.epoch is None
-        ]
-        if wrong:
-            raise PolicyError([_placed(document, mismatch) for mismatch in wrong])
+        silent = [index for index, case in enumerate(file.tests) if case.epoch is None]
+        if silent:
+            lacking = [MismatchError("an `epoch`", "nothing", hint, place=("tests", index)) for index in silent]
+            raise PolicyError([_placed(document, each) for each in lacking])
     return policy, file.tests
 
 

@@ -101,7 +101,7 @@ def test_a_policy_that_counts_epochs_is_tested_with_epochs(tmp_path: Path) -> No
     path = tmp_path / "mine.test.yaml"
     path.write_text(yaml.safe_dump({"policy": policy_, "tests": [one]}))
     with pytest.raises(
-        PolicyError, match=r"mine.test.yaml:19:3: tests\[0\]: expected an `epoch`, got nothing\. .* 100 steps"
+        PolicyError, match=r"mine.test.yaml:12:3: tests\[0\]: expected an `epoch`, got nothing\. .* 100 steps"
     ):
         load_cases(path)
     one |= {
