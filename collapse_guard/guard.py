@@ -23,7 +23,7 @@ from .adapters import GenericVQ, discover
 from .events import EventLog, Sink
 from .interventions import ladders_on
 from .ledger import Ledger
-from .reports import describe_views, summarise
+from .reports import describe_idle_rules, describe_views, describe_without_epoch, summarise
 from .requests import Requests
 from .sinks import ConsoleSink, JsonLinesSink
 from .watch import Watch
@@ -137,6 +137,7 @@ class Guard:
             log=str(log.path) if log is not None else None,
             codebooks=describe_views(found.views),
             unrecognised=[{"name": item.name, "reason": item.reason} for item in found.unrecognised],
+            idle_rules=describe_idle_rules(self.policy, found.views),
             powerless={ladder.rule: list(books) for ladder in ladders if (books := ladder.powerless_on)},
         )
         if world > 1:
@@ -243,6 +244,8 @@ class Guard:
         assert self._ledger is not None
         self._read_at = self._step
         sample = self.policy.sample
+        if epoch is None and (lacking := describe_without_epoch(self.policy)):
+            self._fault("epoch", lacking)
         enough = sample.min_tokens if self._step >= self.policy.warmup_steps else 0
         readings = self._watch.read(
             step=self._step, epoch=epoch, loss=loss, dead_below=sample.dead_below, min_tokens=enough
@@ -254,7 +257,7 @@ class Guard:
         for together in taken_together(taken):
             decisions = self._engine.observe_together(together)
             for reading in together:
-                fields = {key: value for key, value in reading.as_dict().items() if key != "step"}
+                fields = {key: value for key, value in reading.as_record().items() if key != "step"}
                 self._log.emit("reading", self._step, health=self._engine.health(reading.codebook).value, **fields)
             self._ledger.carry_out(decisions, self._engine, self._watch.probes)
 

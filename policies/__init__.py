@@ -6,6 +6,7 @@ Plain Python: this package imports neither torch nor Lightning, touches no tenso
 
 from __future__ import annotations
 
+from .absence import absences_in, idle_rules
 from .actions import (
     Action,
     Alert,
@@ -81,11 +82,13 @@ __all__ = [
     "StopTraining",
     "Upkeep",
     "Verify",
+    "absences_in",
     "action_named",
     "actions",
     "columns_of",
     "compare_replays",
     "explain_policy",
+    "idle_rules",
     "levels_text",
     "lint_policy",
     "listed",

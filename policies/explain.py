@@ -158,6 +158,8 @@ def _of_ladder(rule: Rule, policy: Policy) -> Iterator[str]:
     touches = any(rung.action not in _TOUCHES_NOTHING for rung in rule.ladder)
     undone = "One that has not in time " + ("is undone" if touches else "has failed")
     yield f"A try has succeeded when {success}, {in_a_row(rule.clear_for)}. {undone}{_next(several)}."
+    what = "was undone" if touches else "has failed"
+    yield f"What {what} on a codebook is not tried there again in this run, not even when the rule fires anew."
     if guard := rule.verify.guard:
         most = f"more than {percent(guard.loss_increase)} " if guard.loss_increase else ""
         yield (

@@ -68,7 +68,8 @@ def is_source(source: str) -> bool:
 def missing(source: str) -> str:
     """Say that there is no such policy, and what there is."""
     presets = ", ".join(preset_names())
-    return f"{source}: there is no such file. Give the path of a policy file, or a preset: {presets}."
+    why = "that is a directory" if Path(source).is_dir() else "there is no such file"
+    return f"{source}: {why}. Give the path of a policy file, or a preset: {presets}."
 
 
 def policy_from(source: str) -> Policy:

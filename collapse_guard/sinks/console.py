@@ -158,6 +158,9 @@ def _attached(event: Event) -> list[_Line]:
             lacking = ", ".join(name for name, reason in view["lacks"].items() if reason == why)
             lines.append(_more("cannot", f"{view['name']}: {lacking}: {why}"))
     lines += [_more("not watched", f"{item['name']}: {item['reason']}") for item in fields["unrecognised"]]
+    for idle in fields.get("idle_rules", ()):
+        which = " or ".join(idle["codebooks"])
+        lines.append(_more("idle", f"{idle['rule']}: exists on no codebook here: none is called {which}"))
     for book in dict.fromkeys(book for books in fields.get("powerless", {}).values() for book in books):
         rules = ", ".join(rule for rule, books in fields["powerless"].items() if book in books)
         lines.append(_more("only told", f"{book}: nothing in the ladders of {rules} can repair it"))
