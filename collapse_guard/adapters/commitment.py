@@ -9,6 +9,7 @@ it is added to the loss that the quantizer returns.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -76,9 +77,10 @@ def find_commitment(
 ) -> Knob | AddedCommitment | str:
     """Find what weighs the commitment term of a quantizer with a learnable table.
 
-    The loss at position 1 of the output is differentiated with respect to input and table, with the attribute `beta` at
-    1 and at 2. It is believed only if the gradient to the input is that of `term` times a number, the same for fewer
-    tokens.
+    The loss at position 1 of the output, a tensor or the parts of a sum, is differentiated with respect to input and
+    table, with the attribute `beta` at 1 and at 2. `beta` is the weight if that adds just the gradient of `term`, and
+    none to the table. The weight is fixed if `beta` changes nothing for the input, and all that the input gets is the
+    gradient of `term` times a number, the same for fewer tokens.
 
     Args:
         module: the quantizer.
@@ -90,55 +92,71 @@ def find_commitment(
     Returns:
         `beta` itself where it is the weight; a stand-in where the weight is fixed; else why there is none.
     """
-    has_beta = isinstance(getattr(module, "beta", None), (int, float))
-    pulls = []
-    for beta in (1.0, 2.0) if has_beta else (None,):
-        if beta is not None:
-            copy.beta = beta  # type: ignore[assignment]
+    pull = _pull(copy, table, given, term)
+    if pull is None:  # some compute it in training alone
+        copy.train()
         pull = _pull(copy, table, given, term)
-        if isinstance(pull, str):
-            return pull
-        pulls.append(pull)
-    first, last = pulls[0], pulls[-1]
+    if pull is None:
+        return "it returns no loss that gradients reach: weigh the commitment where your training computes it"
+    if isinstance(getattr(module, "beta", None), (int, float)):
+        at_one, at_two = (_at(beta, copy, table, given, term) for beta in (1.0, 2.0))
+        if _same(at_two.on_input - at_one.on_input, at_one.unit) and _same(at_two.on_table, at_one.on_table):
+            return Knob(module, "beta")
+        if not _same(at_two.on_input, at_one.on_input):
+            return "its `beta` changes the pull on the encoder otherwise than as the weight of the commitment does"
+    if not _same(pull.on_input, pull.weight * pull.unit):
+        return "its loss pulls the encoder otherwise than by the mean squared distance to its codes: no one number does"
+    if not pull.weight:
+        return "its loss has no commitment term: it does not pull the encoder"
     fewer = _pull(copy, table, given[:1], term)
-    if isinstance(fewer, str) or fewer.weight != last.weight:
-        return "the weight of the commitment in its loss depends on the number of tokens, so that no one number does"
-    if not has_beta or first.weight == last.weight:
-        if has_beta and not _same(last.on_table, 2 * first.on_table):
-            return "its `beta` scales neither the commitment nor the codebook term of the loss alone"
-        return AddedCommitment(module, first.weight, term)
-    if (first.weight, last.weight) == (1.0, 2.0) and _same(last.on_table, first.on_table):
-        return Knob(module, "beta")
-    return f"its `beta` is not the weight of the commitment: at 1 that weighs {first.weight:g}, at 2 {last.weight:g}"
+    if fewer is None or fewer.weight != pull.weight:
+        return "the weight of the commitment in its loss depends on the number of tokens: no one number does"
+    if pull.is_split:
+        return "the weight of the commitment is fixed, and its loss is returned in parts: there is no one to add to"
+    return AddedCommitment(module, pull.weight, term)
 
 
+@dataclass(frozen=True, slots=True)
 class _Pull:
-    """What one loss does: the weight of the commitment in it, and its gradient to the table."""
+    """What one loss does: its gradients to input and table, and that of the commitment term with weight 1."""
 
-    def __init__(self, weight: float, on_table: Tensor) -> None:
-        self.weight = round(weight, 5)
-        self.on_table = on_table
+    on_input: Tensor
+    on_table: Tensor
+    unit: Tensor
+    is_split: bool
+
+    @property
+    def weight(self) -> float:
+        """The weight of the commitment in the loss, if nothing else pulls the encoder."""
+        return round(float((self.on_input * self.unit).sum() / self.unit.square().sum()), 5)
 
 
-def _pull(copy: nn.Module, table: Tensor, given: Tensor, term: Term) -> _Pull | str:
+def _at(beta: float, copy: nn.Module, table: Tensor, given: Tensor, term: Term) -> _Pull:
+    copy.beta = beta  # type: ignore[assignment]
+    pull = _pull(copy, table, given, term)
+    if pull is None:
+        raise ValueError(f"with beta = {beta:g} it returns no loss that gradients reach")
+    return pull
+
+
+def _pull(copy: nn.Module, table: Tensor, given: Tensor, term: Term) -> _Pull | None:
+    """Differentiate one loss; `None` where there is none."""
     given = given.clone().requires_grad_()
     with torch.enable_grad():
         output = copy(given)
-        loss = output[1] if type(output) is tuple and len(output) > 1 else None
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            return "it returns no loss that gradients reach: weigh the commitment where your training computes it"
-        reached: Sequence[Tensor | None] = torch.autograd.grad(loss.sum(), (given, table), allow_unused=True)
+        if type(output) is not tuple or len(output) < 2:
+            return None
+        parts = [part for part in flatten_tensors(output[1]) if part.requires_grad and part.numel() == 1]
+        if not parts:
+            return None
+        loss = torch.stack([part.reshape(()) for part in parts]).sum()
+        reached: Sequence[Tensor | None] = torch.autograd.grad(loss, (given, table), allow_unused=True)
         (unit,) = torch.autograd.grad(term(copy, given, output[0]), given)
     on_input, on_table = (
         torch.zeros_like(of) if gradient is None else gradient
         for gradient, of in zip(reached, (given, table), strict=True)
     )
-    weight = float((on_input * unit).sum() / unit.square().sum())
-    if not _same(on_input, weight * unit):
-        return "its loss pulls the encoder otherwise than by the mean squared distance to its codes: no one number does"
-    if not weight:
-        return "its loss has no commitment term: it does not pull the encoder"
-    return _Pull(weight, on_table)
+    return _Pull(on_input, on_table, unit, is_split=not isinstance(output[1], Tensor))
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

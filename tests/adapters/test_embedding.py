@@ -16,10 +16,7 @@ import torch
 from diffusers.models.autoencoders.vae import VectorQuantizer as Diffusers
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAEVectorQuantizer
-from transformers.models.emu3.modeling_emu3 import Emu3VQVAEVectorQuantizer
-from transformers.models.glm_image.modeling_glm_image import GlmImageVQVAEVectorQuantizer
-from transformers.models.janus.modeling_janus import JanusVQVAEVectorQuantizer
+from torch.utils.checkpoint import checkpoint
 
 from collapse_guard import CodebookView, Guard, NoQuantizerError, discover
 from collapse_guard.adapters import Knob
@@ -27,7 +24,7 @@ from collapse_guard.adapters.commitment import AddedCommitment
 from collapse_guard.probe import Probe
 from tests.contract.diffusers import vq_model
 from tests.contract.taming import USED, images, quantize, remapped
-from tests.contract.transformers_images import CONFIGS
+from tests.contract.transformers_images import QUANTIZERS
 
 Build = Callable[[], nn.Module]
 
@@ -35,9 +32,7 @@ SCALES_THE_CODEBOOK: dict[str, Build] = {
     "taming 1": lambda: quantize.VectorQuantizer(16, 8, beta=0.25),
     "taming 2": lambda: quantize.VectorQuantizer2(16, 8, beta=0.25),
     "diffusers": lambda: Diffusers(16, 8, beta=0.25),
-    "Chameleon": lambda: ChameleonVQVAEVectorQuantizer(CONFIGS["Chameleon"]),
-    "Janus": lambda: JanusVQVAEVectorQuantizer(CONFIGS["Janus"]),
-    "GlmImage": lambda: GlmImageVQVAEVectorQuantizer(CONFIGS["GlmImage"]),
+    **{name: QUANTIZERS[name] for name in ("Chameleon", "Janus", "GlmImage")},
 }
 SCALES_THE_COMMITMENT: dict[str, Build] = {
     "taming 2, legacy=False": lambda: quantize.VectorQuantizer2(16, 8, beta=0.25, legacy=False),
@@ -51,7 +46,8 @@ def gradients(module: nn.Module, z: Tensor) -> tuple[Tensor, Tensor]:
     given = z.clone().requires_grad_()
     table = module.get_submodule("embedding").weight
     assert isinstance(table, Tensor)
-    return torch.autograd.grad(module(given)[1], (given, table))
+    encoder, codebook = torch.autograd.grad(module(given)[1], (given, table))
+    return encoder, codebook
 
 
 def view_of(module: nn.Module) -> CodebookView:
@@ -116,7 +112,7 @@ def test_the_loss_with_another_commitment_weight_is_that_of_the_formula_in_float
     commitment.set(0.1)
     loss = module(z)[1]
     latents = z.double().movedim(1, -1).reshape(-1, 8)
-    table = module.get_submodule("embedding").weight.detach().double()  # type: ignore[union-attr, operator]
+    table = module.get_submodule("embedding").weight.detach().double()  # type: ignore[operator]
     if name == "GlmImage":
         latents, table = functional.normalize(latents, dim=-1), functional.normalize(table, dim=-1)
     error = (latents - table[torch.cdist(latents, table).argmin(-1)]).square().mean()
@@ -174,6 +170,37 @@ def test_a_compiled_model_follows_each_change_of_the_commitment_weight() -> None
     guard.close()
 
 
+@pytest.mark.parametrize("name", SCALES_THE_CODEBOOK)
+def test_a_checkpointed_forward_gets_the_same_gradients_and_each_token_is_counted_once(name: str) -> None:
+    module, z = SCALES_THE_CODEBOOK[name]().train(), images()
+    probe = Probe(view_of(module), seed=0, on_error=_raise)
+    assert probe.view.commitment is not None
+    probe.view.commitment.set(0.25)
+    encoder, codebook = gradients(module, z)
+    probe.install()
+    given = z.clone().requires_grad_()
+    checkpoint(lambda x: module(x)[1], given, use_reentrant=False).backward()
+    probe.remove()
+    weight = module.get_submodule("embedding").weight
+    assert isinstance(weight, Tensor)
+    assert torch.equal(given.grad, encoder) if given.grad is not None else False
+    assert torch.equal(weight.grad, codebook) if weight.grad is not None else False
+    assert probe.window.tallies is not None
+    assert int(probe.window.tallies[:16].sum()) == z.numel() // 8
+
+
+def test_under_autocast_the_loss_keeps_its_type() -> None:
+    module, z = SCALES_THE_CODEBOOK["taming 2"](), images()
+    commitment = view_of(module).commitment
+    assert commitment is not None
+    with torch.autocast("cpu", torch.bfloat16):
+        before = module(z.bfloat16())[1]
+        commitment.set(0.25)
+        after = module(z.bfloat16())[1]
+    assert after.dtype == before.dtype
+    assert float(after.detach()) == pytest.approx(float(before.detach()) * 0.5 / 1.25, rel=2e-2)
+
+
 DECAYING: dict[str, Any] = {
     "version": 1,
     "name": "decaying",
@@ -216,7 +243,7 @@ def test_a_guard_decays_the_commitment_of_a_diffusers_model_and_takes_it_back_wh
 
 
 def test_a_resumed_guard_puts_the_commitment_weight_in_force_again() -> None:
-    states = []
+    states: list[dict[str, Any]] = []
     for resumed in (False, True):
         torch.manual_seed(0)
         module = SCALES_THE_CODEBOOK["taming 2"]().train()
@@ -244,7 +271,7 @@ def test_a_resumed_guard_puts_the_commitment_weight_in_force_again() -> None:
 def test_re_mapped_ids_are_counted_as_the_rows_that_were_chosen(cls: type[nn.Module], unknown: Any) -> None:
     module = remapped(cls, 16, 8, beta=0.25, unknown_index=unknown).train()
     with torch.no_grad():
-        module.get_submodule("embedding").weight.normal_().add_(2.0)  # type: ignore[operator, union-attr]
+        module.get_submodule("embedding").weight.normal_().add_(2.0)  # type: ignore[operator]
     view = view_of(module)
     probe = Probe(view, seed=0, on_error=_raise)
     probe.install()
@@ -263,7 +290,7 @@ def test_re_mapped_ids_are_counted_as_the_rows_that_were_chosen(cls: type[nn.Mod
 def test_two_forwards_in_a_row_are_each_counted_with_their_own_ids() -> None:
     module = remapped(Diffusers, 16, 8, beta=0.25).train()
     with torch.no_grad():
-        module.get_submodule("embedding").weight.normal_().add_(2.0)  # type: ignore[operator, union-attr]
+        module.get_submodule("embedding").weight.normal_().add_(2.0)  # type: ignore[operator]
     probe = Probe(view_of(module), seed=0, on_error=_raise)
     probe.install()
     expected = torch.zeros(16, dtype=torch.int64)
@@ -287,7 +314,7 @@ def _raise(error: Exception) -> None:
 def test_rows_that_are_decoded_by_direction_are_measured_by_direction() -> None:
     module = SCALES_THE_CODEBOOK["GlmImage"]().train()
     with torch.no_grad():
-        module.get_submodule("embedding").weight.mul_(1000.0)  # type: ignore[operator, union-attr]
+        module.get_submodule("embedding").weight.mul_(1000.0)  # type: ignore[operator]
     guard = Guard(DECAYING | {"mode": "observe"}, console=False)
     guard.attach(module)
     for _ in range(2):
@@ -310,6 +337,22 @@ def test_a_trial_leaves_module_and_random_streams_as_they_were() -> None:
         assert vars(module).keys() == vars(before).keys()
         torch.testing.assert_close(module.state_dict(), before.state_dict(), rtol=0, atol=0)
         assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_a_forward_that_was_put_on_the_instance_is_not_run_by_a_trial() -> None:
+    module = SCALES_THE_CODEBOOK["taming 2"]()
+    calls = []
+    original = module.forward
+
+    def wrapped(*args: Any) -> Any:
+        calls.append(args)
+        return original(*args)
+
+    module.forward = wrapped
+    assert view_of(module).metric == "l2"
+    assert not calls
+    module(images())
+    assert len(calls) == 1
 
 
 def test_a_half_precision_module_in_eval_mode_with_a_frozen_table_is_recognised() -> None:

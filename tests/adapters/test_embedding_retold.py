@@ -127,3 +127,8 @@ def test_beta_is_the_commitment_weight_where_the_gradients_say_so(build: Callabl
     before = encoder_gradient(module, z)
     module.beta = 1.0  # type: ignore[assignment]
     torch.testing.assert_close(encoder_gradient(module, z), 4 * before, rtol=1e-4, atol=1e-7)
+
+
+def test_beta_is_told_from_another_term_that_pulls_the_encoder_too() -> None:
+    module = SplitLossVQ(16, 8, 0.25, entropy_loss_ratio=0.1)
+    assert view_of(module).commitment == Knob(module, "beta")

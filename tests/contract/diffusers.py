@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusers import VQModel
 from diffusers.models.autoencoders.vae import VectorQuantizer
+from diffusers.models.autoencoders.vq_model import VQModel
 from torch import Tensor, nn
 
 from .case import Case, Run, flat, offset_data

@@ -22,7 +22,7 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from .case import Case, Run, flat, offset_data
 from .taming import images
 
-__all__ = ["CASES", "CONFIGS"]
+__all__ = ["CASES", "QUANTIZERS"]
 
 SMALL: dict[str, Any] = {"embed_dim": 8, "num_embeddings": 16, "latent_channels": 8}
 CONV: dict[str, Any] = {"base_channels": 32, "channel_multiplier": (1, 1), "num_res_blocks": 1}
@@ -39,6 +39,18 @@ CONFIGS: dict[str, Any] = {
         temporal_downsample_factor=1,
         hidden_size=32,
     ),
+}
+
+
+def _maker(cls: Callable[[Any], nn.Module], name: str) -> Callable[[], nn.Module]:
+    return lambda: cls(CONFIGS[name])
+
+
+QUANTIZERS = {
+    "Chameleon": _maker(chameleon.ChameleonVQVAEVectorQuantizer, "Chameleon"),
+    "Janus": _maker(janus.JanusVQVAEVectorQuantizer, "Janus"),
+    "GlmImage": _maker(glm_image.GlmImageVQVAEVectorQuantizer, "GlmImage"),
+    "Emu3": _maker(emu3.Emu3VQVAEVectorQuantizer, "Emu3"),
 }
 
 
@@ -79,12 +91,12 @@ def _run_emu3_encoder(module: nn.Module, x: Tensor) -> Run:
     return Run({"quantizer.quantize": torch.cat([flat(tokens) for tokens in output.image_tokens])}, None)
 
 
-def _bare(name: str, cls: Callable[[Any], nn.Module], **options: Any) -> Case:
+def _bare(name: str, **options: Any) -> Case:
     fields: dict[str, Any] = {"batch": images, "run": _run}
     return Case(
         package="transformers",
         cls=f"{name}VQVAEVectorQuantizer",
-        build=lambda: cls(CONFIGS[name]),
+        build=QUANTIZERS[name],
         views=("quantizer",),
         **fields | options,
     )
@@ -103,12 +115,11 @@ def _whole(name: str, cls: Callable[[Any], nn.Module], **options: Any) -> Case:
 
 EMU3: dict[str, Any] = {"lacks": frozenset({"commitment"}), "trains": False}
 CASES = (
-    _bare("Chameleon", chameleon.ChameleonVQVAEVectorQuantizer),
-    _bare("Janus", janus.JanusVQVAEVectorQuantizer),
-    _bare("GlmImage", glm_image.GlmImageVQVAEVectorQuantizer),
+    _bare("Chameleon"),
+    _bare("Janus"),
+    _bare("GlmImage"),
     _bare(
         "Emu3",
-        emu3.Emu3VQVAEVectorQuantizer,
         batch=lambda: offset_data(2, 2, 8, 6, 6, channel=2),
         run=_run_emu3,
         **EMU3,

@@ -138,6 +138,7 @@ def _twin(module: nn.Module, structure: _Structure) -> nn.Module:
     for part in twin.modules():
         part._forward_hooks.clear()
         part._forward_pre_hooks.clear()
+        part.__dict__.pop("forward", None)  # one that was put on the instance still belongs to the original
     if hasattr(twin, "remap"):
         twin.remap = None  # type: ignore[assignment]
     weight = structure.embedding(twin).weight
