@@ -17,6 +17,7 @@ from diffusers.models.autoencoders.vae import VectorQuantizer as Diffusers
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+from transformers import ChameleonConfig, ChameleonForConditionalGeneration, GPT2Config, GPT2LMHeadModel
 
 from collapse_guard import CodebookView, Guard, NoQuantizerError, discover
 from collapse_guard.adapters import Knob
@@ -24,7 +25,7 @@ from collapse_guard.adapters.commitment import AddedCommitment
 from collapse_guard.probe import Probe
 from tests.contract.diffusers import vq_model
 from tests.contract.taming import USED, images, quantize, remapped
-from tests.contract.transformers_images import QUANTIZERS
+from tests.contract.transformers_images import CONFIGS, QUANTIZERS
 
 Build = Callable[[], nn.Module]
 
@@ -450,6 +451,24 @@ LOOKALIKES: dict[str, Callable[[Tensor, Tensor], Any]] = {
 def test_what_only_has_the_attributes_of_a_quantizer_is_none(name: str) -> None:
     with pytest.raises(NoQuantizerError):
         discover(nn.Sequential(Lookalike(LOOKALIKES[name])))
+
+
+def test_a_language_model_with_tied_embeddings_has_no_codebook() -> None:
+    config = GPT2Config(n_embd=8, n_head=2, n_layer=1, vocab_size=32, n_positions=16)
+    assert config.tie_word_embeddings
+    with pytest.raises(NoQuantizerError):
+        discover(GPT2LMHeadModel(config))
+
+
+def test_of_a_multimodal_model_only_the_image_tokenizer_has_a_codebook() -> None:
+    small: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    words = {f"IMGIMG{letter}Z": index for index, letter in enumerate("ABCDEFGHIJABCDEF")}
+    config = ChameleonConfig(
+        **small, num_key_value_heads=2, vocab_size=32, vq_config=CONFIGS["Chameleon"].to_dict(), vocabulary_map=words
+    )
+    found = discover(ChameleonForConditionalGeneration(config))
+    assert [view.name for view in found.views] == ["model.vqmodel.quantize"]
+    assert not found.unrecognised
 
 
 @pytest.mark.parametrize(("size", "copies"), [(16, 1), (2**21, 0)])

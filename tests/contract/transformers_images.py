@@ -22,7 +22,7 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from .case import Case, Run, flat, offset_data
 from .taming import images
 
-__all__ = ["CASES", "QUANTIZERS"]
+__all__ = ["CASES", "CONFIGS", "QUANTIZERS"]
 
 SMALL: dict[str, Any] = {"embed_dim": 8, "num_embeddings": 16, "latent_channels": 8}
 CONV: dict[str, Any] = {"base_channels": 32, "channel_multiplier": (1, 1), "num_res_blocks": 1}

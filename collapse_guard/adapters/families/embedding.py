@@ -6,6 +6,7 @@ weighs the pull on the codebook, not the commitment. A trial forward of a *copy*
 nearest rows of its table is left to others. None of these libraries is imported.
 
 taming's `GumbelQuantize` draws its codes from the logits of a convolution: it is watched, and cannot be repaired here.
+Its `EMAVectorQuantizer` is in no release, and cannot be constructed from its repository, where a name is not defined.
 """
 
 from __future__ import annotations
