@@ -11,6 +11,7 @@ import typer
 
 from .check import check
 from .demo import demo
+from .doctor import doctor
 from .explain import explain
 from .replay import replay
 from .schema import schema
@@ -36,7 +37,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-for _command in (demo, check, test, replay, explain, schema):
+for _command in (demo, check, test, replay, explain, schema, doctor):
     app.command()(_command)
 
 
