@@ -32,7 +32,9 @@ def _run_model(module: nn.Module, x: Tensor) -> Run:
     handle = module.get_submodule("quantize.embedding").register_forward_pre_hook(lambda _, args: asked.append(args[0]))
     output = module(x)
     handle.remove()
-    return Run({"quantizer.quantize": flat(asked[0])}, output.commit_loss + (output.sample - x).square().mean())
+    return Run(
+        {"quantizer.quantize": flat(asked[0])}, output.commit_loss + (output.sample - x.detach()).square().mean()
+    )
 
 
 def _case(build: Any, *, mode: str = "", run: Any = _run) -> Case:

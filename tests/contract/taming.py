@@ -86,7 +86,7 @@ CASES = (
     _case(
         "VectorQuantizer2",
         lambda: remapped(V2, 16, 8, beta=0.25, unknown_index="extra", sane_index_shape=True),
-        mode="remap, extra",
+        mode="remap with extra",
         run=run_remapped,
     ),
     _case("GumbelQuantize", lambda: GUMBEL(8, 8, 16), run=_gumbel, lacks=DRAWN),

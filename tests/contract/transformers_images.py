@@ -76,7 +76,7 @@ def _run_janus(module: nn.Module, x: Tensor) -> Run:
     handle = module.get_submodule("quantize").register_forward_hook(lambda _, __, output: seen.append(output[2]))
     output = module(x)
     handle.remove()
-    loss = output.embedding_loss + (output.decoded_pixel_values - x).square().mean()
+    loss = output.embedding_loss + (output.decoded_pixel_values - x.detach()).square().mean()
     assert isinstance(loss, Tensor)
     return Run({"quantizer.quantize": flat(seen[0])}, loss)
 
