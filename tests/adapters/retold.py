@@ -4,6 +4,7 @@ AnchoredVQ re-initialises rarely used codes in each training forward by binding 
 does, Zheng & Vedaldi 2023); ProjectedVQ has a convolution inside, starts from its first batch and multiplies its whole
 loss (as Karpathy's port of DeepMind's VQ-VAE does); SplitLossVQ returns the terms of its loss apart, in training alone
 (as LlamaGen's tokenizer does, Sun et al. 2024). Names of attributes and outputs are theirs, the code is not.
+AveragedVQ looks like them, but for the moving averages that make its table.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["AnchoredVQ", "ProjectedVQ", "SplitLossVQ"]
+__all__ = ["AnchoredVQ", "AveragedVQ", "ProjectedVQ", "SplitLossVQ"]
 
 
 def _to_rows(z: Tensor) -> Tensor:
@@ -114,3 +115,29 @@ class SplitLossVQ(nn.Module):
             commitment = self.beta * (rows.detach() - z).square().mean()
             losses = ((rows - z.detach()).square().mean(), commitment, entropy, 0)
         return _straight_through(z, rows), losses, (None, None, codes)
+
+
+class AveragedVQ(nn.Module):
+    """Returns (quantised, loss, codes); its embedding is the quotient of two moving averages."""
+
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self, n_e: int, e_dim: int) -> None:
+        super().__init__()
+        self.n_e, self.e_dim, self.beta = n_e, e_dim, 0.25
+        self.embedding = nn.Embedding(n_e, e_dim).requires_grad_(False)
+        self.register_buffer("sums", self.embedding.weight.clone())
+        self.register_buffer("counts", torch.ones(n_e))
+
+    def forward(self, z: Tensor) -> Any:
+        latents, table = _to_rows(z), self.embedding.weight
+        codes = torch.cdist(latents.detach(), table.detach()).argmin(1)
+        rows = _to_images(table[codes], z)
+        if self.training:
+            with torch.no_grad():
+                one_hot = functional.one_hot(codes, self.n_e).to(z.dtype)
+                self.counts.mul_(0.9).add_(one_hot.sum(0), alpha=0.1)
+                self.sums.mul_(0.9).add_(one_hot.t() @ latents, alpha=0.1)
+                table.copy_(self.sums / self.counts.unsqueeze(1))
+        return _straight_through(z, rows), self.beta * (rows.detach() - z).square().mean(), codes

@@ -471,22 +471,28 @@ def test_of_a_multimodal_model_only_the_image_tokenizer_has_a_codebook() -> None
     assert not found.unrecognised
 
 
-@pytest.mark.parametrize(("size", "copies"), [(16, 1), (2**21, 0)])
-def test_a_wrapped_token_embedding_is_none_and_a_large_one_is_not_even_copied(size: int, copies: int) -> None:
+def test_a_wrapped_token_embedding_is_none_and_its_table_is_not_copied() -> None:
     copied = []
 
-    class Tokens(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embedding = nn.Embedding(size, 16, _weight=torch.zeros(size, 16))
-
+    class Heavy(nn.Parameter):
         def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-            copied.append(size)
-            raise RuntimeError
+            copied.append(memo)
+            return self
 
+    tokens = Lookalike(lambda ids, table: functional.embedding(ids, table))
+    tokens.embedding.weight = Heavy(torch.randn(16, 8))
     with pytest.raises(NoQuantizerError):
-        discover(nn.Sequential(Tokens()))
-    assert len(copied) == copies
+        discover(nn.Sequential(tokens))
+    assert not copied
+
+
+@pytest.mark.parametrize(("K", "D"), [(300, 8), (300, 300), (2, 8), (1000, 4)])
+def test_a_trial_with_fewer_rows_says_the_same_of_a_large_table(K: int, D: int) -> None:
+    for module in (quantize.VectorQuantizer(K, D, beta=0.25), Diffusers(K, D, beta=0.25, legacy=False)):
+        view = view_of(module)
+        assert (view.K, view.D, view.metric) == (K, D, "l2")
+        assert view.commitment is not None
+        assert isinstance(view.commitment, Knob) == isinstance(module, Diffusers)
 
 
 def test_a_commitment_that_cannot_be_told_apart_is_refused_with_the_reason() -> None:

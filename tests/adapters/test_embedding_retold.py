@@ -15,7 +15,7 @@ from tests.contract import test_contract as contract
 from tests.contract.case import Case, Run, flat
 from tests.contract.taming import images
 
-from .retold import AnchoredVQ, ProjectedVQ, SplitLossVQ
+from .retold import AnchoredVQ, AveragedVQ, ProjectedVQ, SplitLossVQ
 
 
 def _run(module: nn.Module, x: Tensor) -> Run:
@@ -132,3 +132,9 @@ def test_beta_is_the_commitment_weight_where_the_gradients_say_so(build: Callabl
 def test_beta_is_told_from_another_term_that_pulls_the_encoder_too() -> None:
     module = SplitLossVQ(16, 8, 0.25, entropy_loss_ratio=0.1)
     assert view_of(module).commitment == Knob(module, "beta")
+
+
+def test_an_embedding_that_moving_averages_stand_behind_is_of_another_family() -> None:
+    (view,) = discover(AveragedVQ(16, 8)).views
+    assert view.adapter == "home-made"
+    assert view.kind == "ema"

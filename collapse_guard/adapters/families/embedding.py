@@ -32,7 +32,7 @@ _DRAWN = (
     "its codes are drawn from the logits of a convolution, not by distance: a row placed anew would be drawn no more"
 )
 _KL = "its loss is a divergence to uniform codes (kl_weight), not a commitment: it has no term that pulls to the codes"
-_MOST_NUMBERS = 2**24
+_TRIAL_ROWS = 256
 _SHAPES = ((2, 6, 8), (2, 2, 4, 6))  # all but the channels, which stand third from the end: images, and clips
 
 
@@ -84,68 +84,84 @@ def match_embedding(name: str, module: nn.Module) -> Sequence[CodebookView | Unr
 def _structure(module: nn.Module) -> _Structure | None:
     """Return the candidate's parts; its table must be all that it trains, but for a projection of its input.
 
-    A module without a weight of its loss is a candidate only while its table is small: that may be a wrapped token
-    embedding of any size, and a trial copies it.
+    With moving averages beside it the table would be theirs, and another family's.
     """
     children = dict(module.named_children())
     tables = [key for key in ("embedding", "embed") if type(children.get(key)) is nn.Embedding]
-    if len(tables) != 1 or cast(nn.Embedding, children[tables[0]]).padding_idx is not None:
+    if len(tables) != 1 or list(module.parameters(recurse=False)):
         return None
-    rest = {key: child for key, child in children.items() if key != tables[0] and any(True for _ in child.parameters())}
-    if list(module.parameters(recurse=False)) or len(rest) > 1:
+    table = cast(nn.Embedding, children.pop(tables[0]))
+    trained = [key for key, child in children.items() if list(child.parameters())]
+    structure = _Structure(tables[0], trained[0] if trained else None)
+    if table.padding_idx is not None or len(trained) > 1 or _averages(module, table.weight):
         return None
-    structure = _Structure(tables[0], next(iter(rest), None))
-    weight = structure.embedding(module).weight
-    if structure.projection is not None:
-        projection = rest[structure.projection]
-        if not isinstance(projection, nn.Conv2d) or projection.out_channels != weight.shape[1]:
+    if trained:
+        projection = children[trained[0]]
+        if not isinstance(projection, nn.Conv2d) or projection.out_channels != table.embedding_dim:
             return None
-    weighs = any(isinstance(getattr(module, key, None), (int, float)) for key in ("beta", "kld_scale"))
-    return structure if weighs or (not rest and weight.numel() <= _MOST_NUMBERS) else None
+    return structure
+
+
+def _averages(module: nn.Module, table: Tensor) -> list[str]:
+    """Return the buffers that may be moving averages of the table or of its counts."""
+    sizes = (len(table), table.numel())
+    buffers = ((name, buffer) for name, buffer in module.named_buffers() if name != "embed_prob")  # shares, for anchors
+    return [name for name, buffer in buffers if buffer.is_floating_point() and buffer.numel() in sizes]
 
 
 def _try(name: str, module: nn.Module, structure: _Structure) -> Sequence[CodebookView] | None:
     """Let a copy search among random rows; make the view of what it turns out to be."""
-    try:
-        twin = _twin(module, structure)
-    except Exception:  # foreign code may refuse to be copied in any way; then there is nothing to learn
-        return None
-    for shape in _SHAPES:
-        given = _input(twin, structure, shape)
-        try:
-            search = _search(twin, structure, given)
-        except Exception:  # as above: it may refuse this layout
-            continue
-        if search is not None:
-            break
-    else:
-        return None
+    table = structure.embedding(module)
+    for K in sorted({table.num_embeddings, _trial_rows(table)}):
+        for shape in _SHAPES:
+            try:
+                twin = _twin(module, structure, K)
+                given = _input(twin, structure, shape)
+                search = _search(twin, structure, given)
+            except (
+                Exception
+            ):  # foreign code may refuse the copy or the layout in any way; then there is nothing to learn
+                continue
+            if search is not None:
+                return [_view(name, module, structure, search, _commitment(module, twin, structure, search, given))]
+    return None
 
+
+def _trial_rows(table: nn.Embedding) -> int:
+    """Return how many rows are enough for a trial: of a large table, gradients take long and one more copy takes room."""
+    K, D = table.weight.shape
+    return K if K == D else min(K, _TRIAL_ROWS)
+
+
+def _commitment(
+    module: nn.Module, twin: nn.Module, structure: _Structure, search: _Search, given: Tensor
+) -> Knob | AddedCommitment | str:
     def term(owner: nn.Module, given: Tensor, quantised: Tensor) -> Tensor:
         latents = search.as_compared(structure.project(owner, given))
         return (quantised.detach() - latents).square().mean()
 
-    commitment: Knob | AddedCommitment | str
     try:
-        commitment = find_commitment(module, twin, structure.embedding(twin).weight, given, term)
+        return find_commitment(module, twin, structure.embedding(twin).weight, given, term)
     except Exception as error:  # as above; codes and rows are known all the same
-        commitment = f"what weighs its commitment could not be found: {type(error).__name__}: {error}"
-    return [_view(name, module, structure, search, commitment)]
+        return f"what weighs its commitment could not be found: {type(error).__name__}: {error}"
 
 
-def _twin(module: nn.Module, structure: _Structure) -> nn.Module:
-    """Return a copy in eval mode and float32, with random rows of different lengths, ids as they are, no hooks."""
-    twin = copy.deepcopy(module).float().eval()
+def _twin(module: nn.Module, structure: _Structure, K: int) -> nn.Module:
+    """Return a copy in eval mode and float32, with K random rows of different lengths, ids as they are, no hooks."""
+    table = structure.embedding(module).weight
+    generator = torch.Generator(table.device).manual_seed(1234)
+    rows = torch.empty(K, table.shape[1], device=table.device).normal_(generator=generator)
+    rows *= torch.linspace(0.5, 2.0, K, device=table.device).unsqueeze(-1)
+    twin = copy.deepcopy(module, {id(table): nn.Parameter(rows)}).float().eval()
     for part in twin.modules():
         part._forward_hooks.clear()
         part._forward_pre_hooks.clear()
         part.__dict__.pop("forward", None)  # one that was put on the instance still belongs to the original
+        for key, value in vars(part).items():
+            if type(value) is int and value == len(table):
+                setattr(part, key, K)
     if hasattr(twin, "remap"):
         twin.remap = None  # type: ignore[assignment]
-    weight = structure.embedding(twin).weight
-    generator = torch.Generator(weight.device).manual_seed(1234)
-    lengths = torch.linspace(0.5, 2.0, len(weight), device=weight.device)
-    weight.data.normal_(generator=generator).mul_(lengths.unsqueeze(-1))
     return twin.requires_grad_()
 
 
