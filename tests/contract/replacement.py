@@ -66,7 +66,8 @@ def outcome(arm: str, seed: int, *, kmeans_init: bool, jumps: bool) -> End:
     torch.manual_seed(seed)
     patches, generator = _patches(), torch.Generator().manual_seed(seed)
     threshold = 2 if arm == "encodec's own" else 0
-    model = nn.Sequential(core.EuclideanCodebook(16, K, kmeans_init=kmeans_init, threshold_ema_dead_code=threshold))
+    codebook = core.EuclideanCodebook(16, K, kmeans_init=kmeans_init, threshold_ema_dead_code=threshold)
+    model = nn.Sequential(codebook)
     guard = Guard(POLICY, console=False)
     if arm == "guard":
         guard.attach(model)
@@ -84,7 +85,7 @@ def outcome(arm: str, seed: int, *, kmeans_init: bool, jumps: bool) -> End:
     with torch.no_grad():
         quantised, codes = model(fresh)
     error = float((fresh - quantised).square().sum(1).mean())
-    return End(len(torch.unique(codes)), error, model[0].embed.clone())
+    return End(len(torch.unique(codes)), error, codebook.embed.clone())
 
 
 def _patches() -> Tensor:
