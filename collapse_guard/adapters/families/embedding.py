@@ -128,7 +128,7 @@ def _try(name: str, module: nn.Module, structure: _Structure) -> Sequence[Codebo
 
 
 def _trial_rows(table: nn.Embedding) -> int:
-    """Return how many rows are enough for a trial: of a large table, gradients take long and one more copy takes room."""
+    """Return how many rows are enough for a trial: of a large table, gradients take long and a copy takes room."""
     K, D = table.weight.shape
     return K if K == D else min(K, _TRIAL_ROWS)
 
