@@ -63,11 +63,10 @@ class Watch:
             probe.install()
 
     def release(self) -> None:
-        """Stop recording and let the quantizers update their codebooks again."""
+        """Stop recording and leave the quantizers to themselves again."""
         for probe in self.probes.values():
             probe.remove()
-            probe.view.unfreeze()
-            probe.view.give_back()
+            probe.view.release()
 
     @property
     def seconds(self) -> float:

@@ -70,7 +70,7 @@ def test_what_a_policy_cannot_do_in_this_run_is_said_at_once() -> None:
             model = digits_model()
             guard.attach(model)
             for _ in range(30):
-                model.quantizer(torch.randn(64, 64))
+                model(torch.randn(64, 64))
                 guard.step(epoch=epoch)
         assert recorder.of("attached")[0].fields["idle_rules"] == [{"rule": "deep", "codebooks": ["rvq.*"]}]
         assert [event.fields["reason"] for event in recorder.of("fault")] == faults

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
+from .commitment import AddedCommitment
 from .freeze import Freeze
 from .refs import Derived, Knob, Quotient, Switch, TensorRef
 
@@ -97,7 +98,7 @@ class CodebookView:
     ema_count: TensorRef | None = None
     metric: Metric = "l2"
     decodes_raw: bool = False
-    commitment: Knob | None = None
+    commitment: Knob | AddedCommitment | None = None
     decay: Knob | None = None
     replacement: Switch | None = None
     after_write: Callable[[], None] = lambda: None
@@ -218,3 +219,10 @@ class CodebookView:
         if self.replacement is not None and self._native is not None:
             self.replacement.restore(self._native)
             self._native = None
+
+    def release(self) -> None:
+        """Leave the quantizer to itself: its updates, its replacement of dead codes, its loss."""
+        self.unfreeze()
+        self.give_back()
+        if isinstance(self.commitment, AddedCommitment):
+            self.commitment.release()

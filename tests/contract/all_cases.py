@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import dac, described, diveq, encodec, fixed, lucidrains, nsvq, snac
+from . import dac, described, diffusers, diveq, encodec, fixed, lucidrains, nsvq, snac, taming, transformers_images
 
 __all__ = ["CASES"]
 
@@ -11,6 +11,9 @@ CASES = (
     *encodec.CASES,
     *dac.CASES,
     *snac.CASES,
+    *taming.CASES,
+    *diffusers.CASES,
+    *transformers_images.CASES,
     *diveq.CASES,
     *nsvq.CASES,
     *fixed.CASES,

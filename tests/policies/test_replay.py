@@ -83,7 +83,7 @@ def test_a_loss_that_is_no_number_counts_in_a_replay_as_it_did_in_the_run(tmp_pa
         model = digits_model()
         guard.attach(model)
         for loss in losses:
-            model.quantizer(torch.randn(8, 64))
+            model(torch.randn(8, 64))
             guard.step(loss=loss)
     records = list(read_events(tmp_path))
     assert {record.get("not_finite", {}).get("loss") for record in records if record["event"] == "reading"} == {
