@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from . import diveq, encodec, fixed, lucidrains, nsvq
+from . import audiocraft, diveq, encodec, fixed, lucidrains, moshi, nsvq, speechtokenizer, transformers_codecs
 
 __all__ = ["CASES"]
 
-CASES = (*lucidrains.CASES, *encodec.CASES, *diveq.CASES, *nsvq.CASES, *fixed.CASES)
+CASES = (
+    *lucidrains.CASES,
+    *encodec.CASES,
+    *audiocraft.CASES,
+    *speechtokenizer.CASES,
+    *moshi.CASES,
+    *transformers_codecs.CASES,
+    *diveq.CASES,
+    *nsvq.CASES,
+    *fixed.CASES,
+)
