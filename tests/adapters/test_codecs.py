@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import MimiConfig, MimiModel
+from transformers.models.mimi.modeling_mimi import MimiEuclideanCodebook
 
 from collapse_guard import CodebookView, Guard, discover
 from collapse_guard.interventions import Site, Transaction, find_intervention
@@ -221,7 +223,7 @@ def mimi_codebook() -> tuple[Any, CodebookView]:
 
 def test_looking_at_a_codec_fills_no_cache_so_that_weights_loaded_later_count() -> None:
     loaded, _ = mimi_codebook()
-    empty = transformers_codecs.mimi.MimiEuclideanCodebook(transformers_codecs.MimiConfig(**transformers_codecs.MIMI))
+    empty = MimiEuclideanCodebook(MimiConfig(**transformers_codecs.MIMI))
     (view,) = discover(nn.Sequential(empty)).views
     assert not view.codebook().any()
     assert empty._embed is None
@@ -251,7 +253,7 @@ def test_the_table_is_what_is_searched_even_where_the_cache_is_out_of_date() -> 
 
 def test_a_row_written_with_hardly_any_usage_is_the_vector_all_the_same() -> None:
     torch.manual_seed(0)
-    leaf = moshi.started(moshi.core.EuclideanCodebook(dim=8, codebook_size=16), channel_last=True)
+    leaf: Any = moshi.started(moshi.core.EuclideanCodebook(dim=8, codebook_size=16), channel_last=True)
     (view,) = discover(leaf).views
     leaf.cluster_usage[:2] = torch.tensor([0.0, 1e-9])  # codes that were not used for long
     view.write_rows(torch.tensor([0, 1]), torch.full((2, 8), 3.0))
@@ -260,7 +262,7 @@ def test_a_row_written_with_hardly_any_usage_is_the_vector_all_the_same() -> Non
 
 def test_moshis_own_replacement_rests_while_the_guard_manages_its_codebook() -> None:
     torch.manual_seed(0)
-    leaf = moshi.started(moshi.core.EuclideanCodebook(dim=8, codebook_size=16), channel_last=True)
+    leaf: Any = moshi.started(moshi.core.EuclideanCodebook(dim=8, codebook_size=16), channel_last=True)
     (view,) = discover(leaf).views
     unused = torch.arange(8, 16)
 
@@ -301,7 +303,7 @@ def test_a_codec_without_weights_is_not_measured_until_they_are_loaded() -> None
     torch.manual_seed(0)
     loaded = transformers_codecs.mimi_model()
     torch.manual_seed(0)
-    model = transformers_codecs.MimiModel(transformers_codecs.MimiConfig(**transformers_codecs.MIMI)).train()
+    model = MimiModel(MimiConfig(**transformers_codecs.MIMI)).train()
     recorder = Recorder()
     policy = {
         "version": 1,
