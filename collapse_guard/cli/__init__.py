@@ -16,6 +16,7 @@ from .explain import explain
 from .replay import replay
 from .schema import schema
 from .test import test
+from .tokenize import tokenize
 
 __all__ = ["app", "main"]
 
@@ -37,7 +38,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-for _command in (demo, check, test, replay, explain, schema, doctor):
+for _command in (demo, check, test, replay, explain, schema, doctor, tokenize):
     app.command()(_command)
 
 
