@@ -17,10 +17,12 @@ from transformers import MimiConfig, MimiModel
 from transformers.models.mimi.modeling_mimi import MimiEuclideanCodebook
 
 from collapse_guard import CodebookView, Guard, discover
+from collapse_guard.adapters import survey
 from collapse_guard.interventions import Site, Transaction, find_intervention
 from collapse_guard.policies import ResetCodes
 from collapse_guard.probe import Probe
 from tests.contract import audiocraft, encodec, moshi, transformers_codecs
+from tests.contract.packages import import_inside
 from tests.loops import Recorder
 
 
@@ -211,6 +213,11 @@ def reset(probe: Probe, rows: Tensor) -> Transaction:
     return transaction
 
 
+def test_a_quantizer_of_which_the_codes_are_its_own_latents_is_not_taken_for_one() -> None:
+    base = import_inside("audiocraft", "quantization.base")
+    assert survey(nn.Sequential(base.DummyQuantizer())).views == ()
+
+
 # What a write must reach
 
 
@@ -294,6 +301,33 @@ def test_a_reset_holds_where_a_codec_counts_no_usage() -> None:
         probes[0].window.restart()
         leaf.encode(audiocraft.audio().transpose(1, 2))
         assert np.count_nonzero(np.array(counted(probes[0]))[rows.numpy()]) >= 4
+
+
+def test_a_level_that_is_often_dropped_keeps_what_a_reset_wrote() -> None:
+    torch.manual_seed(0)
+    model = audiocraft.vq.ResidualVectorQuantizer(dimension=8, n_q=3, bins=16, q_dropout=True, kmeans_init=False)
+    with probes_on(model.train()) as probes, torch.no_grad():
+        probe, rows = probes[2], torch.arange(8, 16)
+
+        def train(steps: int) -> None:
+            for _ in range(steps):
+                model(audiocraft.audio(), 50)
+
+        train(6)
+        probe.view.write_rows(rows, -50 + torch.arange(8.0).unsqueeze(-1).expand(8, 8), torch.ones(8))
+        probe.view.take_over()
+        probe.window.restart()
+        train(6)
+        reset(probe, rows)
+        probe.window.restart()
+        written = probe.view.codebook()[rows].clone()
+        while not sum(counted(probe)):
+            assert torch.equal(probe.view.codebook()[rows], written)  # a step without the level changes no bit of it
+            train(1)
+        unhit = [index for index, row in enumerate(rows.tolist()) if not counted(probe)[row]]
+        torch.testing.assert_close(probe.view.codebook()[rows][unhit], written[unhit], rtol=1e-4, atol=1e-4)
+        train(6)
+        assert np.count_nonzero(np.array(counted(probe))[rows.numpy()]) >= 4
 
 
 # What is no collapse

@@ -15,8 +15,9 @@ __all__ = ["CASES", "audio", "core", "vq"]
 
 # What audiocraft wants of its trainer is one function, which does nothing on a single rank.
 _flashy: Any = ModuleType("flashy")
-_flashy.distrib = ModuleType("flashy.distrib")
-_flashy.distrib.broadcast_tensors = lambda tensors, src=0: None
+_distrib: Any = ModuleType("flashy.distrib")
+_distrib.broadcast_tensors = lambda tensors, src=0: None
+_flashy.distrib = _distrib
 
 core = import_inside("audiocraft", "quantization.core_vq", flashy=_flashy)
 vq = import_inside("audiocraft", "quantization.vq")

@@ -95,6 +95,8 @@ XCODEC: dict[str, Any] = {
         "num_conv_pos_embedding_groups": 2,
     },
 }
+XCODEC_ALONE: dict[str, Any] = XCODEC | {"codebook_dim": 8}  # with nothing around the quantizer
+MIMI_ALONE: dict[str, Any] = MIMI | {"hidden_size": 8}
 
 
 def with_weights(module: Any, call: Callable[[Any], object]) -> Any:
@@ -237,12 +239,12 @@ CASES = (
     ),
     _case(
         "XcodecVectorQuantization",
-        lambda: quantizer(xcodec.XcodecVectorQuantization, XcodecConfig(**XCODEC | {"codebook_dim": 8})),
+        lambda: quantizer(xcodec.XcodecVectorQuantization, XcodecConfig(**XCODEC_ALONE)),
         _encode,
     ),
     _case(
         "XcodecResidualVectorQuantization",
-        lambda: quantizer(xcodec.XcodecResidualVectorQuantization, XcodecConfig(**XCODEC | {"codebook_dim": 8})),
+        lambda: quantizer(xcodec.XcodecResidualVectorQuantization, XcodecConfig(**XCODEC_ALONE)),
         _encode_levels(_layers("quantizers")),
         _layers("quantizers"),
     ),
@@ -266,7 +268,7 @@ CASES = (
     ),
     _case(
         "MimiSplitResidualVectorQuantizer",
-        lambda: quantizer(mimi.MimiSplitResidualVectorQuantizer, MimiConfig(**MIMI | {"hidden_size": 8})),
+        lambda: quantizer(mimi.MimiSplitResidualVectorQuantizer, MimiConfig(**MIMI_ALONE)),
         _encode_levels(_SPLIT),
         _SPLIT,
     ),
