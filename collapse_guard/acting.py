@@ -96,12 +96,7 @@ def _why_shared(deed: Deed, weighed: Sequence[Deed]) -> str | None:
     mine = deed.probe.view.commitment
     for other in weighed:
         theirs = other.probe.view.commitment
-        if (
-            mine is not None
-            and theirs is not None
-            and mine.owner is theirs.owner
-            and mine.attribute == theirs.attribute
-        ):
+        if mine is not None and theirs is not None and mine.place == theirs.place:
             return f"its commitment weight is also that of {other.entry.codebook}, which has just changed it"
     return None
 

@@ -169,6 +169,8 @@ class CodebookView:
         if self.ema_sum is not None and self.ema_count is not None:
             ema_count, ema_sum = self.ema_count.get(), self.ema_sum.get()
             counts = ema_count[rows] if counts is None else counts.to(ema_count)
+            if isinstance(self.table, Quotient):  # below the floor the quotient would be less than the vector
+                counts = counts.clamp(min=self.table.floor)
             ema_count.index_copy_(0, rows, counts)
             ema_sum.index_copy_(0, rows, (vectors * counts.float().unsqueeze(-1)).to(ema_sum.dtype))
         self.written()

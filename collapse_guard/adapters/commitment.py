@@ -46,6 +46,11 @@ class AddedCommitment:
         self._term = term
         self._handle: RemovableHandle | None = None
 
+    @property
+    def place(self) -> tuple[int, str]:
+        """Where the weight is; nothing else changes it."""
+        return id(self), ""
+
     def get(self) -> float:
         """Return the weight in force."""
         return self._weight

@@ -22,7 +22,7 @@ def are_distinct(latents: Tensor) -> bool:
 def why_nowhere(view: CodebookView, latents: Tensor) -> str | None:
     """Say why codes cannot be placed on (n, D) latents now; `None` where they can. Waits for the device."""
     if not view.is_initialised():
-        return "the codebook is not initialised yet: its own start would overwrite what is written now"
+        return "the codebook is not initialised yet: its weights or its own start would overwrite what is written now"
     if len(latents) == 0:
         return "no finite latents were seen: there is nothing to place codes on"
     if not are_distinct(latents):

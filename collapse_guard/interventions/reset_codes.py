@@ -43,7 +43,9 @@ class ResetCodesIntervention(Intervention[ResetCodes]):
             vectors = self._beside_the_living(rows, latents)
             counts = None
             if present is not None:
-                counts = torch.full((len(rows),), self.params.refill * float(present.float().mean()))
+                # A quantizer that updates nothing may count nothing.
+                mean = float(present.float().mean()) or len(latents) / view.K
+                counts = torch.full((len(rows),), self.params.refill * mean)
         view.take_over()
         view.write_rows(rows, vectors, counts)
         clear_moments(site, rows)

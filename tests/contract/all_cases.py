@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from . import dac, described, diffusers, diveq, encodec, fixed, lucidrains, nsvq, snac, taming, transformers_images
+from . import (
+    audiocraft,
+    dac,
+    described,
+    diffusers,
+    diveq,
+    encodec,
+    fixed,
+    lucidrains,
+    moshi,
+    nsvq,
+    snac,
+    speechtokenizer,
+    taming,
+    transformers_codecs,
+    transformers_images,
+)
 
 __all__ = ["CASES"]
 
 CASES = (
     *lucidrains.CASES,
     *encodec.CASES,
+    *audiocraft.CASES,
+    *speechtokenizer.CASES,
+    *moshi.CASES,
+    *transformers_codecs.CASES,
     *dac.CASES,
     *snac.CASES,
     *taming.CASES,
