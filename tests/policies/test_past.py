@@ -88,6 +88,17 @@ def test_the_past_is_saved() -> None:
     assert json.loads(json.dumps(after.engine.state_dict())) == after.engine.state_dict()
 
 
+def test_a_past_with_one_more_reading_in_it_is_another() -> None:
+    """So that a state that was kept stays what it was."""
+    engine, kept = Run(policy(DWINDLING, FALLEN)).feed(series([100.0, 60.0])).engine, []
+    for step, perplexity in [(30, 200.0), (40, 50.0), (50, 400.0)]:
+        state = engine._state
+        kept.append((state, state.to_dict()))
+        engine.observe(reading(step, perplexity))
+    assert len({json.dumps(written) for _, written in kept}) == 3
+    assert [state.to_dict() for state, _ in kept] == [written for _, written in kept]
+
+
 def test_the_past_is_no_longer_than_asked_for() -> None:
     engine = (
         Run(policy(DWINDLING, rule("slow", "trend(perplexity over 7 readings) < -1"))).feed(series([9.0] * 99)).engine
