@@ -71,14 +71,17 @@ def test_a_trend_begins_anew_with_an_intervention_and_with_its_rollback() -> Non
     assert failing.told[-2:] == ["30 low exhausted", "40 low cleared"]
 
 
-def test_what_is_forgotten_in_a_turn_is_still_seen_by_the_rest_of_it() -> None:
-    """The next rung and the later rules look at the reading that made the first rung fail, not at an empty past."""
-    sinking = "trend(perplexity over 2 readings) < -0.1"
-    acts = rule("acts", sinking, ladder=["reset_codes", "alert"], verify={"within": "20 steps"})
-    run = Run(policy(acts, rule("tells", sinking))).feed(series([100.0, 50.0, 25.0, 12.5, 6.0]))
-    at_the_rollback = [each for each in run.decisions if each.step == 40]
-    assert [(each.rule, each.kind.value) for each in at_the_rollback][:2] == [("acts", "outcome"), ("acts", "act")]
-    assert at_the_rollback[1].reason == "rung 2 of 2: alert() at trend(perplexity, over: 2 readings) -0.67"
+def test_what_a_rollback_forgets_is_still_seen_by_the_rung_that_follows_it() -> None:
+    """A second try that is refused undoes the first, which empties the past; the next rung says why it is asked for."""
+    ladder = [{"decay_commitment": {}, "repeat": 2}, "reset_codes"]
+    sinking = rule("sinking", "trend(perplexity over 2 readings) < -0.1", ladder=ladder, verify={"within": "20 steps"})
+    run = Run(policy(sinking), lambda act: act.attempt != 2).feed(series([100.0, 50.0, 25.0, 12.5]))
+    assert run.told[-3:] == [
+        "40 sinking act #2 decay_commitment",
+        "40 sinking outcome #2 decay_commitment failed, rolled back",
+        "40 sinking act #3 reset_codes",
+    ]
+    assert run.decisions[-1].reason.endswith("at trend(perplexity, over: 2 readings) -0.67")
 
 
 def test_the_past_is_saved() -> None:
