@@ -157,3 +157,11 @@ def test_what_is_not_known_yet_is_said_to_be_unknown() -> None:
     condition = Condition.parse(["rel(loss) > 1", "trend(loss over 5 readings) > 1"])
     assert condition.measure(reading(1)) == "rel(loss) unknown, trend(loss, over: 5 readings) unknown"
     assert condition.negated().compile()(reading(1, loss=3.0)) is None
+
+
+@pytest.mark.parametrize("written", ["rel(loss) > 1", "trend(loss over 5 readings) > 1"])
+def test_a_rule_says_what_a_field_without_value_does_to_its_past(written: str) -> None:
+    condition = Condition.parse(written)
+    for missing, nan in [(True, False), (False, True), (None, True)]:
+        test = condition.compile(missing, nan)
+        assert (test(reading(1)), test(reading(1, loss=math.nan))) == (missing, nan)
