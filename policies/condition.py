@@ -40,6 +40,7 @@ class Explainer(Protocol):
 
     def __call__(self, reading: Reading, derived: Derived = NOTHING, /) -> str:
         """Name what holds of a reading, given the values of `rel` and `trend`."""
+        raise NotImplementedError
 
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {

@@ -40,9 +40,9 @@ def test_a_reading_takes_few_calls(source: str | dict[str, object], period: int,
     """Calls of Python functions, into which the time goes; unlike it, they are the same on a busy machine."""
     engine, readings = PolicyEngine(load_policy(source)), list(engine_readings(4000, period))
     events: Counter[str] = Counter()
+    before = sys.getprofile()
     for number, each in enumerate(readings):
         if number == 2000:  # by now every codebook has been in trouble
-            before = sys.getprofile()
             sys.setprofile(lambda _frame, event, _argument: events.update((event,)))
         for decision in engine.observe(each):
             if decision.kind is DecisionKind.ACT:
