@@ -19,6 +19,8 @@ def coordinated(decisions: Sequence[Decision]) -> tuple[Decision, ...]:
 
     Each stands where its first part stood. What is only pending, and readings without a verdict, stay apart.
     """
+    if len(decisions) < 2:
+        return tuple(decisions)
     alike: dict[object, list[Decision]] = {}
     for index, decision in enumerate(decisions):
         is_alone = decision.group is None or not decision.rule or decision.kind in _ALONE
