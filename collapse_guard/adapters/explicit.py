@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .base import CodebookView, Metric, Observation
+from .base import CodebookView, Confidence, Metric, Observation
+from .recognition import flatten_tensors
 from .refs import Knob, TensorRef
-from .trace import flatten_tensors
 
 __all__ = ["GenericVQ"]
 
@@ -69,6 +69,7 @@ class GenericVQ:
             name=name,
             adapter="explicit",
             module=module,
+            confidence=Confidence.DESCRIBED,
             table=table,
             readers={"forward": self._read},
             metric=self.metric,
