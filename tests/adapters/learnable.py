@@ -1,4 +1,7 @@
-"""Quantizers with a table that gradients move, as people write them; none is copied, each has one habit seen in the wild."""
+"""Quantizers with a table that gradients move, as people write them.
+
+None is copied; each has one habit seen in the wild.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +116,7 @@ class CosineEinsum(nn.Module):
 
 
 class RawOutside(nn.Module):
-    """Two-dimensional input, differences by broadcasting; the straight-through step and the weights are its caller's."""
+    """Two-dimensional input, differences by broadcasting; straight-through step and weights are its caller's."""
 
     def __init__(self, K: int = K, D: int = D) -> None:
         super().__init__()
@@ -144,7 +147,7 @@ class ByMethod(nn.Module):
         return straight_through(z, q), codes, loss
 
     def forward(self, image: Tensor) -> Any:
-        q, codes, loss = self.quantize(self.encoder(image))
+        q, _, loss = self.quantize(self.encoder(image))
         return self.decoder(q), loss
 
 

@@ -32,10 +32,10 @@ from collapse_guard.adapters.recognition import (
     find_commitment,
     flatten_tensors,
     look_at,
+    nearest,
     read_codes,
 )
 from collapse_guard.adapters.refs import Knob, TensorRef
-from collapse_guard.kmeans import assign
 
 __all__ = ["match_home_made"]
 
@@ -216,7 +216,7 @@ def _training_index(trial: Trial | None, explanation: Explanation) -> int:
         for each in (rows, comparison.table.t() if comparison.table.ndim == 2 else rows):
             if comparison.source == table.name and each.shape == (table.K, table.D):
                 assert trial is not None
-                codes = assign(explanation.layout.latents(trial.given), each)
+                codes = nearest(explanation.layout.latents(trial.given), each)
                 index = find_codes(trial.output, codes, table.K)
                 if index is not None:
                     return index

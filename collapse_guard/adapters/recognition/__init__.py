@@ -7,7 +7,7 @@ it, `permutation` and `commitment` are experiments on further copies. The module
 from __future__ import annotations
 
 from .commitment import find_commitment
-from .explain import Doubt, Explanation, Findings, Layout, explain_trials, find_codes, read_codes
+from .explain import Doubt, Explanation, Findings, Layout, explain_trials, find_codes, nearest, read_codes
 from .structure import Structure, Table, entries_of, look_at
 from .trace import flatten_tensors
 from .twins import Bench, CannotTryError, Trial
@@ -28,5 +28,6 @@ __all__ = [
     "find_commitment",
     "flatten_tensors",
     "look_at",
+    "nearest",
     "read_codes",
 ]

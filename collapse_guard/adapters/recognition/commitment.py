@@ -95,7 +95,7 @@ def _effects_of(bench: Bench, knob: Knob, entry: str, base: Trial, table: Table)
         def set_number(twin: nn.Module, raised: float = raised) -> None:
             Knob(twin, knob.attribute).set(raised)
 
-        trial = bench.run(entry, tuple(base.given.shape), training=True, gradients=True, edit=set_number)
+        trial = bench.run(entry, tuple(base.given.shape), training=True, gradients=True, traced=False, edit=set_number)
         series.append([] if trial is None else _pulls(trial, table))
     if len({len(pulls) for pulls in series}) > 1:
         return {_Effect.OTHER}

@@ -17,14 +17,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from collapse_guard.adapters.base import Metric
-from collapse_guard.kmeans import assign
 
 from .permutation import rolls_with_rows
 from .structure import Structure, Table
 from .trace import Comparison, flatten_tensors
 from .twins import Bench, Trial, shapes_of
 
-__all__ = ["Doubt", "Explanation", "Findings", "Layout", "explain_trials", "find_codes", "read_codes"]
+__all__ = ["Doubt", "Explanation", "Findings", "Layout", "explain_trials", "find_codes", "nearest", "read_codes"]
+
+_RUNS_IN_VAIN = 2
+_COMPARED_ROWS = 64  # of a table, to see which tensor was used
 
 
 class Doubt(Enum):
@@ -111,13 +113,21 @@ def explain_trials(bench: Bench, structure: Structure, entry: str) -> Findings:
     looked_up: set[str] = set()
     for width in structure.widths:
         found: Explanation | None = None
+        in_vain_count = 0
         for shape in shapes_of(width):
-            trial = bench.run(entry, shape)
-            if trial is None:
+            scouted = bench.scout(entry, shape)
+            if scouted is None:
                 continue
-            looked_up |= trial.looked_up
-            for table in [found.table] if found is not None else structure.tables:
-                result = _explain(bench, entry, trial, table, width)
+            looked_up |= scouted.looked_up
+            tables = [found.table] if found is not None else structure.tables
+            tables = [table for table in tables if _may_be(table, scouted, width)]
+            in_vain_count += not tables
+            if in_vain_count == _RUNS_IN_VAIN and found is None:
+                break  # what shows no codes in two layouts shows none in a third
+            trial = bench.run(entry, shape) if tables else None
+            for table in tables if trial is not None else ():
+                assert trial is not None
+                result = _explain(bench, entry, trial, table, width, is_first=found is None)
                 if isinstance(result, Explanation):
                     found = result if found is None else _joined(found, result)
                     break
@@ -128,6 +138,15 @@ def explain_trials(bench: Bench, structure: Structure, entry: str) -> Findings:
     return Findings(None, furthest, doubts[furthest], frozenset(looked_up))
 
 
+def _may_be(table: Table, trial: Trial, width: int) -> bool:
+    """Whether an output holds anything that may be codes of this table, or its rows were looked up."""
+    n = trial.given.numel() // width
+    return table.name in trial.looked_up or any(
+        read_codes(tensor, n, table.K) is not None and (not tensor.is_floating_point() or _is_one_hot(tensor))
+        for tensor in flatten_tensors(trial.output)
+    )
+
+
 def _joined(first: Explanation, other: Explanation) -> Explanation:
     """Return one explanation for the shapes of two."""
     ndims = first.layout.channel_first_ndims | other.layout.channel_first_ndims
@@ -136,15 +155,17 @@ def _joined(first: Explanation, other: Explanation) -> Explanation:
     )
 
 
-def _explain(bench: Bench, entry: str, trial: Trial, table: Table, width: int) -> Explanation | Doubt:
-    """Read what a table met in one trial; of several doubts the one that came furthest."""
+def _explain(
+    bench: Bench, entry: str, trial: Trial, table: Table, width: int, *, is_first: bool
+) -> Explanation | Doubt:
+    """Read what a table met in one trial; of several doubts the one that came furthest. Rows are rolled once."""
     doubts = {Doubt.NOT_COMPARED}
     for comparison in trial.comparisons:
         if comparison.source != table.name:
             continue
         result = _read(comparison, trial, table, width)
         if isinstance(result, Explanation):
-            if rolls_with_rows(bench, entry, trial, table, _numbers(trial, result)):
+            if not is_first or rolls_with_rows(bench, entry, trial, table, _numbers(trial, result)):
                 return result
             result = Doubt.NOT_ROLLED
         doubts.add(result)
@@ -153,13 +174,14 @@ def _explain(bench: Bench, entry: str, trial: Trial, table: Table, width: int) -
 
 def _read(comparison: Comparison, trial: Trial, table: Table, width: int) -> Explanation | Doubt:
     """Read one comparison, or say why it is not the search of a quantizer."""
-    used = _as_rows(comparison.table, table.K, table.D)
+    used = [rows[:_COMPARED_ROWS] for rows in _as_rows(comparison.table, table.K, table.D)]
     # A codebook that starts from its first latents does so before it searches, in evaluation too.
     for raw in (table.rows(trial.before[table.name]), table.rows(trial.after.get(table.name, comparison.table))):
-        unit = functional.normalize(raw, dim=-1)
-        for rows, metric in ((raw, "l2"), (unit, "cosine")):
-            if any(_same_up_to_scale(rows, each) for each in used):
-                return _match(comparison, trial, replace(table), width, raw, "l2" if metric == "l2" else "cosine")
+        some = raw[:_COMPARED_ROWS]
+        if any(_same_up_to_scale(some, each) for each in used):
+            return _match(comparison, trial, table, width, raw, "l2")
+        if any(_same_up_to_scale(functional.normalize(some, dim=-1), each) for each in used):
+            return _match(comparison, trial, table, width, raw, "cosine")
     return Doubt.TABLE_TRANSFORMED
 
 
@@ -167,25 +189,25 @@ def _match(
     comparison: Comparison, trial: Trial, table: Table, width: int, raw: Tensor, metric: Metric
 ) -> Explanation | Doubt:
     """Say what the other operand was, and whether the output agrees."""
-    unit = functional.normalize(raw, dim=-1)
-    rows = raw if metric == "l2" else unit
+    rows = raw if metric == "l2" else functional.normalize(raw, dim=-1)
     others = _as_rows(comparison.other, trial.given.numel() // width, table.D)
     for layout in _layouts(trial.given, table.D) if width == table.D else ():
         latents = layout.latents(trial.given)
         if not any(_same_up_to_scale(latents, other) for other in others):
             continue
-        codes = assign(latents, rows)
+        codes = nearest(latents, rows)
         index = find_codes(trial.output, codes, table.K)
         if index is None:
             by_product = find_codes(trial.output, (latents @ rows.t()).argmax(-1), table.K)
             return Doubt.NO_CODES if by_product is None else Doubt.INNER_PRODUCT
-        for decodes, decoded in (("raw", raw), ("unit", unit)):
-            if _find_vectors(trial.output, decoded[codes]) is not None:
-                kind: Literal["raw", "unit"] = "raw" if decodes == "raw" else "unit"
-                return Explanation(table, metric, kind, layout, index, (tuple(trial.given.shape),))
+        shapes = (tuple(trial.given.shape),)
+        if _find_vectors(trial.output, raw[codes]) is not None:
+            return Explanation(table, metric, "raw", layout, index, shapes)
+        if _find_vectors(trial.output, functional.normalize(raw[codes], dim=-1)) is not None:
+            return Explanation(table, metric, "unit", layout, index, shapes)
         return Doubt.NO_VECTORS
     scales = (1.0, 0.5, -0.5)
-    searches = (assign(other * scale, rows) for other in others for scale in scales)
+    searches = (nearest(other * scale, rows) for other in others for scale in scales)
     return (
         Doubt.PROJECTED
         if any(find_codes(trial.output, c, table.K) is not None for c in searches)
@@ -193,15 +215,20 @@ def _match(
     )
 
 
+def nearest(latents: Tensor, rows: Tensor) -> Tensor:
+    """Return the nearest row of each of a few random latents: a search of its own, to compare with the module's."""
+    return (rows.square().sum(-1) / 2 - latents.to(rows) @ rows.t()).argmin(-1)
+
+
 def _numbers(trial: Trial, explanation: Explanation) -> tuple[int, int]:
     """Return which of the output's tensors hold the codes and the quantised vectors."""
     raw = explanation.table.rows(trial.before[explanation.table.name])
-    rows = raw if explanation.decodes == "raw" else functional.normalize(raw, dim=-1)
     tensors = list(flatten_tensors(trial.output))
     K = explanation.table.K
     codes = read_codes(tensors[explanation.codes_index], trial.given.numel() // explanation.table.D, K)
     assert codes is not None
-    vectors = _find_vectors(trial.output, rows[codes])
+    rows = raw[codes] if explanation.decodes == "raw" else functional.normalize(raw[codes], dim=-1)
+    vectors = _find_vectors(trial.output, rows)
     return explanation.codes_index, -1 if vectors is None else vectors
 
 

@@ -67,14 +67,16 @@ class Tracer(TorchFunctionMode):
 
     Args:
         stored: tensors by name.
+        keeps: whether to keep the operands of comparisons.
 
     Attributes:
         comparisons: of two-dimensional stored tensors, in order.
         looked_up: names of the stored tensors of which rows were picked by scores against the same tensor.
     """
 
-    def __init__(self, stored: Mapping[str, Tensor]) -> None:
+    def __init__(self, stored: Mapping[str, Tensor], *, keeps: bool = True) -> None:
         super().__init__()
+        self._keeps = keeps
         self._sources = {tensor.untyped_storage().data_ptr(): name for name, tensor in stored.items()}
         self._shapes = {name: tensor.shape for name, tensor in stored.items()}
         self._marks: dict[int, set[tuple[str, str]]] = {}
@@ -88,7 +90,7 @@ class Tracer(TorchFunctionMode):
         called = getattr(func, "__name__", "")
         operands = [(tensor, self._source(tensor)) for tensor in flatten_tensors((args, kwargs or {}))]
         marks = {mark for tensor, _ in operands for mark in self._marks.get(_address(tensor), ())}
-        if called in _COMPARISONS:
+        if self._keeps and called in _COMPARISONS:
             self._record(operands)
         result = func(*args, **(kwargs or {}))
         names = {name for _, name in operands if name is not None}

@@ -28,6 +28,7 @@ MAX_ELEMENTS = 1 << 25
 
 _MAX_OBJECTS = 50_000  # of a copy; a quantizer has hundreds, a trainer that hangs on an attribute has more
 _SEED = 1234
+_LATENTS_SEED = 4321  # another one: latents must not be rows of the table
 _TOKENS = 24
 _HOSTS = ("_trainer", "trainer", "_fabric")  # attributes by which a module knows the loop that it runs in
 
@@ -44,10 +45,10 @@ class Trial:
         given: the input, a leaf.
         output: what came out.
         twin: the copy that ran.
-        comparisons: what stored tensors met, in order.
+        comparisons: what stored tensors met, in order; likewise.
         looked_up: names of the stored tensors that were searched and of which rows were then looked up.
         stored: the stored tensors that the copy held at the start; it may have written to them or bound others since.
-        before: what they held at the start.
+        before: what they held at the start; empty where the run was not to keep it.
         after: what the copy's stored tensors held at the end; without those that are gone.
     """
 
@@ -84,12 +85,26 @@ class Bench:
         try:
             with self._apart():
                 self._master = _copy(module).float()
-                self._fill()
         except CannotTryError:
             raise
         except Exception as error:  # foreign state may refuse to be copied in any way
             raise CannotTryError(f"it cannot be copied for a trial: {type(error).__name__}: {error}") from error
         self._device = _tensor(self._master, self._names[0]).device
+        self._scout: nn.Module | None = None
+        self._is_filled = False
+
+    def scout(self, entry: str, shape: tuple[int, ...]) -> Trial | None:
+        """Run one and the same copy in evaluation mode: cheap, and good to see which inputs are worth a fresh copy.
+
+        The copy may remember earlier runs, its tables are the module's own, and what they held before is not kept.
+        """
+        try:
+            with self._apart(), torch.no_grad():
+                if self._scout is None:
+                    self._scout = copy.deepcopy(self._master).eval()
+                return self._call(self._scout, entry, shape, {})
+        except Exception:  # as below
+            return None
 
     def run(
         self,
@@ -98,6 +113,7 @@ class Bench:
         *,
         training: bool = False,
         gradients: bool = False,
+        traced: bool = True,
         edit: Callable[[nn.Module], None] = lambda _: None,
     ) -> Trial | None:
         """Run a fresh copy on one random input; the same input, noise and copy each time. `None` where it raises.
@@ -107,24 +123,27 @@ class Bench:
             shape: of the input.
             training: put the copy into training mode.
             gradients: record a graph.
+            traced: record comparisons and what tables held before.
             edit: changes the copy beforehand.
         """
         try:
             with self._apart(), torch.enable_grad() if gradients else torch.no_grad():
-                return self._run(entry, shape, training, edit)
+                if not self._is_filled:
+                    self._fill()
+                twin = copy.deepcopy(self._master).train(training)
+                with torch.no_grad():
+                    edit(twin)
+                stored = {name: _tensor(twin, name) for name in self._names} if traced else {}
+                return self._call(twin, entry, shape, {name: t.detach().clone() for name, t in stored.items()})
         except Exception:  # foreign code may refuse a layout, or the copy, in any way; then there is nothing to learn
             return None
 
-    def _run(self, entry: str, shape: tuple[int, ...], training: bool, edit: Callable[[nn.Module], None]) -> Trial:
-        twin = copy.deepcopy(self._master).train(training)
-        with torch.no_grad():
-            edit(twin)
+    def _call(self, twin: nn.Module, entry: str, shape: tuple[int, ...], before: dict[str, Tensor]) -> Trial:
         stored = {name: _tensor(twin, name) for name in self._names}
-        before = {name: tensor.detach().clone() for name, tensor in stored.items()}
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(_SEED), device="cpu")
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(_LATENTS_SEED), device="cpu")
         given = noise.to(self._device).requires_grad_(torch.is_grad_enabled())
         call = twin if entry == "forward" else getattr(twin, entry)
-        with Tracer(stored) as tracer:
+        with Tracer(stored, keeps=bool(before)) as tracer:
             output = call(given if given.requires_grad else given.clone())
         after = {name: tensor.detach() for name in self._names if (tensor := _find(twin, name)) is not None}
         return Trial(given, output, twin, tuple(tracer.comparisons), frozenset(tracer.looked_up), stored, before, after)
@@ -135,7 +154,8 @@ class Bench:
         for name in self._names:
             tensor = _tensor(self._master, name)
             values = torch.randn(tensor.shape, generator=generator, device="cpu")
-            tensor.copy_(5 + values.abs() if tensor.ndim == 1 else values)
+            tensor.copy_(values.abs_().add_(5) if tensor.ndim == 1 else values)
+        self._is_filled = True
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
