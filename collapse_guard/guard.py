@@ -22,7 +22,7 @@ from collapse_guard.policies import Policy, PolicyEngine, Reading, load_policy, 
 from .adapters import GenericVQ, discover
 from .events import EventLog, Sink
 from .ledger import Ledger
-from .reports import describe_views, summarise
+from .reports import describe_unrecognised, describe_views, summarise
 from .requests import Requests
 from .sinks import ConsoleSink, JsonLinesSink
 from .watch import Watch
@@ -130,7 +130,7 @@ class Guard:
             policy_fingerprint=self.policy.fingerprint(),
             log=str(log.path) if log is not None else None,
             codebooks=describe_views(found.views),
-            unrecognised=[{"name": item.name, "reason": item.reason} for item in found.unrecognised],
+            unrecognised=describe_unrecognised(found.unrecognised),
         )
         if world > 1:
             self._fault("distributed", f"{world} ranks: this version counts this rank's tokens only and does not act")

@@ -81,17 +81,19 @@ def survey(model: nn.Module, explicit: Mapping[str, GenericVQ] | None = None) ->
                 unrecognised.append(Unrecognised(item.name, K_OF_ONE))
             elif all(item.table != known.table for known in views):
                 views.append(item)  # a codebook that several levels share is one codebook, called several times
+    candidates = list(_worth_saying(model, views, unrecognised))
     order = {path or "model": index for index, path in enumerate(modules)}
-    views.sort(key=lambda view: next((order[path] for path in _upwards(view.name) if path in order), 0))
+    views.sort(key=lambda view: _place(order, view.name))
+    candidates.sort(key=lambda item: _place(order, item.name))
     assign_levels(model, views)
-    return Discovery(tuple(views), tuple(_worth_saying(model, views, unrecognised)))
+    return Discovery(tuple(views), tuple(candidates))
 
 
-def _upwards(path: str) -> Iterator[str]:
-    """Yield a path and those around it: the name of a view may end in the number of a head."""
-    while path:
-        yield path
-        path = path.rpartition(".")[0]
+def _place(order: Mapping[str, int], name: str) -> int:
+    """Return where a module stands in its model; the name of a view may end in the number of a head."""
+    while name and name not in order:
+        name = name.rpartition(".")[0]
+    return order.get(name, 0)
 
 
 def _worth_saying(

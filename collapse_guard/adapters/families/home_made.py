@@ -94,7 +94,7 @@ def _unrecognised(name: str, reason: str, structure: Structure, doubt: Doubt, ta
     latents = ", latents=lambda x: ..." if doubt in (Doubt.PROJECTED, Doubt.OTHER_LATENTS) else ""
     advice = f"adapters={{'{name}': GenericVQ(table='{table}', codes=lambda output: ...{latents})}}"
     if doubt is Doubt.NO_CODES:
-        advice = f"return the codes from its forward, then {advice} if need be"
+        advice = "let its forward return its codes too"
     return Unrecognised(name, reason, table=table, advice=f"if it is a quantizer: {advice}")
 
 
