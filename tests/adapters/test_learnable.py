@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import random
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
-from collapse_guard import ConsoleSink, Event, Guard, discover
+from collapse_guard import ConsoleSink, Event, Guard, Sink, discover
 from collapse_guard.adapters import CodebookView, Confidence, GenericVQ, survey
 from collapse_guard.adapters.families.home_made import match_home_made
 from collapse_guard.adapters.recognition import twins
@@ -151,7 +152,7 @@ def test_a_collapsed_codebook_is_reset_by_the_guard_and_all_latents_find_codes(
     }
     with Guard(policy, console=False) as guard:
         guard.attach(model, optimizer)
-        if kind is learnable.FromFirstBatch:  # it would repair itself
+        if isinstance(module, learnable.FromFirstBatch):  # it would repair itself
             module.started = True
         (name,) = guard._watch.probes
         method = next(iter(guard._watch.probes[name].view.readers))
@@ -246,14 +247,12 @@ def _taming(legacy: bool) -> Callable[[], nn.Module]:
 
 
 def _diffusers(legacy: bool) -> nn.Module:
-    from diffusers.models.autoencoders.vq_model import VectorQuantizer
-
-    return VectorQuantizer(K, D, 0.25, legacy=legacy)
+    module = importlib.import_module("diffusers.models.autoencoders.vq_model")
+    made: nn.Module = module.VectorQuantizer(K, D, 0.25, legacy=legacy)
+    return made
 
 
 def _transformers(name: str) -> nn.Module:
-    import importlib
-
     lower = name.lower()
     module = importlib.import_module(f"transformers.models.{lower}.modeling_{lower}")
     config = importlib.import_module(f"transformers.models.{lower}.configuration_{lower}")
@@ -298,8 +297,10 @@ def test_the_beta_that_was_found_multiplies_the_encoders_gradient() -> None:
         x = torch.randn(TOKENS, generator=torch.Generator().manual_seed(3)).requires_grad_()
         module.zero_grad()
         module(x)[1].backward()
+        gradient = module.embedding.weight.grad
         assert x.grad is not None
-        norms.append((x.grad.norm(), module.embedding.weight.grad.clone()))
+        assert gradient is not None
+        norms.append((x.grad.norm(), gradient.clone()))
     torch.testing.assert_close(norms[1][0], 4 * norms[0][0])
     assert torch.equal(norms[0][1], norms[1][1])
 
@@ -349,7 +350,7 @@ def test_the_attached_event_and_the_console_say_how_sure_the_guard_is() -> None:
             pass
 
     text = io.StringIO()
-    sinks = [Recorder(), ConsoleSink(Console(file=text, width=80))]
+    sinks: list[Sink] = [Recorder(), ConsoleSink(Console(file=text, width=80))]
     model = nn.ModuleDict({"quantizer": learnable.Textbook(512, 64), "other": learnable.Wordless()})
     with Guard("observe", console=False, sinks=sinks) as guard:
         guard.attach(model)
@@ -367,7 +368,7 @@ def test_a_moving_average_behind_a_method_is_watched_there_and_frozen_at_the_bou
         def quantize(self, x: Tensor) -> Any:
             return super().forward(x)
 
-        def forward(self, image: Tensor, mask: Tensor) -> Any:
+        def forward(self, image: Tensor, mask: Tensor) -> Any:  # type: ignore[override]
             return self.quantize(functional.pad(image, (0, 0)) * mask)
 
     module = Behind().train()

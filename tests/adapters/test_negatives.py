@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def language_models() -> Iterator[nn.Module]:
     import transformers
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    small = {"vocab_size": 64, "bos_token_id": 0, "eos_token_id": 1}
+    small: dict[str, Any] = {"vocab_size": 64, "bos_token_id": 0, "eos_token_id": 1}
     yield transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=32, **small))
     yield transformers.BertForMaskedLM(
         transformers.BertConfig(
