@@ -21,6 +21,7 @@ from collapse_guard.policies import Policy, PolicyEngine, Reading, load_policy, 
 
 from .adapters import GenericVQ, discover
 from .events import EventLog, Sink
+from .interventions import ladders_on
 from .ledger import Ledger
 from .reports import describe_unrecognised, describe_views, summarise
 from .requests import Requests
@@ -116,6 +117,7 @@ class Guard:
         if world > 1 and self.policy.mode == "act":
             self.policy = self.policy.with_mode("observe")
         log = self._open_sinks()
+        ladders = ladders_on(self.policy, found.views)
         self._is_attached, self._state_at_close = True, None
         self._watch = watch
         self._attached_at, self._seconds = time.perf_counter(), 0.0
@@ -131,6 +133,7 @@ class Guard:
             log=str(log.path) if log is not None else None,
             codebooks=describe_views(found.views),
             unrecognised=describe_unrecognised(found.unrecognised),
+            powerless={ladder.rule: list(books) for ladder in ladders if (books := ladder.powerless_on)},
         )
         if world > 1:
             self._fault("distributed", f"{world} ranks: this version counts this rank's tokens only and does not act")

@@ -124,6 +124,13 @@ class Window:
         self._added += n
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that the window takes on the device, once something was observed."""
+        latents = self.capacity * self.D * torch.float32.itemsize
+        origins_and_counts = (2 * self.capacity + self.K + 2) * torch.int64.itemsize
+        return latents + origins_and_counts + self.capacity * torch.bool.itemsize
+
+    @property
     def tallies(self) -> Tensor | None:
         """(K + 2,) int64 on the device: uses of each code, then non-tokens, then tokens with a non-finite latent."""
         return self._counts

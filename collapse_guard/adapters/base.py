@@ -193,6 +193,8 @@ class CodebookView:
 
     def why_not(self, capability: str) -> str | None:
         """Return why a capability is missing, or `None` where it is there."""
+        if capability == "commitment" and self.commitment is None:
+            return self.lacks.get(capability, "this quantizer exposes no commitment weight")
         return self.lacks.get(capability)
 
     @torch.no_grad()

@@ -1,8 +1,8 @@
 """What an intervention is: a site to work on, a transaction that can be undone, and a contract.
 
-An intervention never decides. It says whether it can act here (`refusal`), acts once at a step boundary (`apply`),
-and, where it stays in force, keeps itself up to date (`tend`). Everything that it touches was saved by its
-transaction before.
+An intervention never decides. It says whether it can ever act on a codebook (`why_unsupported`) and whether it can here
+and now (`refusal`), acts once at a step boundary (`apply`), and, where it stays in force, keeps itself up to date
+(`tend`). Everything that it touches was saved by its transaction before.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class Intervention(ABC, Generic[Params]):
 
     touches: ClassVar[frozenset[str]] = frozenset()
     """What `apply` may change: "codebook" (table, EMA, optimizer rows, freeze, own replacement) and "commitment"."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Capabilities that a codebook must have; the reason of the first that it lacks is told."""
     stays: ClassVar[bool] = False
     """Whether it stays in force after it recovered the codebook and wants `tend` at each step."""
 
@@ -71,9 +73,14 @@ class Intervention(ABC, Generic[Params]):
         self.params = params
         self.site = site
 
-    @abstractmethod
+    @classmethod
+    def why_unsupported(cls, view: CodebookView) -> str | None:
+        """Say why this can never be done on a codebook, whatever it shows; `None` where it may be."""
+        return next((why for need in cls.needs if (why := view.why_not(need)) is not None), None)
+
     def refusal(self) -> str | None:
-        """Say why this cannot be done here and what to do instead; `None` where it can."""
+        """Say why this cannot be done here and now; `None` where it can."""
+        return self.why_unsupported(self.site.view)
 
     @abstractmethod
     def apply(self) -> str:

@@ -9,7 +9,7 @@ from torch.nn import functional
 from collapse_guard.adapters import CodebookView
 from collapse_guard.kmeans import assign, mean_rows, spread_out
 
-__all__ = ["are_distinct", "as_decoded", "place_beside", "scale_counts"]
+__all__ = ["are_distinct", "as_decoded", "place_beside", "scale_counts", "why_nowhere"]
 
 _REFINEMENTS = 5
 
@@ -17,6 +17,17 @@ _REFINEMENTS = 5
 def are_distinct(latents: Tensor) -> bool:
     """Whether (n, D) latents hold at least two different ones. Waits for the device."""
     return len(latents) > 1 and bool((latents != latents[0]).any())
+
+
+def why_nowhere(view: CodebookView, latents: Tensor) -> str | None:
+    """Say why codes cannot be placed on (n, D) latents now; `None` where they can. Waits for the device."""
+    if not view.is_initialised():
+        return "the codebook is not initialised yet: its own start would overwrite what is written now"
+    if len(latents) == 0:
+        return "no finite latents were seen: there is nothing to place codes on"
+    if not are_distinct(latents):
+        return f"all {len(latents)} latents are the same: the encoder has collapsed, and no codebook can follow it"
+    return None
 
 
 def place_beside(living: Tensor, latents: Tensor, m: int, *, source: str, seed: int) -> Tensor:

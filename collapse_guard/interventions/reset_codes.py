@@ -9,7 +9,7 @@ from collapse_guard.kmeans import fit_codebook
 from collapse_guard.policies import ResetCodes
 
 from .base import Intervention, clear_moments
-from .placement import are_distinct, as_decoded, place_beside, scale_counts
+from .placement import as_decoded, place_beside, scale_counts, why_nowhere
 
 __all__ = ["ResetCodesIntervention"]
 
@@ -18,19 +18,13 @@ class ResetCodesIntervention(Intervention[ResetCodes]):
     """Right when the codebook is bad and what updates it is sound. It permutes token ids."""
 
     touches = frozenset({"codebook"})
+    needs = ("reset",)
 
     def refusal(self) -> str | None:
         """Refuse where rows cannot be written or where there is nothing to place them on."""
-        view = self.site.view
-        if (reason := view.why_not("reset")) is not None:
+        site = self.site
+        if (reason := super().refusal() or why_nowhere(site.view, site.window.sample())) is not None:
             return reason
-        if not view.is_initialised():
-            return "the codebook is not initialised yet: its own start would overwrite what is written now"
-        latents = self.site.window.sample()
-        if len(latents) == 0:
-            return "no finite latents were seen: there is nothing to place codes on"
-        if not are_distinct(latents):
-            return f"all {len(latents)} latents are the same: the encoder has collapsed, and no codebook can follow it"
         if self.params.scope == "dead" and not len(self._dead()):
             return f"no code is dead: each has more than {self.site.dead_below:g} times the uniform share"
         return None

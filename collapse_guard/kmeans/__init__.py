@@ -5,7 +5,19 @@ It knows tensors and nothing of quantizers. FAISS and scikit-learn are loaded wh
 
 from .backends import spread_out
 from .fit import CodebookFit, fit_codebook
+from .matching import match_codes
 from .relocation import mean_rows
 from .search import Metric, assign
+from .tokenizer import KMeansTokenizer, Refit
 
-__all__ = ["CodebookFit", "Metric", "assign", "fit_codebook", "mean_rows", "spread_out"]
+__all__ = [
+    "CodebookFit",
+    "KMeansTokenizer",
+    "Metric",
+    "Refit",
+    "assign",
+    "fit_codebook",
+    "match_codes",
+    "mean_rows",
+    "spread_out",
+]

@@ -280,7 +280,7 @@ class HashLookup(nn.Module):
         return x + self.table(slots), slots
 
 
-REPORTED: dict[str, type[nn.Module]] = {
+REPORTED: dict[str, Callable[[], nn.Module]] = {
     kind.__name__: kind
     for kind in (TiedHead, FeedsBack, CosineClassifier, Prototypes, NearestLabel, TopMemory, GroupStatistics)
 }

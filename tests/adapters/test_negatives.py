@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +16,7 @@ from collapse_guard.adapters import survey
 from tests.adapters import learnable, negatives
 from tests.contract.packages import import_inside
 
-ALL = {**negatives.REPORTED, **negatives.SILENT}
+ALL: dict[str, Callable[[], nn.Module]] = {**negatives.REPORTED, **negatives.SILENT}
 
 
 @pytest.mark.parametrize("name", ALL)

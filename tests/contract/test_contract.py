@@ -6,6 +6,7 @@ itself returns, and searches in float64, are the references.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -293,6 +294,37 @@ def test_the_fallback_gives_every_token_its_nearest_centroid(case: Case) -> None
             assert_nearest(probe.view, seen[0], placed)
         for probe in probes.values():
             probe.view.unfreeze()
+
+
+@every_case
+def test_the_commitment_weight_is_the_factor_of_what_pulls_the_encoder_and_of_nothing_else(case: Case) -> None:
+    require(case, "commitment")
+    model, optimizer = build(case)
+    train_for(case, model, optimizer, 3)
+    batch = case.batch()
+    encoder, table = zip(*(pulls(case, model, batch, weight) for weight in (0.5, 1.0, 2.0)), strict=True)
+    assert (encoder[1] - encoder[0]).norm() > 1e-3 * encoder[1].norm() > 0
+    torch.testing.assert_close(encoder[2] - encoder[1], 2 * (encoder[1] - encoder[0]), rtol=1e-3, atol=1e-6)
+    for other in table[1:]:
+        torch.testing.assert_close(other, table[0])
+
+
+def pulls(case: Case, model: Model, batch: Tensor, weight: float) -> tuple[Tensor, list[Tensor]]:
+    """Return the gradients of the library's own loss, at a commitment weight, for a batch and for the tables."""
+    twin = copy.deepcopy(model)
+    views = discover(twin).views
+    for view in views:
+        assert view.commitment is not None
+        view.commitment.set(weight)
+        assert view.commitment.get() == weight
+    given = batch.clone().requires_grad_()
+    torch.manual_seed(3)
+    loss = case.run(twin.quantizer, given).loss
+    assert loss is not None
+    loss.backward()
+    assert given.grad is not None
+    tables = [view.refs()["table"].whole() for view in views if view.table.is_parameter]
+    return given.grad, [table.grad for table in tables if table.grad is not None]
 
 
 @every_case
