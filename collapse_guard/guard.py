@@ -23,7 +23,13 @@ from .adapters import GenericVQ, discover
 from .events import EventLog, Sink
 from .interventions import ladders_on
 from .ledger import Ledger
-from .reports import describe_idle_rules, describe_views, describe_without_epoch, summarise
+from .reports import (
+    describe_idle_rules,
+    describe_unrecognised,
+    describe_views,
+    describe_without_epoch,
+    summarise,
+)
 from .requests import Requests
 from .sinks import ConsoleSink, JsonLinesSink
 from .watch import Watch
@@ -136,7 +142,7 @@ class Guard:
             policy_fingerprint=self.policy.fingerprint(),
             log=str(log.path) if log is not None else None,
             codebooks=describe_views(found.views),
-            unrecognised=[{"name": item.name, "reason": item.reason} for item in found.unrecognised],
+            unrecognised=describe_unrecognised(found.unrecognised),
             idle_rules=describe_idle_rules(self.policy, found.views),
             powerless={ladder.rule: list(books) for ladder in ladders if (books := ladder.powerless_on)},
         )

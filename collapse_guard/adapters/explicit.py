@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from collapse_guard.kmeans import assign
 
-from .base import CodebookView, Metric, Observation, Reader
+from .base import CodebookView, Confidence, Metric, Observation, Reader
+from .recognition import flatten_tensors
 from .refs import Knob, TensorRef
-from .trace import flatten_tensors
 
 __all__ = ["GenericVQ"]
 
@@ -83,6 +83,7 @@ class GenericVQ:
             name=name,
             adapter="explicit",
             module=module,
+            confidence=Confidence.DESCRIBED,
             table=table,
             readers={"forward": _reader(self, table)},
             metric=self.metric,

@@ -22,8 +22,8 @@ from torch.nn import functional
 
 from collapse_guard.adapters.base import CodebookView, Metric, Observation, Reader, Unrecognised
 from collapse_guard.adapters.commitment import AddedCommitment, find_commitment
+from collapse_guard.adapters.recognition import flatten_tensors
 from collapse_guard.adapters.refs import Knob, Switch, TensorRef
-from collapse_guard.adapters.trace import flatten_tensors
 from collapse_guard.kmeans import assign
 
 __all__ = ["match_embedding"]
