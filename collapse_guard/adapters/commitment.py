@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from collapse_guard.hooks import Hook
 
-from .recognition import flatten_tensors
+from .nested import flatten_tensors
 from .refs import Knob
 
 __all__ = ["AddedCommitment", "Term", "find_commitment"]

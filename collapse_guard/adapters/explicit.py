@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from collapse_guard.kmeans import assign
 
 from .base import CodebookView, Confidence, Metric, Observation, Reader
-from .recognition import flatten_tensors
+from .nested import flatten_tensors
 from .refs import Knob, TensorRef
 
 __all__ = ["GenericVQ"]

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from collapse_guard.adapters.base import CodebookView, Metric, Observation, Reader, Unrecognised
 from collapse_guard.adapters.commitment import AddedCommitment, find_commitment
-from collapse_guard.adapters.recognition import flatten_tensors
+from collapse_guard.adapters.nested import flatten_tensors
 from collapse_guard.adapters.refs import Knob, Switch, TensorRef
 from collapse_guard.kmeans import assign
 

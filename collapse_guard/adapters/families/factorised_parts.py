@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from collapse_guard.adapters.base import Metric, Observation, Reader
-from collapse_guard.adapters.recognition import flatten_tensors
+from collapse_guard.adapters.nested import flatten_tensors
 from collapse_guard.kmeans import assign
 
 __all__ = ["Form", "Parts", "alone", "as_rows", "confirm", "parts_of", "reader_of", "twin_of", "twin_of_parts"]

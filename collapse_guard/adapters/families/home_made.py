@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from collapse_guard.adapters.base import K_OF_ONE, CodebookView, Confidence, Observation, Reader, Unrecognised
+from collapse_guard.adapters.nested import flatten_tensors
 from collapse_guard.adapters.recognition import (
     Bench,
     CannotTryError,
@@ -30,7 +31,6 @@ from collapse_guard.adapters.recognition import (
     explain_trials,
     find_codes,
     find_commitment,
-    flatten_tensors,
     look_at,
     nearest,
     read_codes,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from .commitment import find_commitment
 from .explain import Doubt, Explanation, Findings, Layout, explain_trials, find_codes, nearest, read_codes
 from .structure import Structure, Table, entries_of, look_at
-from .trace import flatten_tensors
 from .twins import Bench, CannotTryError, Trial
 
 __all__ = [
@@ -26,7 +25,6 @@ __all__ = [
     "explain_trials",
     "find_codes",
     "find_commitment",
-    "flatten_tensors",
     "look_at",
     "nearest",
     "read_codes",

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from collapse_guard.adapters.nested import flatten_tensors
 from collapse_guard.adapters.refs import Knob
 
 from .structure import Table
-from .trace import flatten_tensors
 from .twins import Bench, Trial
 
 __all__ = ["find_commitment"]

@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from collapse_guard.adapters.base import Metric
+from collapse_guard.adapters.nested import flatten_tensors
 
 from .permutation import rolls_with_rows
 from .structure import Structure, Table
-from .trace import Comparison, flatten_tensors
+from .trace import Comparison
 from .twins import Bench, Trial, shapes_of
 
 __all__ = ["Doubt", "Explanation", "Findings", "Layout", "explain_trials", "find_codes", "nearest", "read_codes"]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from collapse_guard.adapters.nested import flatten_tensors
+
 from .structure import Table
-from .trace import flatten_tensors
 from .twins import Bench, Trial
 
 __all__ = ["rolls_with_rows"]

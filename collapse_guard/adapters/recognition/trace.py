@@ -8,14 +8,16 @@ something are the latents.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Comparison", "Tracer", "flatten_tensors"]
+from collapse_guard.adapters.nested import flatten_tensors
+
+__all__ = ["Comparison", "Tracer"]
 
 _COMPARISONS = frozenset(
     {
@@ -152,18 +154,3 @@ def _address(tensor: Tensor) -> int:
     except (NotImplementedError, RuntimeError):  # sparse and other tensors without a storage of their own
         address = 0
     return address or -id(tensor)
-
-
-def flatten_tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested tuples, lists, dicts and objects with attributes (dataclasses), in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from flatten_tensors(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from flatten_tensors(item)
-    elif hasattr(value, "__dataclass_fields__"):
-        for name in value.__dataclass_fields__:
-            yield from flatten_tensors(getattr(value, name))
