@@ -49,13 +49,13 @@ class LegacyBeta(nn.Module):
 
     def __init__(self, K: int = K, D: int = D, beta: float = 0.25) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(K, D)
+        self.vectors = nn.Embedding(K, D)
         self.beta = beta
 
     def forward(self, z: Tensor) -> Any:
         z = z.permute(0, 2, 3, 1).contiguous()
-        codes = torch.cdist(z.reshape(-1, z.shape[-1]), self.embedding.weight).argmin(1)
-        q = self.embedding(codes).view(z.shape)
+        codes = torch.cdist(z.reshape(-1, z.shape[-1]), self.vectors.weight).argmin(1)
+        q = self.vectors(codes).view(z.shape)
         loss = ((q.detach() - z) ** 2).mean() + self.beta * ((q - z.detach()) ** 2).mean()
         return straight_through(z, q).permute(0, 3, 1, 2), loss, (None, None, codes)
 
