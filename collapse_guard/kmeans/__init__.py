@@ -4,8 +4,9 @@ It knows tensors and nothing of quantizers. FAISS and scikit-learn are loaded wh
 """
 
 from .backends import spread_out
+from .budget import Budget
 from .fit import CodebookFit, fit_codebook
 from .relocation import mean_rows
 from .search import Metric, assign
 
-__all__ = ["CodebookFit", "Metric", "assign", "fit_codebook", "mean_rows", "spread_out"]
+__all__ = ["Budget", "CodebookFit", "Metric", "assign", "fit_codebook", "mean_rows", "spread_out"]

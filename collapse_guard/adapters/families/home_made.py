@@ -178,7 +178,7 @@ def _explain(comparison: Comparison, trial: Trial, structure: _Structure) -> _Ex
     for layout in _layouts(trial.given, structure.D):
         latents = layout.latents(trial.given)
         if any(_same_up_to_scale(latents, other) for other in others):
-            codes = assign(latents, raw if plain else unit)
+            codes = assign(latents, raw if plain else unit, backend="torch")
             index = _find_codes(trial.output, codes, structure.K)
             if index is None:
                 return _Doubt.NO_CODES
@@ -193,7 +193,7 @@ def _find_training_codes(module: nn.Module, structure: _Structure, layout: _Layo
         latents = layout.latents(trial.given)
         searches = (comparison for comparison in trial.comparisons if comparison.source == found.source)
         for table in (rows for search in searches for rows in _as_rows(search.table, structure.K, structure.D)):
-            index = _find_codes(trial.output, assign(latents, table), structure.K)
+            index = _find_codes(trial.output, assign(latents, table, backend="torch"), structure.K)
             if index is not None:
                 return index
     return found.codes_index
