@@ -2,13 +2,14 @@
 
 Lloyd's algorithm ends where no code can move a little and gain. What is left to gain are jumps: of two codes that
 share one cluster, one is nearly useless, while elsewhere one code serves two clusters. Each round ranks the codes by
-*utility*, the error that would be added if the code were gone, its latents went to their second nearest and those codes
-moved to their new means (the first two after the LBG-U of Fritzke, Neural Processing Letters, 1997; the last, which
-halves the price of merging two equal codes, after Ward, J. Am. Stat. Assoc. 1963); ranks them by the *gain* of splitting, the error that a 2-means
-among a code's own latents would remove; and gives the place of the least useful code to one half of the most rewarding
-split for as long as gain exceeds utility. Both numbers are exact only while neighbours stay, so a code next to one that
-moved waits for the next round, as in I-k-means-+ (Ismkhan, Pattern Recognition 2018). Lloyd steps follow each round, as
-between the breaths of Fritzke's breathing k-means (arXiv:2006.15666, 2020).
+*utility*, the error that would be added if the code were gone, its latents went to their second nearest and those
+codes moved to their new means (the first two after the LBG-U of Fritzke, Neural Processing Letters, 1997; the last,
+which halves the price of merging two equal codes, by the formula of Ward, J. Am. Stat. Assoc. 1963); ranks them by the
+*gain* of splitting, the error that a 2-means among a code's own latents would remove; and gives the place of the least
+useful code to one half of the most rewarding split for as long as gain exceeds utility. Both numbers hold only while
+neighbours stay, so a code next to one that moved waits for the next round, as in I-k-means-+ (Ismkhan, Pattern
+Recognition 2018). Lloyd steps follow each round, as between the breaths of Fritzke's breathing k-means
+(arXiv:2006.15666, 2020).
 
 Nothing is drawn at random here.
 """

@@ -18,10 +18,10 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 from torch.nn import functional
 
-from collapse_guard.demos.digits import DigitsClassifier, digits_loaders
-from collapse_guard.demos.quantizer import ReferenceQuantizer
+from .digits import DigitsClassifier, digits_loaders
+from .quantizer import ReferenceQuantizer
 
-__all__ = ["DATASETS", "Points", "blobs", "latents", "patches"]
+__all__ = ["BENCH_DATA", "Points", "blobs", "latents", "patches"]
 
 Points: TypeAlias = npt.NDArray[np.float32]
 
@@ -82,4 +82,4 @@ def latents(N: int, seed: int) -> Points:
     return np.concatenate([rows.numpy() for rows in recording.seen])[-N:]
 
 
-DATASETS: dict[str, Callable[[int, int], Points]] = {"blobs": blobs, "patches": patches, "latents": latents}
+BENCH_DATA: dict[str, Callable[[int, int], Points]] = {"blobs": blobs, "patches": patches, "latents": latents}

@@ -15,9 +15,9 @@ import torch
 
 from collapse_guard.kmeans import fit_codebook
 
-from .data import Points
+from .kmeans_data import Points
 
-__all__ = ["METHODS", "OURS", "REFERENCE", "Method"]
+__all__ = ["BENCH_METHODS", "OURS", "REFERENCE", "Method"]
 
 Method: TypeAlias = Callable[[Points, int, int], Points]
 
@@ -68,5 +68,5 @@ def _methods() -> dict[str, Method]:
     return made
 
 
-METHODS: dict[str, Method] = _methods()
+BENCH_METHODS: dict[str, Method] = _methods()
 """By name, the quick ones first."""

@@ -17,20 +17,20 @@ import torch
 
 from collapse_guard.kmeans import assign
 
-from .data import DATASETS, Points
-from .methods import METHODS
+from .kmeans_data import BENCH_DATA, Points
+from .kmeans_methods import BENCH_METHODS
 
-__all__ = ["Fit", "measure", "read_fits"]
+__all__ = ["BenchFit", "measure_fits", "read_fits"]
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class BenchFit:
     """One fit.
 
     Attributes:
-        data: a name of `DATASETS`.
+        data: a name of `BENCH_DATA`.
         N: points. K: codes. seed: of the data and the fit.
-        method: a name of `METHODS`.
+        method: a name of `BENCH_METHODS`.
         inertia: mean squared distance of a point from its nearest code, the same exact search for all methods.
         seconds: wall time. cpu_seconds: CPU time of all threads.
     """
@@ -50,13 +50,13 @@ class Fit:
         return (self.data, self.N, self.K, self.seed, self.method)
 
 
-def read_fits(path: Path) -> list[Fit]:
+def read_fits(path: Path) -> list[BenchFit]:
     """Return the fits that a file holds; a torn last line is left out. No file, no fits."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [Fit(**json.loads(line)) for line in lines if line.endswith("}")]
+    return [BenchFit(**json.loads(line)) for line in lines if line.endswith("}")]
 
 
-def measure(
+def measure_fits(
     path: Path,
     datasets: Sequence[str],
     N: int,
@@ -65,7 +65,7 @@ def measure(
     methods: Sequence[str],
     tell: Callable[[str], object],
 ) -> None:
-    """Fit whatever the file does not hold yet, methods taking turns on each data set, K and seed, and append it."""
+    """BenchFit whatever the file does not hold yet, methods taking turns on each data set, K and seed, and append it."""
     known = {fit.key for fit in read_fits(path)}
     for data, K, seed, method in _order(datasets, codes, seeds, methods):
         if (data, N, K, seed, method) in known:
@@ -76,7 +76,8 @@ def measure(
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(fit)) + "\n")
         tell(
-            f"{data}, K {K}, seed {seed}, {method}: {fit.inertia:.5g} in {fit.seconds:.2f} s ({fit.cpu_seconds:.2f} s CPU)"
+            f"{data}, K {K}, seed {seed}, {method}: "
+            f"{fit.inertia:.5g} in {fit.seconds:.2f} s ({fit.cpu_seconds:.2f} s CPU)"
         )
 
 
@@ -92,19 +93,19 @@ def _order(
 
 @lru_cache(maxsize=4)
 def _points(data: str, N: int, seed: int) -> Points:
-    return DATASETS[data](N, seed)
+    return BENCH_DATA[data](N, seed)
 
 
 @cache
 def _warm(method: str) -> None:
     """Load what a method needs, so that its first fit is timed as any other."""
-    METHODS[method](DATASETS["blobs"](2000, 0), 16, 0)
+    BENCH_METHODS[method](BENCH_DATA["blobs"](2000, 0), 16, 0)
 
 
-def _fit(data: str, points: Points, K: int, seed: int, method: str) -> Fit:
+def _fit(data: str, points: Points, K: int, seed: int, method: str) -> BenchFit:
     began, began_cpu = time.perf_counter(), time.process_time()
-    table = METHODS[method](points, K, seed)
+    table = BENCH_METHODS[method](points, K, seed)
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
     latents, codebook = torch.from_numpy(points), torch.from_numpy(table)
     errors = (latents - codebook[assign(latents, codebook)]).double().square().sum(dim=1)
-    return Fit(data, len(points), K, seed, method, float(errors.mean()), seconds, cpu_seconds)
+    return BenchFit(data, len(points), K, seed, method, float(errors.mean()), seconds, cpu_seconds)
