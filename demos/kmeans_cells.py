@@ -65,7 +65,7 @@ def measure_fits(
     methods: Sequence[str],
     tell: Callable[[str], object],
 ) -> None:
-    """BenchFit whatever the file does not hold yet, methods taking turns on each data set, K and seed, and append it."""
+    """Fit whatever the file does not hold yet, methods taking turns on each data set, K and seed, and append it."""
     known = {fit.key for fit in read_fits(path)}
     for data, K, seed, method in _order(datasets, codes, seeds, methods):
         if (data, N, K, seed, method) in known:
