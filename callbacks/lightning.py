@@ -8,6 +8,7 @@ that the program has loaded. Hooks are released on the normal end and on an exce
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -165,6 +166,7 @@ class CollapseGuard(Callback):
             sinks=sinks,
             adapters=self._adapters,
             seed=self._seed,
+            total_steps=_planned_steps(trainer),
         )
         guard.attach(pl_module, trainer.optimizers)
         if self._resume_from is None and self.guard is not None and self._guarded is pl_module:
@@ -259,6 +261,12 @@ class CollapseGuard(Callback):
 # LightningCLI reads the annotation at run time. By the true one it would write a mapping as text into the config that
 # it saves, and refuse in words of its own what `load_policy` explains better.
 CollapseGuard.__init__.__annotations__["policy"] = Any
+
+
+def _planned_steps(trainer: pl.Trainer) -> int | None:
+    """Return the optimizer steps that the whole training is planned to take, or `None` where it has no end."""
+    planned = trainer.estimated_stepping_batches
+    return int(planned) if math.isfinite(planned) and planned > 0 else None
 
 
 def _stopping(trainer: pl.Trainer) -> str:

@@ -1,7 +1,8 @@
 """Acting: one ACT decision as one transaction, on one codebook or on several levels of a residual, coarse first.
 
 Levels that cannot take the action are refused, and those whose latents are no longer known once a coarser level was
-written are postponed, while the others go on. What raises puts all of them back.
+written are postponed, as are those whose commitment weight is shared with one that has just changed it, while the
+others go on. What raises puts all of them back.
 """
 
 from __future__ import annotations
@@ -60,18 +61,21 @@ def act_together(
         site_of: makes the site of an intervention.
     """
     written: Probe | None = None
+    weighed: list[Deed] = []
     where = ""
     try:
         for deed in deeds:
             where = deed.entry.codebook
             intervention = find_intervention(deed.entry.action)(deed.decision.params, site_of(deed))
-            writes = "codebook" in intervention.touches
-            if writes and written is not None and (stale := levels.why_stale(deed.probe, written)) is not None:
-                deed.entry.result, deed.summary = "postponed", stale
+            writes, weighs = (part in intervention.touches for part in ("codebook", "commitment"))
+            stale = levels.why_stale(deed.probe, written) if writes and written is not None else None
+            if (wait := stale or (_why_shared(deed, weighed) if weighs else None)) is not None:
+                deed.entry.result, deed.summary = "postponed", wait
             elif (reason := intervention.refusal()) is not None:
                 deed.entry.result, deed.summary = "refused", reason
             else:
                 _apply(deed, intervention, optimizers)
+                weighed += [deed] if weighs else []
                 if writes:
                     written = written or deed.probe
                     levels.refresh(deed.probe)
@@ -85,6 +89,16 @@ def act_together(
         probe.window.restart()  # a reading never straddles an intervention
     if applied:
         levels.restart_below(applied[0])
+
+
+def _why_shared(deed: Deed, weighed: Sequence[Deed]) -> str | None:
+    """Return why a commitment weight is not changed once more: several levels may share one."""
+    mine = deed.probe.view.commitment
+    for other in weighed:
+        theirs = other.probe.view.commitment
+        if mine is not None and theirs is not None and mine.place == theirs.place:
+            return f"its commitment weight is also that of {other.entry.codebook}, which has just changed it"
+    return None
 
 
 def _apply(deed: Deed, intervention: Intervention[Any], optimizers: Sequence[Optimizer]) -> None:

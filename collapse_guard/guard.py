@@ -21,8 +21,9 @@ from collapse_guard.policies import Policy, PolicyEngine, Reading, load_policy, 
 
 from .adapters import GenericVQ, discover
 from .events import EventLog, Sink
+from .interventions import ladders_on
 from .ledger import Ledger
-from .reports import describe_views, summarise
+from .reports import describe_idle_rules, describe_views, describe_without_epoch, summarise
 from .requests import Requests
 from .sinks import ConsoleSink, JsonLinesSink
 from .watch import Watch
@@ -46,6 +47,8 @@ class Guard:
         sinks: further places for events to go.
         adapters: module path -> description, for quantizers that are not recognised.
         seed: of the guard's own random streams; the run's are never touched.
+        total_steps: optimizer steps that the whole training is planned to take, if that is known: what moves codes
+            steadily stops before the end.
 
     Attributes:
         requests: what the policy asks of the loop, such as to stop; see `Requests.take`.
@@ -69,6 +72,7 @@ class Guard:
         sinks: Sequence[Sink] = (),
         adapters: Mapping[str, GenericVQ] | None = None,
         seed: int = 0,
+        total_steps: int | None = None,
     ) -> None:
         """Load and validate the policy; nothing is hooked, opened or printed before `attach`."""
         self.policy = load_policy(policy)
@@ -77,6 +81,7 @@ class Guard:
         self._extra_sinks = tuple(sinks)
         self._adapters = dict(adapters or {})
         self._seed = seed
+        self.total_steps = total_steps
         self._step = 0
         self._read_at = 0
         self._seconds = 0.0
@@ -116,6 +121,7 @@ class Guard:
         if world > 1 and self.policy.mode == "act":
             self.policy = self.policy.with_mode("observe")
         log = self._open_sinks()
+        ladders = ladders_on(self.policy, found.views)
         self._is_attached, self._state_at_close = True, None
         self._watch = watch
         self._attached_at, self._seconds = time.perf_counter(), 0.0
@@ -131,6 +137,8 @@ class Guard:
             log=str(log.path) if log is not None else None,
             codebooks=describe_views(found.views),
             unrecognised=[{"name": item.name, "reason": item.reason} for item in found.unrecognised],
+            idle_rules=describe_idle_rules(self.policy, found.views),
+            powerless={ladder.rule: list(books) for ladder in ladders if (books := ladder.powerless_on)},
         )
         if world > 1:
             self._fault("distributed", f"{world} ranks: this version counts this rank's tokens only and does not act")
@@ -207,9 +215,11 @@ class Guard:
         try:
             assert self._ledger is not None
             self.requests.remind(self._step)
-            self._ledger.tend(self._step, self._watch.probes)
+            self._ledger.hold(self._step, self._watch.probes)
+            self._ledger.tend(self._step, after_reading=False)
             if self._is_due():
                 self._read(_number(loss), epoch)
+            self._ledger.tend(self._step, after_reading=True)
         except Exception as error:  # the one place that catches broadly: the run is not the victim of its guard
             self._fault("guard", f"{type(error).__name__}: {error}")
             _logger.debug("guard failed", exc_info=error)
@@ -234,6 +244,8 @@ class Guard:
         assert self._ledger is not None
         self._read_at = self._step
         sample = self.policy.sample
+        if epoch is None and (lacking := describe_without_epoch(self.policy)):
+            self._fault("epoch", lacking)
         enough = sample.min_tokens if self._step >= self.policy.warmup_steps else 0
         readings = self._watch.read(
             step=self._step, epoch=epoch, loss=loss, dead_below=sample.dead_below, min_tokens=enough
@@ -245,7 +257,7 @@ class Guard:
         for together in taken_together(taken):
             decisions = self._engine.observe_together(together)
             for reading in together:
-                fields = {key: value for key, value in reading.as_dict().items() if key != "step"}
+                fields = {key: value for key, value in reading.as_record().items() if key != "step"}
                 self._log.emit("reading", self._step, health=self._engine.health(reading.codebook).value, **fields)
             self._ledger.carry_out(decisions, self._engine, self._watch.probes)
 
@@ -302,8 +314,16 @@ class Guard:
         self.requests = Requests(self._log)
         dead_below = self.policy.sample.dead_below
         self._ledger = Ledger(
-            self._log, self._optimizers, seed=self._seed, dead_below=dead_below, requests=self.requests
+            self._log,
+            self._optimizers,
+            seed=self._seed,
+            dead_below=dead_below,
+            requests=self.requests,
+            progress=self._progress,
         )
+
+    def _progress(self) -> float | None:
+        return None if self.total_steps is None else self._step / max(self.total_steps, 1)
 
     # Parts
 

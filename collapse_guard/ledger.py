@@ -31,6 +31,7 @@ class Ledger:
         seed: base of each attempt's seed.
         dead_below: share of the uniform share under which a code is dead.
         requests: where to ask for what only the training loop can do.
+        progress: returns the share of the planned training that is done, or `None` where no plan is known.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class Ledger:
         seed: int,
         dead_below: float = 0.1,
         requests: Requests | None = None,
+        progress: Callable[[], float | None] = lambda: None,
     ) -> None:
         """Store the parts."""
+        self._progress = progress
         self._requests = requests if requests is not None else Requests(log)
         self.entries: list[Entry] = []
         self._log = log
@@ -79,8 +82,8 @@ class Ledger:
                 undone = {part.codebook: self._settle(part, probes) for part in known}
                 self._log.emit("outcome", decision.step, **fields_of_outcome(decision, undone, probes))
 
-    def tend(self, step: int, probes: Mapping[str, Probe]) -> None:
-        """At a step boundary: hold frozen codebooks and let interventions in force keep themselves up to date."""
+    def hold(self, step: int, probes: Mapping[str, Probe]) -> None:
+        """At a step boundary, before anything is read: put back what an optimizer did to frozen codebooks."""
         for name, probe in probes.items():
             try:
                 probe.view.hold()
@@ -88,20 +91,29 @@ class Ledger:
                 probe.view.unfreeze()
                 reason = f"holding its codebook raised {type(error).__name__}: {error}; it is no longer held"
                 self._log.emit("fault", step, where=name, reason=reason)
+
+    def tend(self, step: int, *, after_reading: bool) -> None:
+        """At a step boundary: let interventions keep themselves up to date, before or after anything is read."""
         for entry in self.entries:
-            if entry.intervention is None or not entry.intervention.stays:
+            intervention = entry.intervention
+            if intervention is None or not (intervention.tends if after_reading else intervention.stays):
                 continue
+            before = intervention.writes
             try:
-                done = entry.intervention.tend(step - entry.step)
+                done = intervention.tend(step - entry.step)
             except Exception as error:
                 entry.intervention = None
                 reason = f"tending {entry.action} raised {type(error).__name__}: {error}; it is no longer tended"
                 self._log.emit("fault", step, where=entry.codebook, reason=reason)
                 continue
-            if done is not None:
-                self._log.emit(
-                    "tended", step, codebook=entry.codebook, action=entry.action, attempt=entry.attempt, summary=done
-                )
+            if intervention.writes > before:
+                self._versions[entry.codebook] = self._versions.get(entry.codebook, 0) + 1
+            self._tell_tended(entry, step, done)
+
+    def _tell_tended(self, entry: Entry, step: int, done: str | None) -> None:
+        if done is not None:
+            facts = {"codebook": entry.codebook, "action": entry.action, "attempt": entry.attempt, "summary": done}
+            self._log.emit("tended", step, **facts, codebook_version=self._versions.get(entry.codebook, 0))
 
     def _act(self, decision: Decision, parts: Sequence[Decision], probes: Mapping[str, Probe]) -> list[Deed]:
         """Apply one intervention as a transaction, on each of its codebooks; tell, and return what became of it."""
@@ -136,6 +148,7 @@ class Ledger:
             seed=self._seed * 1_000_003 + entry.attempt,
             dead_below=self._dead_below,
             ask=ask,
+            progress=self._progress,
         )
 
     def _settle(self, decision: Decision, probes: Mapping[str, Probe]) -> list[int]:
@@ -146,6 +159,8 @@ class Ledger:
         if entry is None:
             return []
         undone: list[int] = []
+        if entry.intervention is not None and not entry.intervention.stays:
+            self._tell_tended(entry, decision.step, entry.intervention.ending())
         if entry.result != "refused":
             entry.result = decision.outcome.value
         if decision.rollback:

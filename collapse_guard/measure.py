@@ -112,8 +112,8 @@ def _fetch(window: Window, view: CodebookView) -> tuple[np.ndarray, dict[str, fl
         is_unit = view.metric == "cosine" and not view.decodes_raw
         decoded = functional.normalize(table, dim=-1) if is_unit else table
         scalars, latent_covariance = _latent_sums(window, decoded, view.metric)
-        scalars[1:3] = _table_norms(table, tallies[: view.K])
-        table_covariance = _covariance(table, torch.ones(len(table), dtype=torch.bool, device=table.device))
+        scalars[1:3] = _table_norms(decoded, tallies[: view.K])
+        table_covariance = _covariance(decoded, torch.ones(len(table), dtype=torch.bool, device=table.device))
     numbers = torch.cat([scalars, latent_covariance.flatten(), table_covariance.flatten()])
     packed = torch.cat([tallies.view(torch.uint8), numbers.contiguous().view(torch.uint8)]).cpu().numpy()
     split = tallies.numel() * 8

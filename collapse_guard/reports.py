@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from collapse_guard.policies import PolicyEngine
+from collapse_guard.policies import Policy, PolicyEngine, absences_in, idle_rules
 
 from .adapters import CAPABILITIES, CodebookView
 from .ledger import Ledger
 from .watch import Watch
 
-__all__ = ["describe_views", "summarise"]
+__all__ = ["describe_idle_rules", "describe_views", "describe_without_epoch", "summarise"]
 
 _SHOWN = ("step", "perplexity", "ceiling", "usage", "norm_ratio", "relative_error")
 
@@ -51,3 +51,16 @@ def summarise(ledger: Ledger, watch: Watch, engine: PolicyEngine) -> dict[str, A
     ]
     interventions = [entry.as_dict() for entry in ledger.entries]
     return {"codebooks": codebooks, "interventions": interventions, "in_force": ledger.in_force()}
+
+
+def describe_idle_rules(policy: Policy, views: Sequence[CodebookView]) -> list[dict[str, Any]]:
+    """Return the rules that exist on none of the codebooks, as plain data."""
+    idle = idle_rules(policy, (view.name for view in views))
+    return [{"rule": rule.name, "codebooks": list(rule.codebooks)} for rule in idle]
+
+
+def describe_without_epoch(policy: Policy) -> str:
+    """Say what becomes of the rules in a loop that does not say its epoch; empty where none counts epochs."""
+    lacks = absences_in(policy, lambda name: name != "epoch")
+    what = "; ".join(map(str, lacks))
+    return f"{what}. Say it: guard.step(epoch=...), or count in steps" if lacks else ""

@@ -19,6 +19,8 @@ from .probe import Probe
 __all__ = ["Watch"]
 
 _QUIET_READINGS = 2
+_UNSEEN = "no forward of its module in training mode has shown a code"
+_UNSTARTED = "its codebook is not initialised yet: it awaits its weights, or the start that its quantizer makes"
 
 Fault = Callable[[str, str], None]
 """(where, reason): told once of each thing that went wrong."""
@@ -40,6 +42,7 @@ class Watch:
         """Make the probes; nothing is hooked before `install`."""
         self._fault = fault
         self._empty: dict[str, int] = {}
+        self._is_started: dict[str, bool] = {}
         self.readings: dict[str, Reading] = {}
         self.first: dict[str, Reading] = {}
         # Levels of one residual draw alike, so that their rings hold the same tokens.
@@ -63,11 +66,10 @@ class Watch:
             probe.install()
 
     def release(self) -> None:
-        """Stop recording and let the quantizers update their codebooks again."""
+        """Stop recording and leave the quantizers to themselves again."""
         for probe in self.probes.values():
             probe.remove()
-            probe.view.unfreeze()
-            probe.view.give_back()
+            probe.view.release()
 
     @property
     def seconds(self) -> float:
@@ -85,6 +87,8 @@ class Watch:
             if not probe.is_recording:
                 continue
             try:
+                if self._began_unstarted(probe, step):
+                    continue
                 reading, counts = read_window(
                     probe.window, probe.view, step=step, epoch=epoch, loss=loss, dead_below=dead_below
                 )
@@ -92,24 +96,40 @@ class Watch:
                 probe.remove()
                 self._failure_of(probe.view)(error)
                 continue
-            if self._is_quiet(name, reading, step):
+            if not reading.tokens:
+                self._count_empty(name, step, _UNSEEN)
                 continue
+            self._empty[name] = 0
             if reading.tokens >= min_tokens:
                 probe.window.restart()
             self.readings[name] = reading
             self.first.setdefault(name, reading)
             yield reading, counts
 
-    def _is_quiet(self, name: str, reading: Reading, step: int) -> bool:
-        """Whether nothing was seen; say so when it lasts: a codebook that is not measured is not guarded."""
-        if reading.tokens:
-            self._empty[name] = 0
+    def _began_unstarted(self, probe: Probe, step: int) -> bool:
+        """Whether the window began before the codebook made its start; what it holds is forgotten then.
+
+        A table of zeros gives every token the same code, which is no collapse. Once started, a codebook is not asked
+        again: the answer waits for the device.
+        """
+        name = probe.view.name
+        if self._is_started.get(name):
             return False
+        was_asked = name in self._is_started
+        self._is_started[name] = probe.view.is_initialised()
+        if not self._is_started[name]:
+            self._count_empty(name, step, _UNSTARTED)
+        elif not was_asked:
+            return False
+        probe.window.restart()
+        probe.window.forget()
+        return True
+
+    def _count_empty(self, name: str, step: int, why: str) -> None:
+        """Say so when nothing is seen for long: a codebook that is not measured is not guarded."""
         self._empty[name] = self._empty.get(name, 0) + 1
         if self._empty[name] == _QUIET_READINGS:
-            what = "no forward of its module in training mode has shown a code"
-            self._fault(name, f"{what} for {_QUIET_READINGS} readings, up to step {step}: it is not being measured")
-        return True
+            self._fault(name, f"{why}, for {_QUIET_READINGS} readings, up to step {step}: it is not being measured")
 
     def _failure_of(self, view: CodebookView) -> Callable[[Exception], None]:
         def failed(error: Exception) -> None:

@@ -57,6 +57,7 @@ class Window:
         self.capacity = ring_capacity(K, D)
         self._seed = seed
         self._counts: Tensor | None = None
+        self._before: Tensor | None = None  # uses of each code before this window
         self._latents: Tensor | None = None
         self._valid: Tensor | None = None
         self._origins: Tensor | None = None
@@ -96,6 +97,7 @@ class Window:
         # Tensors made under inference mode could not be written to outside of it.
         with torch.inference_mode(False):
             self._counts = torch.zeros(self.K + 2, dtype=torch.int64, device=device)
+            self._before = torch.zeros(self.K, dtype=torch.int64, device=device)
             self._latents = torch.zeros(self.capacity, self.D, dtype=torch.float32, device=device)
             self._valid = torch.zeros(self.capacity, dtype=torch.bool, device=device)
             self._origins = torch.zeros(2, self.capacity, dtype=torch.int64, device=device)
@@ -124,6 +126,13 @@ class Window:
         self._added += n
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that the window takes on the device, once something was observed."""
+        latents = self.capacity * self.D * torch.float32.itemsize
+        origins_and_counts = (2 * self.capacity + 2 * self.K + 2) * torch.int64.itemsize
+        return latents + origins_and_counts + self.capacity * torch.bool.itemsize
+
+    @property
     def tallies(self) -> Tensor | None:
         """(K + 2,) int64 on the device: uses of each code, then non-tokens, then tokens with a non-finite latent."""
         return self._counts
@@ -146,6 +155,15 @@ class Window:
         latents, valid = self._latents[:held], self._valid[:held]
         return latents[valid & latents.isfinite().all(dim=-1)]
 
+    def latest(self, most: int) -> Tensor:
+        """Return the finite latents of tokens among the last `most` that came in, (n, D). Waits for the device."""
+        if self._latents is None or self._valid is None:
+            return torch.zeros(0, self.D)
+        held = min(self._added, self.capacity, most)
+        rows = (self._added - held + torch.arange(held, device=self._latents.device)) % self.capacity
+        latents, valid = self._latents[rows], self._valid[rows]
+        return latents[valid & latents.isfinite().all(dim=-1)]
+
     def rows(self) -> Rows | None:
         """Return what the ring holds, or `None` before the first observation."""
         if self._latents is None or self._valid is None or self._origins is None:
@@ -158,9 +176,22 @@ class Window:
         if self._valid is not None:
             self._valid.zero_()
 
+    @property
+    def uses(self) -> Tensor | None:
+        """(K,) int64 on the device: uses of each code in this window and all before it."""
+        if self._counts is None or self._before is None:
+            return None
+        return self._before + self._counts[: self.K]
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a latent was added since the window began; told without asking the device."""
+        return self._added != self._added_before
+
     def restart(self) -> None:
         """Begin a new window: counts at zero; the ring keeps its latents."""
-        if self._counts is not None:
+        if self._counts is not None and self._before is not None:
+            self._before += self._counts[: self.K]
             self._counts.zero_()
         self._added_before = self._added
 
@@ -170,8 +201,9 @@ class Window:
         if self._counts is not None and self._latents is not None and self._valid is not None:
             assert self._generator is not None
             assert self._origins is not None
+            assert self._before is not None
             tensors = {"counts": self._counts, "latents": self._latents, "valid": self._valid}
-            tensors["origins"] = self._origins
+            tensors |= {"origins": self._origins, "before": self._before}
             state |= {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
             state["generator"] = self._generator.get_state()
         return state
@@ -194,7 +226,9 @@ class Window:
         assert self._latents is not None
         assert self._valid is not None
         assert self._origins is not None
+        assert self._before is not None
         self._counts.copy_(state["counts"])
+        self._before.copy_(state["before"])
         self._latents.copy_(state["latents"])
         self._valid.copy_(state["valid"])
         self._origins.copy_(state["origins"])

@@ -6,6 +6,7 @@ Plain Python: this package imports neither torch nor Lightning, touches no tenso
 
 from __future__ import annotations
 
+from .absence import absences_in, idle_rules
 from .actions import (
     Action,
     Alert,
@@ -14,6 +15,7 @@ from .actions import (
     ResetCodes,
     SaveCheckpoint,
     StopTraining,
+    Upkeep,
     action_named,
     actions,
     register_action,
@@ -78,12 +80,15 @@ __all__ = [
     "SaveCheckpoint",
     "Skip",
     "StopTraining",
+    "Upkeep",
     "Verify",
+    "absences_in",
     "action_named",
     "actions",
     "columns_of",
     "compare_replays",
     "explain_policy",
+    "idle_rules",
     "levels_text",
     "lint_policy",
     "listed",

@@ -1,20 +1,20 @@
-"""What becomes of a rule on a recording that lacks fields which the rule looks at.
+"""What becomes of a rule on a recording, or in a run, that lacks fields or codebooks which the rule looks at.
 
 A comparison with a missing field is decided by the rule's `missing`: `keep` leaves it open, `fire` and `clear` settle
 it. Three-valued logic then says whether the whole can still hold, or must. Nothing here looks at values: a field that
-is there is taken to allow either answer.
+is there is taken to allow either answer. A span in epochs never ends where no epoch is said.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from .condition import Comparison, Condition
 from .plan import unknown_answers
-from .schema import Rule
+from .schema import Policy, Rule
 
-__all__ = ["Absence", "absence_of"]
+__all__ = ["Absence", "absences_in", "idle_rules"]
 
 _MISSING = {
     "keep": "such comparisons stay open",
@@ -30,20 +30,38 @@ class Absence:
     Attributes:
         rule: its name. fields: what it looks at and the recording does not have, sorted. missing: its `missing`.
         consequences: what follows, each a short sentence without its subject: `it can never fire`.
+        compares: whether a comparison is among what looks at them, so that `missing` decides.
     """
 
     rule: str
     fields: tuple[str, ...]
     missing: str
     consequences: tuple[str, ...]
+    compares: bool = True
 
     def __str__(self) -> str:
         then = ", ".join(self.consequences) or "it can still fire and be over by the rest"
-        why = f"`missing: {self.missing}`: {_MISSING[self.missing]}"
-        return f"{self.rule}, without {', '.join(self.fields)}: {then} ({why})"
+        why = f" (`missing: {self.missing}`: {_MISSING[self.missing]})" if self.compares else ""
+        return f"{self.rule}, without {', '.join(self.fields)}: {then}{why}"
 
 
-def absence_of(rule: Rule, knows: Callable[[str], bool]) -> Absence | None:
+def absences_in(policy: Policy, knows: Callable[[str], bool]) -> tuple[Absence, ...]:
+    """Return what the rules of a policy lack, for each that lacks something.
+
+    Args:
+        policy: that is to decide.
+        knows: whether a field is there.
+    """
+    return tuple(found for rule in policy.rules if (found := _absence_of(rule, knows)))
+
+
+def idle_rules(policy: Policy, codebooks: Iterable[str]) -> tuple[Rule, ...]:
+    """Return the rules whose `codebooks` match none of these names: they exist nowhere."""
+    names = list(codebooks)
+    return tuple(rule for rule in policy.rules if names and not any(map(rule.applies_to, names)))
+
+
+def _absence_of(rule: Rule, knows: Callable[[str], bool]) -> Absence | None:
     """Return what a rule lacks on a recording, or `None` where it lacks nothing.
 
     Args:
@@ -53,12 +71,25 @@ def absence_of(rule: Rule, knows: Callable[[str], bool]) -> Absence | None:
     success = rule.verify.success
     conditions = [rule.when, rule.clear_when, *([success] if success else [])]
     used = {part.field for condition in conditions for part in condition.comparisons()}
-    used |= {"loss"} if rule.verify.guard else set()
+    compares = not all(map(knows, used))
+    used |= {"loss"} if rule.verify.guard and rule.ladder else set()
+    used |= {"epoch"} if any(_endless(rule)) else set()
     absent = {name for name in used if not knows(name)}
     if not absent:
         return None
-    consequences = tuple(_consequences(rule, absent))
-    return Absence(rule=rule.name, fields=tuple(sorted(absent)), missing=rule.missing, consequences=consequences)
+    return Absence(
+        rule=rule.name,
+        fields=tuple(sorted(absent)),
+        missing=rule.missing,
+        consequences=tuple(_consequences(rule, absent)),
+        compares=compares,
+    )
+
+
+def _endless(rule: Rule) -> tuple[bool, bool]:
+    """Return whether the time to judge an intervention in, and the cooldown, are counted in epochs."""
+    spans = [rung.within or rule.verify.within for rung in rule.ladder]
+    return any(span.unit == "epochs" for span in spans), bool(spans) and rule.cooldown.for_.unit == "epochs"
 
 
 def _consequences(rule: Rule, absent: Collection[str]) -> list[str]:
@@ -76,7 +107,9 @@ def _consequences(rule: Rule, absent: Collection[str]) -> list[str]:
         told.append("no intervention of it can be found to hold")
     if rule.ladder and rule.verify.guard and "loss" in absent:
         told.append("what an intervention costs is not looked at")
-    return told
+    judging, cooling = _endless(rule) if "epoch" in absent else (False, False)
+    told += ["an intervention of it that does not help is judged for ever"] if judging else []
+    return [*told, "its cooldown never ends"] if cooling else told
 
 
 def _answers(part: Condition | Comparison, absent: Collection[str], missing: bool | None) -> set[bool | None]:

@@ -23,6 +23,7 @@ __all__ = [
     "ResetCodes",
     "SaveCheckpoint",
     "StopTraining",
+    "Upkeep",
     "action_named",
     "actions",
     "register_action",
@@ -50,14 +51,15 @@ class ResetCodes(Action):
 
     Attributes:
         scope: `dead` codes only, or `all` of them.
-        source: where new vectors come from: `kmeans` centroids of sampled latents, or the latents in the `reservoir`.
+        source: where new vectors come from: `kmeans` centroids of sampled latents, the latents in the `reservoir` drawn
+            at random, or drawn by `distortion`: the worse one is served by its code, the sooner.
         refill: moving-average count given to a revived code, as a fraction of the mean count, in (0, 1].
     """
 
     action: ClassVar[str] = "reset_codes"
 
     scope: Literal["dead", "all"] = "dead"
-    source: Literal["kmeans", "reservoir"] = "kmeans"
+    source: Literal["kmeans", "reservoir", "distortion"] = "kmeans"
     refill: Annotated[float, Field(gt=0, le=1)] = 0.5
 
 
@@ -93,6 +95,26 @@ class FallbackTokenizer(Action):
     refit_iterations: Annotated[int, Field(ge=1, le=1000)] = 5
 
 
+class Upkeep(Action):
+    """Move codes that are hardly used to where the error is, again and again, until the rule is clear.
+
+    Attributes:
+        every: the least time between two moves, 1 step or more; codes are moved right after a reading.
+        below: a code used less than this fraction of the uniform share since the last move is moved, in (0, 1].
+        most: at most this share of all codes is moved at once, in (0, 1].
+        refill: moving-average count given to a moved code, as a fraction of the mean count, in (0, 1].
+        until: share of the planned training after which nothing is moved any more, in (0, 1]; 1 where no plan is known.
+    """
+
+    action: ClassVar[str] = "upkeep"
+
+    every: PositiveSteps = Duration(25, "steps")
+    below: Annotated[float, Field(gt=0, le=1)] = 0.1
+    most: Annotated[float, Field(gt=0, le=1)] = 0.1
+    refill: Annotated[float, Field(gt=0, le=1)] = 0.5
+    until: Annotated[float, Field(gt=0, le=1)] = 0.9
+
+
 class Alert(Action):
     """Touch nothing: a rung that only tells."""
 
@@ -113,7 +135,7 @@ class StopTraining(Action):
 
 _ACTIONS: dict[str, type[Action]] = {
     model.action: model
-    for model in (ResetCodes, DecayCommitment, FallbackTokenizer, Alert, SaveCheckpoint, StopTraining)
+    for model in (ResetCodes, DecayCommitment, FallbackTokenizer, Upkeep, Alert, SaveCheckpoint, StopTraining)
 }
 
 _RUNG_OPTIONS = {"action", "params", "repeat", "within", "budget"}

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, Strict, ValidationError
 
+from .absence import absences_in
 from .actions import actions
 from .diagnosis import mismatches_of
 from .document import Document, read_document
@@ -92,6 +93,7 @@ class Case(BaseModel):
         name: what is being tested, as a sentence.
         codes: K. tokens: of each reading. codebook: its name, for rules that look at some codebooks only.
         every: cadence of the readings; `None`: the policy's own, denser while the codebook is suspect.
+        epoch: length of an epoch, for policies that count epochs; `None`: no epoch is said.
         series: fields of the readings; what is not named is unknown. `perplexity_ratio` follows from the perplexity
             where it is not given.
         after: by action, series that take over at the first reading after it was applied, until it is undone.
@@ -107,6 +109,7 @@ class Case(BaseModel):
     tokens: Annotated[int, Field(ge=1)] = 2048
     codebook: Annotated[str, Field(min_length=1)] = "codebook"
     every: PositiveSteps | None = None
+    epoch: Annotated[PositiveSteps | None, Field(examples=["100 steps"])] = None
     series: Annotated[dict[str, Series], PlainValidator(_fields), Field(examples=["120x10 60..2x8 1x20"])]
     after: Annotated[dict[str, dict[str, Series]], PlainValidator(_after)] = {}
     refuses: Annotated[tuple[str, ...], PlainValidator(_refuses)] = ()
@@ -141,12 +144,17 @@ def load_cases(path: Path) -> tuple[Policy, tuple[Case, ...]]:
     """Return the policy that a file tests, and its cases.
 
     Raises:
-        PolicyError: with everything that is wrong with the file, or with the policy.
+        PolicyError: with everything that is wrong with the file, or with the policy, or where the policy counts epochs
+            and a case does not say how long one is.
         OSError, UnicodeDecodeError: the file cannot be read.
     """
     document = read_document(path.read_text(encoding="utf-8-sig"), str(path))
     if document.problems:
         raise PolicyError(document.problems)
+    if isinstance(document.data, Mapping) and "tests" not in document.data and "version" in document.data:
+        hint = f"Write tests into a file of their own, with `policy: {path.name}` and `tests:`."
+        mistaken = MismatchError("a file of policy tests", "a policy", hint, place=("version",), at_key=True)
+        raise PolicyError([_placed(document, mistaken)])
     try:
         file = CaseFile.model_validate(document.data)
     except ValidationError as error:
@@ -155,7 +163,14 @@ def load_cases(path: Path) -> tuple[Policy, tuple[Case, ...]]:
     source = file.policy
     if isinstance(source, str) and source not in preset_names():
         source = path.parent / source
-    return load_policy(source), file.tests
+    policy = load_policy(source)
+    if any(absences_in(policy, lambda name: name != "epoch")):
+        hint = "The policy counts epochs: say how long one is, as in `epoch: 100 steps`."
+        silent = [index for index, case in enumerate(file.tests) if case.epoch is None]
+        if silent:
+            lacking = [MismatchError("an `epoch`", "nothing", hint, place=("tests", index)) for index in silent]
+            raise PolicyError([_placed(document, each) for each in lacking])
+    return policy, file.tests
 
 
 def _placed(document: Document, mismatch: MismatchError) -> Problem:

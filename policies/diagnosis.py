@@ -63,6 +63,7 @@ def _mismatch(detail: ErrorDetails, model: type[BaseModel], place: Place) -> Mis
     name = str(place[-1]) if place else ""
     if kind == "extra_forbidden":
         known = suggest(name, fields) if fields else "It takes none."
+        known = "A policy merges nothing: write the keys out." if name == "<<" else known
         return MismatchError("a known key", quote(name), known, place=place, at_key=True)
     examples = fields[name].examples if name in fields else None
     example = f"`{name}: {examples[0]}`" if examples else ""
@@ -71,10 +72,30 @@ def _mismatch(detail: ErrorDetails, model: type[BaseModel], place: Place) -> Mis
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         keys = ", ".join(_fields(_model_at(model, place)))
         expected = f"a mapping with some of the keys {keys}" if keys else "an empty mapping"
-        return MismatchError(expected, quote(value), place=place)
+        return MismatchError(expected, quote(value), _as_mapping(name, value, keys), place=place)
     translate = _EXPECTED.get(kind)
     expected = translate(detail.get("ctx", {})) if translate else detail["msg"]
+    if kind == "tuple_type":
+        return MismatchError(expected, quote(value), _as_list(value), place=place)
     return MismatchError(expected, quote(value), f"Write {example}." if example else "", place=place)
+
+
+def _as_list(value: object) -> str:
+    """Say how a list is written, where there is something else."""
+    if isinstance(value, Mapping):
+        return "Begin each entry with a dash."
+    is_short = isinstance(value, str) and value.isprintable() and len(value) <= 40
+    return f"Write `[{value}]`." if is_short else ""
+
+
+def _as_mapping(name: str, value: object, keys: str) -> str:
+    """Say how a mapping is written where there is what its first key usually holds."""
+    if not name:
+        return "Begin with `version: 1`."
+    is_short = isinstance(value, (str, int, float)) and str(value).isprintable() and len(str(value)) <= 40
+    if not is_short or isinstance(value, bool) or name.isdigit() or not keys:
+        return ""
+    return f"Write `{name}: {{{keys.partition(',')[0]}: {value}}}`."
 
 
 def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from .errors import Place, Problem, quote
+from .syntax import flaw_of
 
 __all__ = ["Document", "Spot", "document_of", "read_document"]
 
@@ -125,14 +126,8 @@ def read_document(text: str, file: str) -> Document:
         else:
             document.data = _Walk(document).value(root, ())
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        line = "".join(text.splitlines()[where[0] - 1 : where[0]])
-        hint = "Indent with spaces." if "\t" in line else "Look at the line above, too."
-        if "over:" in line:
-            hint = "Put a comparison with `over:` in quotes, or leave out the colon."
-        message = f"YAML: {(error.problem or 'unreadable').removeprefix('but ')}"
-        document.complain(where, message, "well-formed YAML", quote(line.strip() or None), hint)
+        flaw = flaw_of(error, text)
+        document.complain(flaw.where, flaw.message, flaw.expected, flaw.got, flaw.hint)
     except yaml.reader.ReaderError as error:
         *above, start = text[: error.position].split("\n")
         where = (len(above) + 1, len(start) + 1)

@@ -15,7 +15,16 @@ from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 from .errors import MismatchError, quote
 
-__all__ = ["DURATION_SCHEMA", "Duration", "DurationField", "PositiveDuration", "PositiveSteps", "Steps", "Unit"]
+__all__ = [
+    "DURATION_SCHEMA",
+    "Duration",
+    "DurationField",
+    "PositiveDuration",
+    "PositiveSteps",
+    "Steps",
+    "StepsOrNever",
+    "Unit",
+]
 
 Unit = Literal["steps", "readings", "epochs"]
 
@@ -37,8 +46,12 @@ class Duration:
     unit: Unit
 
     @classmethod
-    def parse(cls, value: object) -> Duration:
+    def parse(cls, value: object, units: tuple[Unit, ...] = _UNITS) -> Duration:
         """Read a duration from its text; a `Duration` is returned as it is.
+
+        Args:
+            value: what is written.
+            units: those that may be meant, for the next move only.
 
         >>> Duration.parse("50 steps"), Duration.parse("1 epoch")
         (Duration(count=50, unit='steps'), Duration(count=1, unit='epochs'))
@@ -50,10 +63,12 @@ class Duration:
             return value
         expected = "a duration with its unit, such as `50 steps`"
         if isinstance(value, int) and not isinstance(value, bool):
-            raise MismatchError(expected, quote(value), f"Write `{value} steps`, or `readings` or `epochs`.")
+            others = f", or {' or '.join(f'`{unit}`' for unit in units[1:])}" if units[1:] else ""
+            raise MismatchError(expected, quote(value), f"Write `{value} step{'' if value == 1 else 's'}`{others}.")
         match = _TEXT.fullmatch(value) if isinstance(value, str) else None
         if match is None:
-            raise MismatchError(expected, quote(value), "Write a whole number, then steps, readings or epochs.")
+            named = "steps, readings or epochs" if len(units) > 1 else "steps"
+            raise MismatchError(expected, quote(value), f"Write a whole number, then {named}.")
         for unit in _UNITS:
             if match[2] in (unit, unit[:-1]):
                 return cls(int(match[1]), unit)
@@ -67,7 +82,7 @@ def _parser(units: tuple[Unit, ...], least: int) -> Callable[[object], Duration]
     """Return a validator of durations of at least `least` units, in one of `units`."""
 
     def parse(value: object) -> Duration:
-        duration = Duration.parse(value)
+        duration = Duration.parse(value, units)
         if duration.unit not in units:
             raise MismatchError("a duration in steps", quote(str(duration)), "This one counts optimizer steps only.")
         if duration.count < least:
@@ -77,11 +92,20 @@ def _parser(units: tuple[Unit, ...], least: int) -> Callable[[object], Duration]
     return parse
 
 
+def _or_never(value: object) -> Duration | None:
+    """Validate a positive duration in steps, or nothing for never."""
+    try:
+        return None if value is None else _parser(("steps",), 1)(value)
+    except MismatchError as wrong:
+        raise MismatchError(wrong.expected, wrong.got, f"{wrong.hint} For never write `null`.".lstrip()) from None
+
+
 _TO_TEXT = PlainSerializer(str, return_type=str)
 DURATION_SCHEMA = {"type": "string", "pattern": r"^\d+ *(steps?|readings?|epochs?)$"}
 """JSON schema of a duration in any unit."""
 _ANY_UNIT = WithJsonSchema(dict(DURATION_SCHEMA))
-_STEPS_ONLY = WithJsonSchema({"type": "string", "pattern": r"^\d+ *steps?$"})
+_STEPS_SCHEMA = {"type": "string", "pattern": r"^\d+ *steps?$"}
+_STEPS_ONLY = WithJsonSchema(dict(_STEPS_SCHEMA))
 
 DurationField: TypeAlias = Annotated[Duration, PlainValidator(_parser(_UNITS, 0)), _TO_TEXT, _ANY_UNIT]
 """Pydantic field type: any duration, also none at all."""
@@ -91,3 +115,10 @@ Steps: TypeAlias = Annotated[Duration, PlainValidator(_parser(("steps",), 0)), _
 """Pydantic field type: a duration in optimizer steps, 0 or more."""
 PositiveSteps: TypeAlias = Annotated[Duration, PlainValidator(_parser(("steps",), 1)), _TO_TEXT, _STEPS_ONLY]
 """Pydantic field type: a duration in optimizer steps, 1 or more."""
+StepsOrNever: TypeAlias = Annotated[
+    "Duration | None",
+    PlainValidator(_or_never),
+    PlainSerializer(lambda value: None if value is None else str(value)),
+    WithJsonSchema({"anyOf": [_STEPS_SCHEMA, {"type": "null"}]}),
+]
+"""Pydantic field type: a duration in optimizer steps, 1 or more, or `None` for never."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from .decisions import Decision, Health, Skip
 from .group import UNSEEN
-from .judging import AT_WORK, TROUBLED, Decisions, finish, has_phase, observe, report
+from .judging import AT_WORK, Decisions, concerned, finish, has_phase, observe, report
 from .plan import Plan
 from .reading import Reading
 from .schema import Policy
@@ -113,14 +113,10 @@ class PolicyEngine:
         book = self._state.codebooks.get(codebook, UNSEEN)
         if not book.judged:
             return Health.UNKNOWN
-        concerned = {
-            rule.severity
-            for rule in self._plan.rules
-            if (state := book.rules.get(rule.name, ARMED)).holds or state.phase in TROUBLED
-        }
-        if "critical" in concerned:
+        severities = {rule.severity for rule in concerned(self._plan, book)}
+        if "critical" in severities:
             return Health.COLLAPSED
-        return Health.DEGRADED if "warning" in concerned else Health.HEALTHY
+        return Health.DEGRADED if "warning" in severities else Health.HEALTHY
 
     def phase(self, codebook: str, rule: str) -> Phase:
         """Return where a rule stands on a codebook; armed where the codebook has not been seen.

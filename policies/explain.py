@@ -12,13 +12,17 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from .actions import Action, FallbackTokenizer, ResetCodes
+from .actions import Action, FallbackTokenizer, ResetCodes, Upkeep
 from .schema import Policy, Rule, Rung
 from .words import MEANINGS, counted, in_a_row, in_words, joined, matching, percent
 
 __all__ = ["explain_policy"]
 
-_SOURCES = {"kmeans": "k-means centroids of recent latents", "reservoir": "recent latents"}
+_SOURCES = {
+    "kmeans": "k-means centroids of recent latents",
+    "reservoir": "recent latents",
+    "distortion": "the worst served of recent latents",
+}
 
 
 def _reset_codes(it: ResetCodes) -> str:
@@ -36,10 +40,23 @@ def _fallback_tokenizer(it: FallbackTokenizer) -> str:
     return f"let a k-means codebook ({it.backend}) stand in for the quantizer's own, refitted {refit}{rounds}"
 
 
+def _upkeep(it: Upkeep) -> str:
+    which = (
+        f"the codes used less than {percent(it.below)} of the uniform share, at most {percent(it.most)} of all at once"
+    )
+    refill = Upkeep.model_fields["refill"].default
+    counted_as = "" if it.refill == refill else f", counted as used {it.refill:g} times as often as the average code"
+    last = (
+        "" if it.until == 1 else f"; not in the last {percent(1 - it.until)} of the training, where its length is known"
+    )
+    return f"move {which}, to the worst served latents, every {it.every} until it is over{counted_as}{last}"
+
+
 _ACTIONS: dict[str, Callable[[Any], str]] = {
     "reset_codes": _reset_codes,
     "decay_commitment": lambda it: f"multiply the commitment weight by {it.factor:g}, never below {it.floor:g}",
     "fallback_tokenizer": _fallback_tokenizer,
+    "upkeep": _upkeep,
     "alert": lambda _: "touch nothing, and see whether it recovers by itself or by your hand",
     "save_checkpoint": lambda _: "touch nothing, and ask the training loop for a checkpoint",
     "stop_training": lambda _: "touch nothing, and ask the training loop to stop",
@@ -141,6 +158,8 @@ def _of_ladder(rule: Rule, policy: Policy) -> Iterator[str]:
     touches = any(rung.action not in _TOUCHES_NOTHING for rung in rule.ladder)
     undone = "One that has not in time " + ("is undone" if touches else "has failed")
     yield f"A try has succeeded when {success}, {in_a_row(rule.clear_for)}. {undone}{_next(several)}."
+    what = "was undone" if touches else "has failed"
+    yield f"What {what} on a codebook is not tried there again in this run, not even when the rule fires anew."
     if guard := rule.verify.guard:
         most = f"more than {percent(guard.loss_increase)} " if guard.loss_increase else ""
         yield (

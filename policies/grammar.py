@@ -83,12 +83,24 @@ def _function_of(match: re.Match[str]) -> tuple[Function, int]:
     return "rel", 0
 
 
+_LOOKALIKES = {
+    "[\u2264\u2265\u2260]": "Write <=, >= or !=.",
+    "=<|=>": "Write <= or >=.",
+    "[\u2018-\u201f]": "Write straight quotes.",
+    r"(?i)[<>=]\s*[-+]?\.?(nan|inf)\b": "What NaN counts for is said by the rule's `nan:`; a threshold is a number.",
+    r"over:?\s*\d+\s*(steps?|epochs?|\))": "A trend counts readings: `over: 5 readings`.",
+}
+
+
 def _correction(text: object) -> str:
     """Guess what the author of a text that is no comparison meant to write."""
     if not isinstance(text, str):
         return "Write a field, then < <= > >= == or !=, then a number."
     if reversed_ := _REVERSED.fullmatch(text):
         return f"Put the field on the left: `{reversed_[3]} {_MIRRORED[reversed_[2]]} {reversed_[1]}`."
+    for wrong, hint in _LOOKALIKES.items():
+        if re.search(wrong, text):
+            return hint
     if re.match(r"\s*(trend|rel)\s*\([^)]*$", text):
         return "Put the comparison in quotes: YAML takes its comma and its colon for its own."
     if call := re.match(rf"\s*({_NAME})\s*\(\s*{_NAME}\b", text):
@@ -105,6 +117,8 @@ def _correction(text: object) -> str:
         return "Write a fraction: 0.5, not 50%."
     if re.fullmatch(rf"\s*{_NAME}\s*=\s*{_NUMBER}\s*", text):
         return "Equality is written `==`."
+    if re.fullmatch(rf"\s*{_NAME}\s*({_SIGN})\s*{_NAME}\s*", text):
+        return "On the right stands a number; no field is compared with another."
     return "Write a field, then < <= > >= == or !=, then a number."
 
 

@@ -19,7 +19,7 @@ from .turn import ARMED, Turn, action_of
 from .verdicts import end
 from .verification import conclude, judge, starve
 
-__all__ = ["AT_WORK", "TROUBLED", "Decisions", "finish", "has_phase", "observe", "report"]
+__all__ = ["AT_WORK", "Decisions", "concerned", "finish", "has_phase", "observe", "report"]
 
 Decisions = tuple[Decision, ...]
 
@@ -116,6 +116,11 @@ def has_phase(book: CodebookState, phases: frozenset[Phase]) -> bool:
     return any(state.phase in phases for state in book.rules.values())
 
 
+def concerned(plan: Plan, book: CodebookState) -> list[RulePlan]:
+    """Return the rules that hold on a codebook now, or are not done there yet."""
+    return [rule for rule in plan.rules if (state := book.rules.get(rule.name, ARMED)).holds or state.phase in TROUBLED]
+
+
 def _check(readings: Sequence[Reading]) -> None:
     first = readings[0]
     if len(readings) == 1:
@@ -197,7 +202,7 @@ def _refilled(plan: Plan, state: EngineState, group: Group) -> EngineState:
         return state
     # while all have been calm, only the codebooks just read can have changed that
     names = state.codebooks if state.calm_since is None else group.codebooks
-    if any(has_phase(state.codebooks[name], TROUBLED) for name in names):
+    if any(rule.rungs or rule.severity != "info" for name in names for rule in concerned(plan, state.codebooks[name])):
         return state if state.calm_since is None else replace(state, calm_since=None)
     if state.calm_since is None:
         return replace(state, calm_since=group.step)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .condition import Condition
+from .condition import Comparison, Condition
 from .document import Document, read_document
 from .duration import Duration
 from .errors import Place
@@ -58,11 +58,12 @@ def lint_policy(policy: Policy, codes: int | None = None, commitment: float | No
     found: list[Finding] = []
     for rule in policy.rules:
         found += _of_conditions(rule, ranges, codes)
+        found += _of_success(rule, ranges, codes)
         found += _of_verification(rule, policy)
         found += _of_ladder(rule)
         found += _of_floors(rule, commitment)
         found += _of_others(rule, policy, ranges)
-    return [*found, *_of_tokens(policy, codes, ranges)]
+    return [*found, *_of_cadence(policy), *_of_tokens(policy, codes, ranges)]
 
 
 def position_in(text: str, finding: Finding) -> tuple[int, int] | tuple[None, None]:
@@ -123,6 +124,52 @@ def _between(least: float, most: float) -> str:
     return f"between {least:.4g} and {most:.4g}" if most < math.inf else f"at {least:.4g} or above"
 
 
+def _of_success(rule: Rule, ranges: Ranges, codes: int | None) -> Iterator[Finding]:
+    """Interventions that nothing can make a success, and those that pass for one though nothing has changed."""
+    success, with_codes = rule.verify.success, f" with {codes} codes" if codes else ""
+    if not rule.ladder:
+        return
+    if success is None:
+        if rule.clear.when is None and _by_trends_alone(rule.clear_when):
+            message = "it is over as soon as a trend ends, at whatever level: an intervention after which nothing gets "
+            message += "better passes for a success."
+            hint = "Write a `clear: {when: ...}` that says at which level it is over."
+            yield Finding(kind="over-by-itself", rule=rule.name, place=("when",), message=message, hint=hint)
+        return
+    place = ("verify", "success")
+    if not possible(success, ranges):
+        message = f"`{success}` never holds{with_codes}: every intervention fails."
+        hint = f"{_bounds(success, ranges)}Move the threshold."
+        yield Finding(kind="never-succeeds", rule=rule.name, place=place, message=message, hint=hint)
+    elif share_room(rule.when, success, ranges):
+        message = f"`{success}` can hold while `{rule.when}` still does: an intervention may pass for a success there."
+        hint = "Let `success` begin where `when` ends, or beyond."
+        yield Finding(kind="succeeds-where-it-fires", rule=rule.name, place=place, message=message, hint=hint)
+
+
+def _by_trends_alone(condition: Condition | Comparison) -> bool:
+    """Whether trends alone can make a condition hold."""
+    if isinstance(condition, Comparison):
+        return condition.function == "trend"
+    return (any if condition.any else all)(map(_by_trends_alone, condition.parts))
+
+
+def _wait_for_trends(condition: Condition | Comparison) -> int:
+    """Return how many readings pass after an intervention before a condition can hold, since trends begin anew."""
+    if isinstance(condition, Comparison):
+        return max(condition.over - 1, 0)
+    return (min if condition.any else max)(map(_wait_for_trends, condition.parts))
+
+
+def _of_cadence(policy: Policy) -> Iterator[Finding]:
+    """A suspect codebook that is to be read less often than a healthy one."""
+    sample = policy.sample
+    if sample.when_suspect.count > sample.every.count:
+        message = f"`when_suspect` is longer than `every`, so readings come every {sample.every} all the same."
+        hint, place = "Write a shorter one, or a longer `every`.", ("sample", "when_suspect")
+        yield Finding(kind="sparse-when-suspect", rule="", place=place, message=message, hint=hint)
+
+
 def _of_verification(rule: Rule, policy: Policy) -> Iterator[Finding]:
     """Deadlines that come before success can be seen."""
     for index, rung in enumerate(rule.ladder):
@@ -136,10 +183,12 @@ def _too_short(within: Duration, rule: Rule, policy: Policy, place: Place) -> It
     settle, streak, every = policy.sample.settle, rule.clear_for, policy.sample.when_suspect_steps
     if within.unit == "epochs":
         return
-    needed = streak if within.unit == "readings" else (settle + streak) * every
+    wait = _wait_for_trends(rule.verify.success or rule.clear_when)
+    needed = streak + wait if within.unit == "readings" else (settle + wait + streak) * every
     if within.count >= needed:
         return
     passing = f"{settle} to settle and " if settle and within.unit == "steps" else ""
+    passing += f"{wait} before a trend is known and " if wait else ""
     cadence = f", {every} steps apart" if within.unit == "steps" else ""
     message = (
         f"{within} are over before success can be seen, which takes {passing}{streak} clear readings{cadence}: only a "

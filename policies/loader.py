@@ -99,8 +99,8 @@ def _extended(document: Document, folder: Path, chain: Mapping[Path, str]) -> Do
     written = document.data["extends"]
 
     def refuse(expected: str, got: str, hint: str) -> PolicyError:
-        wrong = MismatchError(expected, got, hint, place=("extends",))
-        return PolicyError(_sorted([*document.problems, _placed(document, wrong)], document.file))
+        wrong = [MismatchError(expected, got, hint, place=("extends",)), *_own_mistakes(document.data)]
+        return PolicyError(_sorted([*document.problems, *(_placed(document, each) for each in wrong)], document.file))
 
     readable = isinstance(written, str) and 0 < len(written) <= 1000 and written.isprintable()
     if not readable or (written not in preset_names() and not _is_path(written, folder)):
@@ -122,10 +122,21 @@ def _extended(document: Document, folder: Path, chain: Mapping[Path, str]) -> Do
     try:
         _checked(base)
     except PolicyError as error:
-        raise PolicyError([*error.problems, *document.problems]) from None
+        own = [*document.problems, *(_placed(document, each) for each in _own_mistakes(document.data))]
+        raise PolicyError([*error.problems, *own]) from None
     merged, wrong = overlaid(base, document)
     merged.problems += [_placed(document, each) for each in wrong]
     return merged
+
+
+def _own_mistakes(data: Mapping[str, Any]) -> list[MismatchError]:
+    """Find what is wrong with a policy whatever it extends; what it leaves out may be said there."""
+    try:
+        Policy.model_validate({key: value for key, value in data.items() if key != "extends"})
+    except ValidationError as error:
+        may_be_there = [wrong for wrong in mismatches_of(error, Policy) if wrong.got != "nothing"]
+        return [wrong for wrong in may_be_there if wrong.place[-1:] != ("remove",) and "inhibits" not in wrong.place]
+    return []
 
 
 def _presets(word: str) -> str:
@@ -177,6 +188,10 @@ def _text(path: Path) -> str:
 def _checked(document: Document) -> Policy:
     """Turn a document into a policy, or raise everything that is wrong with it."""
     problems = list(document.problems)
+    if isinstance(document.data, Mapping) and "tests" in document.data and "rules" not in document.data:
+        place, hint = ("tests",), "Run `collapse-guard test` on it."
+        wrong = MismatchError("a policy, with `rules`", "a file of policy tests", hint, place=place, at_key=True)
+        raise PolicyError([*problems, _placed(document, wrong)])
     if document.data is not None or not problems:
         try:
             policy = Policy.model_validate(document.data)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from .condition import ConditionField
-from .duration import Duration, DurationField, PositiveDuration, PositiveSteps
+from .duration import Duration, DurationField, PositiveDuration, PositiveSteps, StepsOrNever
 
 __all__ = ["Budget", "Clear", "Cooldown", "Count", "LossBound", "Part", "Sample", "Verify"]
 
@@ -55,11 +55,12 @@ class Budget(Part):
 
     Attributes:
         interventions: actions in the run, 1 or more.
-        refill_after: the budget is whole again after so many steps with every codebook healthy; `null`: never.
+        refill_after: the budget is whole again after so many steps in which, on every codebook, no rule held or was at
+            work, but for those of severity `info` without a ladder; `null`: never.
     """
 
     interventions: Count = 20
-    refill_after: PositiveSteps | None = Duration(2000, "steps")
+    refill_after: StepsOrNever = Duration(2000, "steps")
 
 
 class Clear(Part):

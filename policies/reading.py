@@ -7,10 +7,14 @@ reports share. Nothing here knows torch.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 __all__ = ["NUMERIC_FIELDS", "Reading"]
+
+_NOT_FINITE = ("nan", "inf", "-inf")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,15 +80,25 @@ class Reading:
         """Return the reading as a plain dict of strings, numbers and `None`, in field order."""
         return asdict(self)
 
+    def as_record(self) -> dict[str, Any]:
+        """Return the reading as JSON can hold it: what is NaN or infinite is `None`, and written in `not_finite`."""
+        plain = self.as_dict()
+        numbers = {name: value for name, value in plain.items() if isinstance(value, float)}
+        odd = {name: str(float(value)) for name, value in numbers.items() if not math.isfinite(value)}
+        return plain | dict.fromkeys(odd) | ({"not_finite": odd} if odd else {})
+
     def excerpt(self, *names: str) -> dict[str, Any]:
         """Return a few of the fields by name, as plain data."""
         return {name: getattr(self, name) for name in names}
 
     @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> Reading:
-        """Rebuild a reading from `as_dict`; unknown keys (from a newer version) are ignored."""
+    def from_dict(cls, record: Mapping[str, Any]) -> Reading:
+        """Rebuild a reading from `as_dict` or `as_record`; unknown keys (from a newer version) are ignored."""
         known = {field.name for field in fields(cls)}
-        return cls(**{key: value for key, value in record.items() if key in known})
+        odd = record.get("not_finite")
+        named = odd.items() if isinstance(odd, Mapping) else ()
+        restored = {name: float(text) for name, text in named if text in _NOT_FINITE and name in NUMERIC_FIELDS}
+        return cls(**{key: value for key, value in {**record, **restored}.items() if key in known})
 
 
 NUMERIC_FIELDS: tuple[str, ...] = tuple(

@@ -37,7 +37,7 @@ def reference_mismatches(rules: Sequence[tuple[str, Sequence[str]]]) -> list[Mis
             if other == name:
                 wrong.append(MismatchError("the name of another rule", quote(other), "Leave it out.", place=place))
             elif other not in names:
-                hint = suggest(other, names) if len(wrong) < _MOST_HINTS else ""
+                hint = suggest(other, dict.fromkeys(names)) if len(wrong) < _MOST_HINTS else ""
                 wrong.append(MismatchError("the name of a rule", quote(other), hint, place=place))
     return wrong or _circle(dict(rules))
 

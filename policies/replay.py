@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .absence import Absence, absence_of
+from .absence import Absence, absences_in, idle_rules
 from .decisions import Decision, DecisionKind
 from .engine import PolicyEngine
 from .group import taken_together
@@ -21,8 +21,9 @@ from .schema import Policy
 __all__ = ["LIMITS", "Replay", "compare", "replay"]
 
 LIMITS = (
-    "A replay cannot know what an action would have changed: the recorded readings go on as they were, and an action "
-    "is taken for applied unless the recorded run refused the same one at the same step."
+    "A replay cannot know what an action would have changed: the recorded readings go on as they were, at the steps at "
+    "which they were taken, whatever `sample` says, and an action is taken for applied unless the recorded run refused "
+    "the same one at the same step."
 )
 """What has to be said beside every result."""
 
@@ -51,6 +52,13 @@ class Replay:
         """
         return dict(Counter(label for decision in self.decisions if (label := _label(decision))))
 
+    def idle(self) -> tuple[str, ...]:
+        """Return, in a short sentence each, which rules exist on no codebook of the recording."""
+        return tuple(
+            f"{rule.name} exists on no codebook here: none is called {' or '.join(rule.codebooks)}"
+            for rule in idle_rules(self.policy, self.codebooks)
+        )
+
     def still_open(self) -> int:
         """Return how many interventions were being judged when the recording broke off."""
         kinds = Counter(decision.kind for decision in self.decisions)
@@ -70,7 +78,7 @@ def replay(policy: Policy, recording: Recording) -> Replay:
         decisions=tuple(decisions),
         readings=len(recording.readings),
         codebooks=tuple(dict.fromkeys(reading.codebook for reading in recording.readings)),
-        absences=tuple(found for rule in policy.rules if (found := absence_of(rule, recording.knows))),
+        absences=absences_in(policy, recording.knows),
     )
 
 

@@ -42,6 +42,10 @@ Unknown = Literal["keep", "fire", "clear"]
 LastResort = Literal["alert", "save_checkpoint", "stop_training", "observe"]
 
 
+_OPTIONS = ("repeat", "within", "budget")
+"""What a rung says beside its action."""
+
+
 def _listed(value: object) -> object:
     """Take one pattern for a list of it."""
     return (value,) if isinstance(value, str) else value
@@ -103,7 +107,7 @@ class Rung(Part):
         try:
             params = model.model_validate({} if written[action] is None else written[action])
         except ValidationError as error:
-            raise MismatchesError(mismatches_of(error, model, (action,))) from None
+            raise MismatchesError(map(_beside_the_action, mismatches_of(error, model, (action,)))) from None
         return {"action": action, "params": params, **{key: written[key] for key in written if key != action}}
 
     @model_serializer
@@ -280,14 +284,21 @@ class Policy(Part):
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
+def _beside_the_action(wrong: MismatchError) -> MismatchError:
+    """Say of an option of a rung that stands among the parameters of its action where it belongs."""
+    if not wrong.at_key or wrong.place[-1] not in _OPTIONS or len(wrong.place) != 2:
+        return wrong
+    hint = f"It stands beside `{wrong.place[0]}`, in the same column, and not inside."
+    return MismatchError("a parameter of the action", wrong.got, hint, place=wrong.place, at_key=True)
+
+
 def _only_action(rung: Mapping[str, Any]) -> str:
     """Return the one key of a rung that names an action.
 
     Raises:
         MismatchesError: for every key that is neither the action nor an option of a rung.
     """
-    options = ("repeat", "within", "budget")
-    candidates = [key for key in rung if key not in options]
+    candidates = [key for key in rung if key not in _OPTIONS]
     if not candidates:
         raise MismatchError("an action beside its options", quote(rung), f"Known: {', '.join(actions())}.")
     action = next((key for key in candidates if key in actions()), None)
@@ -298,7 +309,7 @@ def _only_action(rung: Mapping[str, Any]) -> str:
         elif key in actions():
             expected, hint = "one action a rung", "Begin a new rung with `-`."
         else:
-            expected, hint = "an option of a rung", suggest(key, options)
+            expected, hint = "an option of a rung", suggest(key, _OPTIONS)
         return MismatchError(expected, quote(key), hint, place=(key,), at_key=True)
 
     if action is None or len(candidates) > 1:

@@ -3,6 +3,7 @@
 120x10 60..2x8 1x20      ten times 120, eight values from 60 down to 2, twenty times 1
 0.1                      the same throughout
 1x3 _x2 5                unknown at two readings
+1x3 nanx2                not a number at two readings
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Series = tuple["float | None", ...]
 """Values at successive readings, `None` where unknown; the last one goes on for ever."""
 
 _NUMBER = r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
-_ENTRY = re.compile(rf"(?:(?P<first>{_NUMBER})(?:\.\.(?P<last>{_NUMBER}))?|_)(?:x(?P<count>\d{{1,6}}))?")
+_ENTRY = re.compile(rf"(?:(?P<first>{_NUMBER})(?:\.\.(?P<last>{_NUMBER}))?|_|(?P<nan>nan))(?:x(?P<count>\d{{1,6}}))?")
 _LONGEST = 100_000
 
 
@@ -47,10 +48,12 @@ def parse_series(value: object) -> Series:
 def _entry(text: str, expected: str) -> Series:
     match = _ENTRY.fullmatch(text)
     if match is None:
-        raise MismatchError(expected, quote(text), "An entry is `5`, `5x10`, `5..1x10` or `_x10`.")
+        raise MismatchError(expected, quote(text), "An entry is `5`, `5x10`, `5..1x10`, `_x10` or `nanx10`.")
     count = int(match["count"] or 1)
     if count == 0:
         raise MismatchError("a count of at least 1", quote(text))
+    if match["nan"] is not None:
+        return (math.nan,) * count
     if match["first"] is None:
         return (None,) * count
     first = float(match["first"])

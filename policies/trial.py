@@ -109,7 +109,8 @@ class _Course:
         if fields["perplexity_ratio"] is None and fields["perplexity"] is not None and fields["ceiling"]:
             fields["perplexity_ratio"] = fields["perplexity"] / fields["ceiling"]
         case = self._case
-        return Reading(step=step, codebook=case.codebook, K=case.codes, D=0, tokens=case.tokens, **fields)
+        epoch = (step - 1) // case.epoch.count if case.epoch else None
+        return Reading(step=step, epoch=epoch, codebook=case.codebook, K=case.codes, D=0, tokens=case.tokens, **fields)
 
     def _take(self, decisions: Iterable[Decision]) -> None:
         for decision in decisions:

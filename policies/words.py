@@ -129,7 +129,7 @@ def _plain_match(pattern: str) -> str:
 
 
 def _comparison(it: Comparison) -> str:
-    number = f"{it.threshold:.15g}"
+    number = str(it).rpartition(" ")[2]  # as exact as the condition itself
     if it.function == "rel":
         best = "highest" if it.field in HIGHEST_IS_BEST else "lowest"
         return f"{it.field} {_SIGNS[it.sign]} {number} times its own {best} so far"

@@ -57,6 +57,25 @@ def test_a_collapse_that_was_there_before_the_guard_is_seen_although_many_codes_
     assert recorder.of("summary")[0].fields["in_force"][0]["action"] == "fallback_tokenizer"
 
 
+def test_what_a_policy_cannot_do_in_this_run_is_said_at_once() -> None:
+    """Rules for codebooks that are not there, and spans in epochs where the loop does not say its epoch."""
+    rules = [
+        {"name": "deep", "when": "perplexity < 5", "codebooks": ["rvq.*"]},
+        {"name": "slow", "when": "perplexity < 1.01", "cooldown": "2 epochs", "ladder": ["alert"]},
+    ]
+    lacking = "slow, without epoch: its cooldown never ends. Say it: guard.step(epoch=...), or count in steps"
+    for epoch, faults in ((None, [lacking]), (0, [])):
+        recorder = Recorder()
+        with Guard({"version": 1, "rules": rules}, console=False, sinks=[recorder]) as guard:
+            model = digits_model()
+            guard.attach(model)
+            for _ in range(30):
+                model(torch.randn(64, 64))
+                guard.step(epoch=epoch)
+        assert recorder.of("attached")[0].fields["idle_rules"] == [{"rule": "deep", "codebooks": ["rvq.*"]}]
+        assert [event.fields["reason"] for event in recorder.of("fault")] == faults
+
+
 def test_a_healthy_quantizer_is_left_alone() -> None:
     recorder = Recorder()
     with Guard("default", console=False, sinks=[recorder]) as guard:

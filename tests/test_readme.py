@@ -79,5 +79,11 @@ def test_the_console_blocks_are_the_demos_output() -> None:
         assert expected in README
 
 
+def test_the_table_of_supported_classes_is_that_of_the_contract() -> None:
+    from tests.contract.support import support_table
+
+    assert f"<!-- support:table -->\n{support_table()}\n<!-- /support:table -->" in README, "run `make support`"
+
+
 def test_no_machine_path_is_in_the_readme() -> None:
     assert not re.search(r"/(root|home|tmp|work)/", README)

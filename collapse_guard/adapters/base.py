@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
+from .commitment import AddedCommitment
 from .freeze import Freeze
 from .refs import Derived, Knob, Quotient, Switch, TensorRef
 
@@ -97,7 +98,7 @@ class CodebookView:
     ema_count: TensorRef | None = None
     metric: Metric = "l2"
     decodes_raw: bool = False
-    commitment: Knob | None = None
+    commitment: Knob | AddedCommitment | None = None
     decay: Knob | None = None
     replacement: Switch | None = None
     after_write: Callable[[], None] = lambda: None
@@ -145,6 +146,8 @@ class CodebookView:
 
     def why_not(self, capability: str) -> str | None:
         """Return why a capability is missing, or `None` where it is there."""
+        if capability == "commitment" and self.commitment is None:
+            return self.lacks.get(capability, "this quantizer exposes no commitment weight")
         return self.lacks.get(capability)
 
     @torch.no_grad()
@@ -166,6 +169,8 @@ class CodebookView:
         if self.ema_sum is not None and self.ema_count is not None:
             ema_count, ema_sum = self.ema_count.get(), self.ema_sum.get()
             counts = ema_count[rows] if counts is None else counts.to(ema_count)
+            if isinstance(self.table, Quotient):  # below the floor the quotient would be less than the vector
+                counts = counts.clamp(min=self.table.floor)
             ema_count.index_copy_(0, rows, counts)
             ema_sum.index_copy_(0, rows, (vectors * counts.float().unsqueeze(-1)).to(ema_sum.dtype))
         self.written()
@@ -216,3 +221,10 @@ class CodebookView:
         if self.replacement is not None and self._native is not None:
             self.replacement.restore(self._native)
             self._native = None
+
+    def release(self) -> None:
+        """Leave the quantizer to itself: its updates, its replacement of dead codes, its loss."""
+        self.unfreeze()
+        self.give_back()
+        if isinstance(self.commitment, AddedCommitment):
+            self.commitment.release()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from .base import K_OF_ONE, CodebookView, Unrecognised
 from .explicit import GenericVQ
+from .families.factorised import weigh_by_configuration
 from .levels import assign_levels
 from .registry import adapters
 
@@ -66,7 +67,7 @@ def survey(model: nn.Module, explicit: Mapping[str, GenericVQ] | None = None) ->
         found = _match(path or "model", module)
         if found:
             taken.append(path)
-        for item in found:
+        for item in found if path else [_below_the_top(each, modules) for each in found]:
             if isinstance(item, Unrecognised):
                 unrecognised.append(item)
             elif item.K < 2:
@@ -74,7 +75,18 @@ def survey(model: nn.Module, explicit: Mapping[str, GenericVQ] | None = None) ->
             elif all(item.table != known.table for known in views):
                 views.append(item)  # a codebook that several levels share is one codebook, called several times
     assign_levels(model, views)
+    weigh_by_configuration(model, views)
     return Discovery(tuple(views), tuple(unrecognised))
+
+
+def _below_the_top(item: CodebookView | Unrecognised, modules: Mapping[str, nn.Module]) -> CodebookView | Unrecognised:
+    """Name what lies below a top module that an adapter took as a whole by its path, as anything else."""
+    path = item.name.removeprefix("model.")
+    if path == item.name or path not in modules:
+        return item
+    if isinstance(item, Unrecognised):
+        return replace(item, name=path)
+    return replace(item, name=path, group=item.group and item.group.removeprefix("model."))
 
 
 def _match(name: str, module: nn.Module) -> Sequence[CodebookView | Unrecognised]:

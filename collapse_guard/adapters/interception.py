@@ -2,14 +2,16 @@
 
 Several codecs never call the `forward` of their quantizers, so module hooks stay silent. The instance's class is
 exchanged for a subclass whose methods call the original and report; the class is put back when the last observer
-leaves. A copied or unpickled module is of the original class and reports to nobody.
+leaves. A copied or unpickled module is of the original class and reports to nobody, and what was pickled needs neither
+this package nor its guard to be read.
 """
 
 from __future__ import annotations
 
+import copyreg
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -91,6 +93,8 @@ def _subclass(original: type[Any], methods: frozenset[str]) -> type[Any]:
     """Make the reporting subclass; it looks like the original, and copies and pickles as the original."""
     body: dict[str, Any] = {method: _report(getattr(original, method), method) for method in methods}
     body |= {name: getattr(original, name) for name in ("__module__", "__doc__", "__qualname__")}
+    own_copies = {name: getattr(original, name) for name in ("__copy__", "__deepcopy__") if hasattr(original, name)}
+    body |= {name: _released(method) for name, method in own_copies.items()}
     return type(original.__name__, (original,), body | {_ORIGINAL: original, "__reduce_ex__": _reduce})
 
 
@@ -105,11 +109,43 @@ def _report(method: Callable[..., Any], name: str) -> Callable[..., Any]:
     return reporting
 
 
+def _released(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a class's own way of copying, which may copy the reporting class and the observers along."""
+
+    @functools.wraps(method)
+    def copying(self: nn.Module, *args: Any) -> Any:
+        copied = method(self, *args)
+        if copied is not self and type(copied) is type(self):
+            copied.__dict__.pop(_OBSERVERS, None)
+            copied.__class__ = _original(type(self))
+        return copied
+
+    return copying
+
+
 def _reduce(self: nn.Module, protocol: Any) -> Any:
     """Reduce a module as one of its original class, without its observers."""
-    original = _original(type(self))
-    make, args, state, *rest = cast("tuple[Any, ...]", super(type(self), self).__reduce_ex__(protocol))
-    args = tuple(original if part is type(self) else part for part in args)
+    reporting: Any = type(self)
+    original: Any = _original(reporting)
+    reduced = original.__reduce_ex__(self, protocol)
+    if isinstance(reduced, str):
+        return reduced
+    make, args, *rest = reduced
+    args = [original if part is reporting else part for part in args]
+    # pickle insists that what these two make is of the class of what it pickles, so the same is said otherwise.
+    if make is copyreg.__newobj__:  # type: ignore[attr-defined]
+        make, args = functools.partial(original.__new__, *args), []
+    elif make is copyreg.__newobj_ex__:  # type: ignore[attr-defined]
+        cls, given, named = args
+        make, args = functools.partial(original.__new__, cls, *given, **named), []
+    state = [_unobserved(each) for each in rest[:1]]
+    return (original if make is reporting else make, tuple(args), *state, *rest[1:])
+
+
+def _unobserved(state: Any) -> Any:
+    """Return the state of a module without its observers."""
+    if isinstance(state, tuple):  # with slots: (what __dict__ holds, what the slots hold)
+        return tuple(_unobserved(part) for part in state)
     if isinstance(state, dict):
-        state = {key: value for key, value in state.items() if key != _OBSERVERS}
-    return (make, args, state, *rest)
+        return {key: value for key, value in state.items() if key != _OBSERVERS}
+    return state

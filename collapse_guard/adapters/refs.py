@@ -61,14 +61,20 @@ class Quotient:
         sum: the (K, D) moving sum.
         count: the (K,) moving count.
         floor: the least count that is divided by.
+        cache: attribute of the sum's owner that holds the quotient between updates, or `None`. What it holds is what
+            the quantizer searches, up to date or not; whoever writes to sum or count must drop it.
     """
 
     sum: TensorRef
     count: TensorRef
     floor: float
+    cache: str | None = None
 
     def get(self) -> Tensor:
-        """Return the (K, D) quotient; writing to it writes nowhere."""
+        """Return the (K, D) quotient; writing to it writes nowhere that lasts."""
+        held = getattr(self.sum.owner, self.cache) if self.cache is not None else None
+        if isinstance(held, Tensor):
+            return held.detach()
         return self.sum.get() / self.count.get().clamp(min=self.floor).unsqueeze(-1)
 
     @property
@@ -108,15 +114,20 @@ class Derived:
 
 @dataclass(frozen=True, slots=True)
 class Knob:
-    """A number on a module that can be changed while training.
+    """A number that can be changed while training.
 
     Attributes:
-        owner: the module.
+        owner: the module, or the configuration that a module reads it from at each forward.
         attribute: the name of the number on it.
     """
 
-    owner: nn.Module
+    owner: Any
     attribute: str
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """Where the number is: the same for two knobs that change the same one."""
+        return id(self.owner), self.attribute
 
     def get(self) -> float:
         """Return the number."""

@@ -11,10 +11,12 @@ import typer
 
 from .check import check
 from .demo import demo
+from .doctor import doctor
 from .explain import explain
 from .replay import replay
 from .schema import schema
 from .test import test
+from .tokenize import tokenize
 
 __all__ = ["app", "main"]
 
@@ -36,7 +38,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-for _command in (demo, check, test, replay, explain, schema):
+for _command in (demo, check, test, replay, explain, schema, doctor, tokenize):
     app.command()(_command)
 
 

@@ -46,7 +46,7 @@ def folded(text: str, *, hanging: int = 0) -> str:
 
 def say(text: str) -> None:
     """Print a text as it is, lines as long as they are."""
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+    Console().print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def say_json(value: Any) -> None:
@@ -56,7 +56,7 @@ def say_json(value: Any) -> None:
 
 def complain(text: str) -> NoReturn:
     """Say on stderr why the input cannot be used, and exit with 2."""
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+    Console(stderr=True).print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
     raise typer.Exit(2)
 
 
@@ -68,7 +68,8 @@ def is_source(source: str) -> bool:
 def missing(source: str) -> str:
     """Say that there is no such policy, and what there is."""
     presets = ", ".join(preset_names())
-    return f"{source}: there is no such file. Give the path of a policy file, or a preset: {presets}."
+    why = "that is a directory" if Path(source).is_dir() else "there is no such file"
+    return f"{source}: {why}. Give the path of a policy file, or a preset: {presets}."
 
 
 def policy_from(source: str) -> Policy:

@@ -67,6 +67,7 @@ def _notes(recording: Recording, after: Replay) -> list[str]:
     if absent := sorted({name for absence in after.absences for name in absence.fields}):
         notes.append(f"Not in the log, though the policy looks at it: {', '.join(absent)}. What follows for each rule:")
         notes += [f"  {absence}." for absence in after.absences]
+    notes += [f"{sentence}." for sentence in after.idle()]
     if recording.policy:
         same = recording.fingerprint == after.policy.fingerprint()
         notes.append(f"Recorded under policy {recording.policy}, mode {recording.mode}{', the same' if same else ''}.")
@@ -134,6 +135,7 @@ def _replay_as_json(one: Replay) -> dict[str, Any]:
             each.rule: {"fields": list(each.fields), "missing": each.missing, "consequences": list(each.consequences)}
             for each in one.absences
         },
+        "idle": list(one.idle()),
         "decisions": [_decision_as_json(decision) for decision in one.decisions],
     }
 

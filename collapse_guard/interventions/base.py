@@ -1,8 +1,8 @@
 """What an intervention is: a site to work on, a transaction that can be undone, and a contract.
 
-An intervention never decides. It says whether it can act here (`refusal`), acts once at a step boundary (`apply`),
-and, where it stays in force, keeps itself up to date (`tend`). Everything that it touches was saved by its
-transaction before.
+An intervention never decides. It says whether it can ever act on a codebook (`why_unsupported`) and whether it can here
+and now (`refusal`), acts once at a step boundary (`apply`), and, where it stays in force, keeps itself up to date
+(`tend`). Everything that it touches was saved by its transaction before.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Site:
         dead_below: share of the uniform share under which a code is dead.
         seed: of anything random, derived from run and attempt.
         ask: asks the training loop for what only it can do, by name; see `collapse_guard.requests`.
+        progress: returns the share of the planned training that is done, in [0, 1], or `None` where no plan is known.
     """
 
     view: CodebookView
@@ -51,6 +52,7 @@ class Site:
     seed: int
     dead_below: float = 0.1
     ask: Callable[[str], None] = lambda kind: None
+    progress: Callable[[], float | None] = lambda: None
 
 
 class Intervention(ABC, Generic[Params]):
@@ -63,17 +65,28 @@ class Intervention(ABC, Generic[Params]):
 
     touches: ClassVar[frozenset[str]] = frozenset()
     """What `apply` may change: "codebook" (table, EMA, optimizer rows, freeze, own replacement) and "commitment"."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Capabilities that a codebook must have; the reason of the first that it lacks is told."""
     stays: ClassVar[bool] = False
-    """Whether it stays in force after it recovered the codebook and wants `tend` at each step."""
+    """Whether it stays in force after it recovered the codebook, and wants `tend` at each step before it is read."""
+    tends: ClassVar[bool] = False
+    """Whether it ends with its outcome, and until then wants `tend` at each step after it was read."""
 
     def __init__(self, params: Params, site: Site) -> None:
         """Store the parts."""
         self.params = params
         self.site = site
+        self.writes = 0
+        """How often `tend` has rewritten the codebook: each time token ids are permuted."""
 
-    @abstractmethod
+    @classmethod
+    def why_unsupported(cls, view: CodebookView) -> str | None:
+        """Say why this can never be done on a codebook, whatever it shows; `None` where it may be."""
+        return next((why for need in cls.needs if (why := view.why_not(need)) is not None), None)
+
     def refusal(self) -> str | None:
-        """Say why this cannot be done here and what to do instead; `None` where it can."""
+        """Say why this cannot be done here and now; `None` where it can."""
+        return self.why_unsupported(self.site.view)
 
     @abstractmethod
     def apply(self) -> str:
@@ -81,6 +94,10 @@ class Intervention(ABC, Generic[Params]):
 
     def tend(self, steps: int) -> str | None:
         """Keep up while in force, told after each step how many it has been; say what was done, if anything."""
+        return None
+
+    def ending(self) -> str | None:
+        """Let go of what was held while it was open; say what was done in all, if that was not said yet."""
         return None
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,13 +13,15 @@ class DecayCommitmentIntervention(Intervention[DecayCommitment]):
     """Right when a strong commitment drags the latents onto few codes. A repeated try goes on where it stands."""
 
     touches = frozenset({"commitment"})
+    needs = ("commitment",)
 
     def refusal(self) -> str | None:
         """Refuse where there is no such weight, or where it is at its floor already."""
-        view = self.site.view
-        if view.commitment is None:
-            return view.why_not("commitment") or "this quantizer exposes no commitment weight"
-        if (weight := view.commitment.get()) <= self.params.floor:
+        if (reason := super().refusal()) is not None:
+            return reason
+        commitment = self.site.view.commitment
+        assert commitment is not None
+        if (weight := commitment.get()) <= self.params.floor:
             return f"the commitment weight is {weight:g}, already at or below the floor {self.params.floor:g}"
         return None
 

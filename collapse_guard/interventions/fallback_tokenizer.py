@@ -17,7 +17,7 @@ from collapse_guard.kmeans import CodebookFit, fit_codebook
 from collapse_guard.policies import FallbackTokenizer
 
 from .base import Intervention, Site, clear_moments
-from .placement import are_distinct, as_decoded, scale_counts
+from .placement import are_distinct, as_decoded, scale_counts, why_nowhere
 
 __all__ = ["FallbackTokenizerIntervention"]
 
@@ -26,6 +26,7 @@ class FallbackTokenizerIntervention(Intervention[FallbackTokenizer]):
     """Right when what updates the codebook is broken, so that no reset can hold."""
 
     touches = frozenset({"codebook"})
+    needs = ("reset", "freeze", "fallback")
     stays = True
 
     def __init__(self, params: FallbackTokenizer, site: Site) -> None:
@@ -36,20 +37,12 @@ class FallbackTokenizerIntervention(Intervention[FallbackTokenizer]):
 
     def refusal(self) -> str | None:
         """Refuse where the codebook cannot be written or frozen, or where a fallback stands already."""
-        view = self.site.view
-        for capability in ("reset", "freeze", "fallback"):
-            if (reason := view.why_not(capability)) is not None:
-                return reason
-        if view.is_frozen:
+        site = self.site
+        if (reason := super().refusal()) is not None:
+            return reason
+        if site.view.is_frozen:
             return "a fallback tokenizer is in force already"
-        if not view.is_initialised():
-            return "the codebook is not initialised yet: its own start would overwrite what is written now"
-        latents = self.site.window.sample()
-        if len(latents) == 0:
-            return "no finite latents were seen: there is nothing to place codes on"
-        if not are_distinct(latents):
-            return f"all {len(latents)} latents are the same: the encoder has collapsed, and no codebook can follow it"
-        return None
+        return why_nowhere(site.view, site.window.sample())
 
     def apply(self) -> str:
         """Fit, write, freeze."""
@@ -67,6 +60,7 @@ class FallbackTokenizerIntervention(Intervention[FallbackTokenizer]):
         if not are_distinct(self.site.window.sample()):
             return None
         fit = self._fit(warm=True)
+        self.writes += 1
         return f"refitted ({fit}); next in {self._due - steps} steps"
 
     def state_dict(self) -> dict[str, Any]:

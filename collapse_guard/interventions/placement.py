@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from collapse_guard.adapters import CodebookView
-from collapse_guard.kmeans import assign, mean_rows, spread_out
+from collapse_guard.kmeans import assign, mean_rows, spread_out, squared_errors
 
-__all__ = ["are_distinct", "as_decoded", "place_beside", "scale_counts"]
+__all__ = ["are_distinct", "as_decoded", "place_beside", "scale_counts", "why_nowhere"]
 
 _REFINEMENTS = 5
 
@@ -19,10 +19,22 @@ def are_distinct(latents: Tensor) -> bool:
     return len(latents) > 1 and bool((latents != latents[0]).any())
 
 
+def why_nowhere(view: CodebookView, latents: Tensor) -> str | None:
+    """Say why codes cannot be placed on (n, D) latents now; `None` where they can. Waits for the device."""
+    if not view.is_initialised():
+        return "the codebook is not initialised yet: its weights or its own start would overwrite what is written now"
+    if len(latents) == 0:
+        return "no finite latents were seen: there is nothing to place codes on"
+    if not are_distinct(latents):
+        return f"all {len(latents)} latents are the same: the encoder has collapsed, and no codebook can follow it"
+    return None
+
+
 def place_beside(living: Tensor, latents: Tensor, m: int, *, source: str, seed: int) -> Tensor:
     """Choose places for `m` codes given those that live.
 
-    `reservoir` draws latents at random. `kmeans` draws them in proportion to their squared distance from what is
+    `reservoir` draws latents at random; `distortion` draws them in proportion to their squared distance from the codes
+    that live. `kmeans` draws them in proportion to their squared distance from what is
     already placed (the D^2 sampling of k-means++, Arthur & Vassilvitskii 2007) and then refines the new places, and
     only those, by Lloyd iterations among all codes.
 
@@ -30,7 +42,7 @@ def place_beside(living: Tensor, latents: Tensor, m: int, *, source: str, seed: 
         living: (k, D) codes that stay, k may be 0.
         latents: (n, D) finite, n >= 1.
         m: places wanted.
-        source: "kmeans" or "reservoir".
+        source: "kmeans", "reservoir" or "distortion".
         seed: of the draw.
 
     Returns:
@@ -39,6 +51,8 @@ def place_beside(living: Tensor, latents: Tensor, m: int, *, source: str, seed: 
     generator = torch.Generator(device=latents.device).manual_seed(seed)
     if source == "reservoir":
         chosen = _draw(latents, m, generator)
+    elif source == "distortion":
+        chosen = _draw_by_distortion(living, latents, m, generator)
     else:
         chosen = _refine(living, latents, spread_out(latents, m, seed=seed, living=living))
     return _separate(chosen, living, latents, generator)
@@ -49,6 +63,17 @@ def _draw(latents: Tensor, m: int, generator: torch.Generator) -> Tensor:
     if n >= m:
         return latents[torch.randperm(n, generator=generator, device=latents.device)[:m]].clone()
     return latents[torch.randint(n, (m,), generator=generator, device=latents.device)].clone()
+
+
+def _draw_by_distortion(living: Tensor, latents: Tensor, m: int, generator: torch.Generator) -> Tensor:
+    if not len(living):
+        return _draw(latents, m, generator)
+    errors = squared_errors(latents, living, assign(latents, living))
+    # the m least of E / w, E exponential, are a draw without replacement in proportion to w (Efraimidis, Spirakis 2006)
+    keys = torch.empty_like(errors).exponential_(generator=generator) / errors
+    served_worst = keys.sort().indices[:m]
+    chosen = latents[served_worst]
+    return chosen if len(chosen) == m else torch.cat([chosen, _draw(latents, m - len(chosen), generator)])
 
 
 def _refine(living: Tensor, latents: Tensor, chosen: Tensor) -> Tensor:
@@ -74,28 +99,34 @@ def _separate(chosen: Tensor, living: Tensor, latents: Tensor, generator: torch.
     return chosen
 
 
-def as_decoded(view: CodebookView, vectors: Tensor, latents: Tensor) -> Tensor:
-    """Return (m, D) places as the view's rows are decoded: with a length where angles alone were placed."""
-    return _with_lengths(vectors, latents) if view.decodes_raw else vectors
+def as_decoded(view: CodebookView, vectors: Tensor, latents: Tensor, living: Tensor | None = None) -> Tensor:
+    """Return (m, D) places as the view's rows are decoded: with a length where angles alone were placed.
+
+    Args:
+        view: the codebook.
+        vectors: (m, D) places.
+        latents: (n, D) finite, n >= 1, with the lengths that they have.
+        living: (k, D) codes that stay, whose latents are not those of the new places.
+    """
+    return _with_lengths(vectors, latents, living) if view.decodes_raw and view.metric == "cosine" else vectors
 
 
-def _with_lengths(directions: Tensor, latents: Tensor) -> Tensor:
+def _with_lengths(directions: Tensor, latents: Tensor, living: Tensor | None) -> Tensor:
     """Give codes that are searched by angle, and decoded as they are, the length that reconstructs best.
 
     For a fixed direction u the mean of |z - a u|^2 over its latents is least at a = mean(z.u).
-
-    Args:
-        directions: (m, D) non-zero.
-        latents: (n, D) finite, n >= 1, with the lengths that they have.
 
     Returns:
         (m, D) the same directions; one that no latent comes near gets the mean length of all latents.
     """
     units = functional.normalize(directions, dim=-1)
-    codes = assign(latents, units, "cosine")
-    along = (latents * units[codes]).sum(dim=-1)
-    sums = torch.zeros(len(units), device=units.device).index_add_(0, codes, along)
-    counts = torch.bincount(codes, minlength=len(units))
+    m = len(units)
+    others = units[:0] if living is None else functional.normalize(living.to(units), dim=-1)
+    codes = assign(latents, torch.cat([units, others]), "cosine")
+    mine = codes < m
+    own, codes = latents[mine], codes[mine]
+    sums = torch.zeros(m, device=units.device).index_add_(0, codes, (own * units[codes]).sum(dim=-1))
+    counts = torch.bincount(codes, minlength=m)
     lengths = torch.where(counts > 0, sums / counts.clamp(min=1), 0.0)
     return units * torch.where(lengths > 0, lengths, latents.norm(dim=-1).mean()).unsqueeze(-1)
 

@@ -9,7 +9,7 @@ from collapse_guard.kmeans import fit_codebook
 from collapse_guard.policies import ResetCodes
 
 from .base import Intervention, clear_moments
-from .placement import are_distinct, as_decoded, place_beside, scale_counts
+from .placement import as_decoded, place_beside, scale_counts, why_nowhere
 
 __all__ = ["ResetCodesIntervention"]
 
@@ -18,19 +18,13 @@ class ResetCodesIntervention(Intervention[ResetCodes]):
     """Right when the codebook is bad and what updates it is sound. It permutes token ids."""
 
     touches = frozenset({"codebook"})
+    needs = ("reset",)
 
     def refusal(self) -> str | None:
         """Refuse where rows cannot be written or where there is nothing to place them on."""
-        view = self.site.view
-        if (reason := view.why_not("reset")) is not None:
+        site = self.site
+        if (reason := super().refusal() or why_nowhere(site.view, site.window.sample())) is not None:
             return reason
-        if not view.is_initialised():
-            return "the codebook is not initialised yet: its own start would overwrite what is written now"
-        latents = self.site.window.sample()
-        if len(latents) == 0:
-            return "no finite latents were seen: there is nothing to place codes on"
-        if not are_distinct(latents):
-            return f"all {len(latents)} latents are the same: the encoder has collapsed, and no codebook can follow it"
         if self.params.scope == "dead" and not len(self._dead()):
             return f"no code is dead: each has more than {self.site.dead_below:g} times the uniform share"
         return None
@@ -43,15 +37,17 @@ class ResetCodesIntervention(Intervention[ResetCodes]):
         present = view.ema_count.get() if view.ema_count is not None else None
         if self.params.scope == "all" and self.params.source == "kmeans":
             fit = fit_codebook(latents, view.K, metric=view.metric, seed=site.seed)
-            vectors, found = fit.codebook, fit.counts
+            vectors, found = as_decoded(view, fit.codebook, latents), fit.counts
             counts = None if present is None else scale_counts(found.to(present.device), present, self.params.refill)
         else:
             vectors = self._beside_the_living(rows, latents)
             counts = None
             if present is not None:
-                counts = torch.full((len(rows),), self.params.refill * float(present.float().mean()))
+                # A quantizer that updates nothing may count nothing.
+                mean = float(present.float().mean()) or len(latents) / view.K
+                counts = torch.full((len(rows),), self.params.refill * mean)
         view.take_over()
-        view.write_rows(rows, as_decoded(view, vectors, latents), counts)
+        view.write_rows(rows, vectors, counts)
         clear_moments(site, rows)
         return f"{len(rows)} of {view.K} codes placed by {self.params.source} on {len(latents)} latents"
 
@@ -63,7 +59,8 @@ class ResetCodesIntervention(Intervention[ResetCodes]):
         table, found = table[living.to(table.device)], latents
         if view.metric == "cosine":
             table, found = functional.normalize(table, dim=-1), functional.normalize(latents, dim=-1)
-        return place_beside(table, found, len(rows), source=self.params.source, seed=site.seed)
+        places = place_beside(table, found, len(rows), source=self.params.source, seed=site.seed)
+        return as_decoded(view, places, latents, living=table)
 
     def _dead(self) -> torch.Tensor:
         counts = torch.as_tensor(self.site.counts)

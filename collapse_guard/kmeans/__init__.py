@@ -6,7 +6,21 @@ It knows tensors and nothing of quantizers. FAISS and scikit-learn are loaded wh
 from .backends import spread_out
 from .budget import Budget
 from .fit import CodebookFit, fit_codebook
+from .matching import match_codes
 from .relocation import mean_rows
-from .search import Metric, assign
+from .search import Metric, assign, squared_errors
+from .tokenizer import KMeansTokenizer, Refit
 
-__all__ = ["Budget", "CodebookFit", "Metric", "assign", "fit_codebook", "mean_rows", "spread_out"]
+__all__ = [
+    "Budget",
+    "CodebookFit",
+    "KMeansTokenizer",
+    "Metric",
+    "Refit",
+    "assign",
+    "fit_codebook",
+    "match_codes",
+    "mean_rows",
+    "spread_out",
+    "squared_errors",
+]

@@ -154,8 +154,16 @@ def _attached(event: Event) -> list[_Line]:
     if fields.get("log"):
         lines.append(_more("event log", fields["log"]))
     for view in fields["codebooks"]:
-        lines += [_more("cannot", f"{view['name']}: {name}: {why}") for name, why in view["lacks"].items()]
+        for why in dict.fromkeys(view["lacks"].values()):
+            lacking = ", ".join(name for name, reason in view["lacks"].items() if reason == why)
+            lines.append(_more("cannot", f"{view['name']}: {lacking}: {why}"))
     lines += [_more("not watched", f"{item['name']}: {item['reason']}") for item in fields["unrecognised"]]
+    for idle in fields.get("idle_rules", ()):
+        which = " or ".join(idle["codebooks"])
+        lines.append(_more("idle", f"{idle['rule']}: exists on no codebook here: none is called {which}"))
+    for book in dict.fromkeys(book for books in fields.get("powerless", {}).values() for book in books):
+        rules = ", ".join(rule for rule, books in fields["powerless"].items() if book in books)
+        lines.append(_more("only told", f"{book}: nothing in the ladders of {rules} can repair it"))
     return lines
 
 

@@ -145,7 +145,7 @@ def test_the_printed_config_is_the_config(policy: Any, monkeypatch: pytest.Monke
     assert printed_config(monkeypatch, capsys, "again.yaml") == first
     written = yaml.safe_load(first)["trainer"]["callbacks"][0]["init_args"]
     absent = dict.fromkeys(("latents", "ema_sum", "ema_count", "commitment", "group", "level"))
-    described = {**adapters["quantizer"], **absent, "metric": "l2"}
+    described = {**adapters["quantizer"], **absent, "metric": "l2", "decodes_raw": False}
     assert written == {**given, "console": False, "adapters": {"quantizer": described}}
 
     command(monkeypatch, "--config", "again.yaml")

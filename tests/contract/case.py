@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from collapse_guard import GenericVQ
+
 __all__ = ["Case", "Run", "flat", "offset_data"]
 
 
@@ -38,6 +40,7 @@ class Case:
         views: names of the codebooks that discovery must find when the quantizer is the attribute `quantizer`.
         lacks: capabilities that it cannot have, by name; all other ones must be there.
         trains: whether the library updates the codebook in training, by averages or by gradients.
+        described: how its owner describes it, where it is not recognised by itself.
         mode: what makes this row different from others of the class, for the support table.
     """
 
@@ -50,6 +53,12 @@ class Case:
     lacks: frozenset[str] = field(default_factory=frozenset)
     trains: bool = True
     mode: str = ""
+    described: GenericVQ | None = None
+
+    @property
+    def adapters(self) -> dict[str, GenericVQ]:
+        """Return the description under the name that the model gives to the quantizer."""
+        return {} if self.described is None else {"quantizer": self.described}
 
     @property
     def id(self) -> str:

@@ -66,7 +66,7 @@ def _vq(mode: str, *, lacks: frozenset[str] = frozenset(), **options: Any) -> Ca
 CASES = (
     _vq("ema"),
     _vq("cosine", use_cosine_sim=True),
-    _vq("learnable", learnable_codebook=True, ema_update=False),
+    _vq("learnable", learnable_codebook=True, ema_update=False, lacks=frozenset({"commitment"})),
     _vq("projected", codebook_dim=4),
     _vq(
         "separate heads",

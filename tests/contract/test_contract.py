@@ -6,6 +6,7 @@ itself returns, and searches in float64, are the references.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -65,12 +66,16 @@ def train_for(case: Case, model: Model, optimizer: torch.optim.Optimizer, steps:
         pass
 
 
+def found(model: Model) -> tuple[CodebookView, ...]:
+    return discover(model, model._case[0].adapters).views
+
+
 @contextmanager
 def probes_on(model: Model) -> Iterator[dict[str, Probe]]:
     def fail(error: Exception) -> None:
         raise error
 
-    probes = {view.name: Probe(view, seed=0, on_error=fail) for view in discover(model).views}
+    probes = {view.name: Probe(view, seed=0, on_error=fail) for view in found(model)}
     for probe in probes.values():
         probe.install()
     try:
@@ -107,10 +112,12 @@ def distances(view: CodebookView, latents: Tensor, rows: Tensor) -> Any:
 
 
 def assert_nearest(view: CodebookView, observation: Observation, table: Tensor) -> None:
-    """Each code is as near as the nearest row of the table that was searched, up to what float32 can tell."""
+    """Each token's code is as near as the nearest row of the table that was searched, up to what float32 can tell."""
     assert observation.latents is not None
-    all_distances = distances(view, observation.latents, table)
-    chosen = np.take_along_axis(all_distances, observation.codes.numpy()[:, None], 1)[:, 0]
+    is_token = observation.codes >= 0
+    assert is_token.any()
+    all_distances = distances(view, observation.latents[is_token], table)
+    chosen = np.take_along_axis(all_distances, observation.codes[is_token].numpy()[:, None], 1)[:, 0]
     scale = 1 + np.abs(all_distances).max(1)
     np.testing.assert_array_less(chosen - all_distances.min(1), 1e-5 * scale)
 
@@ -121,14 +128,23 @@ def site_of(view: CodebookView, probe: Probe, optimizer: torch.optim.Optimizer) 
     return Site(view, probe.window, [optimizer], tallies[: view.K].numpy().copy(), seed=0)
 
 
-def spoil(view: CodebookView) -> Tensor:
+def spoil(view: CodebookView, latents: Tensor) -> Tensor:
     """Make the upper half of the codes useless: all at one place far from the data; return their indices."""
     K, D = view.K, view.D
     rows = torch.arange(K // 2, K)
-    place = -50 * torch.ones(D) if view.metric == "l2" else -torch.ones(D)
+    place = -50 * torch.ones(D) if view.metric == "l2" else lonely_direction(view, latents)
     jitter = 1e-3 * torch.randn(len(rows), D, generator=torch.Generator().manual_seed(1))
     view.write_rows(rows, place + jitter, torch.ones(len(rows)))
     return rows
+
+
+def lonely_direction(view: CodebookView, latents: Tensor) -> Tensor:
+    """The one, of some, that fewest latents come nearer to than to the lower half of the codes."""
+    unit = torch.nn.functional.normalize
+    tries = unit(torch.randn(4096, view.D, generator=torch.Generator().manual_seed(2)), dim=-1)
+    z = unit(latents, dim=-1)
+    best = (z @ unit(view.codebook()[: view.K // 2], dim=-1).T).amax(dim=1, keepdim=True)
+    return tries[(z @ tries.T - best).amax(dim=0).argmin()]
 
 
 def require(case: Case, *capabilities: str) -> None:
@@ -139,7 +155,7 @@ def require(case: Case, *capabilities: str) -> None:
 @every_case
 def test_every_codebook_is_found_and_says_what_it_lacks(case: Case) -> None:
     model, _ = build(case)
-    views = discover(model).views
+    views = found(model)
     assert tuple(view.name for view in views) == case.views
     for view in views:
         lacking = {capability for capability in CAPABILITIES if view.why_not(capability) is not None}
@@ -151,7 +167,7 @@ def test_every_codebook_is_found_and_says_what_it_lacks(case: Case) -> None:
 def test_codes_are_the_librarys_own_and_the_nearest_rows_of_the_table(case: Case) -> None:
     model, optimizer = build(case)
     train_for(case, model, optimizer, 3)
-    for view in discover(model).views:
+    for view in found(model):
         with observations_of(view) as seen, torch.no_grad():
             table = view.codebook().clone()  # an average moves after the search
             run = model(case.batch())
@@ -166,7 +182,7 @@ def test_observing_changes_no_bit_of_ten_training_steps(case: Case) -> None:
     ends = []
     for watched in (False, True):
         model, optimizer = build(case)
-        guard = Guard("observe", console=False)
+        guard = Guard("observe", console=False, adapters=case.adapters)
         if watched:
             guard.attach(model, optimizer)
         for _ in train(case, model, optimizer, 10, after=guard.step):
@@ -184,7 +200,7 @@ def test_a_reset_survives_the_next_training_forward_and_its_rows_are_selected(ca
         train_for(case, model, optimizer, 3)
         for name, probe in probes.items():
             view = probe.view
-            rows = spoil(view)
+            rows = spoil(view, probe.window.sample())
             probe.window.restart()
             train_for(case, model, optimizer, 2)
             before = {role: tensor.clone() for role, tensor in view.tensors()}
@@ -250,7 +266,7 @@ def test_a_frozen_codebook_is_bit_equal_after_training_and_moves_again_when_rele
     require(case, "freeze")
     model, optimizer = build(case)
     train_for(case, model, optimizer, 2)
-    for view in discover(model).views:
+    for view in found(model):
         before = {role: tensor.clone() for role, tensor in view.tensors()}
         table = view.codebook().clone()
         view.freeze()
@@ -296,11 +312,44 @@ def test_the_fallback_gives_every_token_its_nearest_centroid(case: Case) -> None
 
 
 @every_case
+def test_the_commitment_weight_is_the_factor_of_what_pulls_the_encoder_and_of_nothing_else(case: Case) -> None:
+    require(case, "commitment")
+    model, optimizer = build(case)
+    train_for(case, model, optimizer, 3)
+    batch = case.batch()
+    encoder, table = zip(*(pulls(case, model, batch, weight) for weight in (0.5, 1.0, 2.0)), strict=True)
+    assert (encoder[1] - encoder[0]).norm() > 1e-3 * encoder[1].norm() > 0
+    torch.testing.assert_close(encoder[2] - encoder[1], 2 * (encoder[1] - encoder[0]), rtol=1e-3, atol=1e-6)
+    for other in table[1:]:
+        torch.testing.assert_close(other, table[0])
+
+
+def pulls(case: Case, model: Model, batch: Tensor, weight: float) -> tuple[Tensor, list[Tensor]]:
+    """Return the gradients of the library's own loss, at a commitment weight, for a batch and for the tables."""
+    twin = copy.deepcopy(model)
+    views = found(twin)
+    for view in views:
+        assert view.commitment is not None
+        view.commitment.set(weight)
+        assert view.commitment.get() == weight
+    given = batch.clone().requires_grad_()
+    torch.manual_seed(3)
+    loss = case.run(twin.quantizer, given).loss
+    assert loss is not None
+    loss.backward()
+    assert given.grad is not None
+    tables = [view.refs()["table"].whole() for view in views if view.table.is_parameter]
+    return given.grad, [table.grad for table in tables if table.grad is not None]
+
+
+@every_case
 def test_detaching_leaves_no_trace(case: Case) -> None:
+    twin, its_optimizer = build(case)  # never watched; a quantizer's own counters go on while it is
+    train_for(case, twin, its_optimizer, 3)
     model, optimizer = build(case)
     train_for(case, model, optimizer, 1)
-    before = traces(model)
-    guard = Guard("observe", console=False)
+    classes = [type(module) for module in model.modules()]
+    guard = Guard("observe", console=False, adapters=case.adapters)
     guard.attach(model, optimizer)
     for view in guard._watch.probes.values():
         if "freeze" not in case.lacks:
@@ -309,15 +358,15 @@ def test_detaching_leaves_no_trace(case: Case) -> None:
     for _ in train(case, model, optimizer, 2, after=guard.step):
         pass
     guard.close()
-    assert traces(model) == before
+    assert [type(module) for module in model.modules()] == classes
+    assert traces(model) == traces(twin)
 
 
 def traces(model: nn.Module) -> list[Any]:
-    """Return what a guest could have left behind: classes, attributes, settings, hooks, keys of the state dict."""
+    """Return what a guest could have left behind: attributes, settings, hooks, keys of the state dict."""
     return [
         (
             name,
-            type(module),
             sorted(module.__dict__),
             {key: value for key, value in module.__dict__.items() if isinstance(value, (int, float, str, bool))}
             | {"training": module.training},

@@ -53,6 +53,7 @@ def test_built_in_actions_are_known_by_their_names() -> None:
         "reset_codes",
         "decay_commitment",
         "fallback_tokenizer",
+        "upkeep",
         "alert",
         "save_checkpoint",
         "stop_training",

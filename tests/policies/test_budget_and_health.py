@@ -80,6 +80,29 @@ def test_the_wait_for_a_refill_does_not_begin_while_another_codebook_is_in_troub
     assert run.feed([reading(140)]).engine.state_dict()["spent"] == 0
 
 
+def test_a_codebook_that_is_sick_while_its_rule_cools_down_keeps_the_budget_spent() -> None:
+    """Its last reading is healthy only where an intervention has just recovered, for one reading."""
+    sick = rule(ladder=[RESET], severity="critical", cooldown={"for": "50 steps", "growth": 4})
+    run = Run(policy(sick, budget={"interventions": 3, "refill_after": "60 steps"}))
+    for step in range(10, 2000, 10):
+        acted = [int(line.split()[0]) for line in run.told if " act " in line]
+        run.feed([reading(step, 100.0 if acted and step == acted[-1] + 10 else 1.0)])
+    assert [line for line in run.told if " act " in line or "spent" in line] == [
+        "10 collapsed act #1 reset_codes",
+        "70 collapsed act #2 reset_codes",
+        "280 collapsed act #3 reset_codes",
+        "1090 collapsed skip budget_spent",
+    ]
+
+
+def test_a_rule_that_only_informs_does_not_keep_the_budget_from_being_refilled() -> None:
+    note = rule("note", "loss > 5", severity="info")
+    run = Run(policy(rule(ladder=[RESET]), note, budget={"interventions": 1, "refill_after": "30 steps"}))
+    run.feed(series([1.0, *[100.0] * 4], loss=9.0))
+    assert run.engine.health("vq") is Health.HEALTHY
+    assert run.engine.state_dict()["spent"] == 0
+
+
 def test_a_budget_without_refill_stays_spent() -> None:
     run = Run(policy(rule(ladder=[RESET]), budget={"interventions": 1, "refill_after": None}))
     run.feed(series([1.0, *[100.0] * 900, 1.0]))

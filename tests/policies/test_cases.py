@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def test_a_test_file_is_no_preset_and_a_stranger_has_none() -> None:
         ("1x3 2", [1.0, 1.0, 1.0, 2.0]),
         ("60..2x3", [60.0, 31.0, 2.0]),
         ("_x2 -1.5e1", [None, None, -15.0]),
+        ("1 nanx2 nan", [1.0, math.nan, math.nan, math.nan]),
         (".5x1", [0.5]),
     ],
 )
@@ -90,6 +92,25 @@ def test_any_text_is_a_series_or_a_mismatch(text: str) -> None:
         assert len(case(text, {}).series["perplexity"]) > 0
     except ValueError as error:
         assert "expected" in str(error)  # noqa: PT017 - either way is right
+
+
+def test_a_policy_that_counts_epochs_is_tested_with_epochs(tmp_path: Path) -> None:
+    policy_ = {"version": 1, "sample": {"settle": 0}, "rules": [rule(ladder=["alert"], cooldown="2 epochs")]}
+    told = {"10": ["collapsed alert", "collapsed act alert"], "20": "collapsed outcome", "30": "collapsed skip"}
+    one: dict[str, Any] = {"name": "a", "codes": 256, "every": "10 steps", "series": "1 100 1x9", "expect": told}
+    path = tmp_path / "mine.test.yaml"
+    path.write_text(yaml.safe_dump({"policy": policy_, "tests": [one]}))
+    with pytest.raises(
+        PolicyError, match=r"mine.test.yaml:12:3: tests\[0\]: expected an `epoch`, got nothing\. .* 100 steps"
+    ):
+        load_cases(path)
+    one |= {
+        "epoch": "30 steps",
+        "expect": told | {"70": ["collapsed alert", "collapsed act"]},
+    }  # step 61 begins the third
+    path.write_text(yaml.safe_dump({"policy": policy_, "tests": [one]}))
+    loaded, (case_,) = load_cases(path)
+    assert try_case(loaded, case_) == []
 
 
 def test_a_case_that_holds_has_no_differences() -> None:

@@ -57,6 +57,8 @@ def test_a_small_policy_reads_like_this() -> None:
         "       200 steps.",
         "  A try has succeeded when what ends the rule holds, at 2 readings in a row. One that has not in",
         "  time is undone, and the next has its turn.",
+        "  What was undone on a codebook is not tried there again in this run, not even when the rule fires",
+        "  anew.",
         "  When nothing is left to try, it says so and does nothing more until it is over.",
         "  After an intervention that was no failure it pauses for 100 steps.",
         "",
@@ -117,6 +119,8 @@ def test_every_key_of_the_language_has_its_sentence() -> None:
         "       iteration each time; judged within 20 readings.",
         "  A try has succeeded when loss is below 0.5, at 3 readings in a row. One that has not in time is",
         "  undone, and the next has its turn.",
+        "  What was undone on a codebook is not tried there again in this run, not even when the rule fires",
+        "  anew.",
         "  However well the codebook looks, a try has failed if, when its time is over, the loss is higher",
         "  than it was before. Where no loss is known, that is not asked.",
         "  It makes at most 4 interventions on one codebook.",
@@ -215,3 +219,8 @@ def test_the_readme_shows_what_is_printed() -> None:
     shown = readme.partition("plain English, for whoever")[2].partition("```text\n")[2].partition("```")[0]
     assert shown
     assert shown in explain_policy(load_policy(yaml.safe_load(written))) + "\n"
+
+
+def test_a_threshold_of_many_digits_is_said_in_full() -> None:
+    mine = policy(rule(when="perplexity < 0.12345678901234567", clear={"when": "usage > 0.5"}))
+    assert "fires when perplexity is below 0.12345678901234566, at" in " ".join(explain_policy(mine).split())

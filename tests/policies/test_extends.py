@@ -75,8 +75,9 @@ def test_a_mistake_in_what_is_extended_is_told_there(tmp_path: Path) -> None:
     (tmp_path / "top.yaml").write_text("version: 1\nextends: base.yaml\nmode: [\n", encoding="utf-8")
     (tmp_path / "top2.yaml").write_text("version: 1\nextends: base.yaml\nwarmup: 3\n", encoding="utf-8")
     assert [told.partition(": ")[0] for told in problems_of(tmp_path / "top.yaml")] == [f"{tmp_path}/top.yaml:4:1"]
-    (told,) = problems_of(tmp_path / "top2.yaml")
+    told, own = problems_of(tmp_path / "top2.yaml")
     assert told.startswith(f"{tmp_path}/base.yaml:3:21: rule 'a': when: expected a comparison")
+    assert own.startswith(f"{tmp_path}/top2.yaml:3:9: warmup: expected a duration")
 
 
 def test_a_mistake_that_only_both_together_make_is_told_with_both_names() -> None:

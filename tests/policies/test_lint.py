@@ -127,6 +127,68 @@ def test_a_streak_that_has_begun_in_time_succeeds_after_a_short_verification() -
     assert "30 collapsed outcome #1 alert failed, rolled back" in late
 
 
+@pytest.mark.parametrize(
+    ("success", "codes", "expected"),
+    [
+        ("perplexity > 300", 256, "never-succeeds"),
+        ("perplexity > 300", None, None),
+        ("perplexity > 2", None, "succeeds-where-it-fires"),
+        ("perplexity >= 5", None, None),
+        ("relative_error < 1", None, None),
+        ({"any": ["usage > 0.5", "perplexity > 2"]}, None, "succeeds-where-it-fires"),
+    ],
+)
+def test_a_success_that_cannot_be_or_that_changes_nothing(success: Any, codes: int | None, expected: str) -> None:
+    one = rule(when="perplexity < 5", verify={"success": success}, ladder=["alert"])
+    assert found(one, codes=codes) == ([f"{expected} collapsed verify.success"] if expected else [])
+    assert found({**one, "ladder": []}, codes=codes) == []
+
+
+SLIDES = "trend(perplexity, over: 5 readings) < -0.1"
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"when": SLIDES}, True),
+        ({"when": ["usage < 0.5", SLIDES]}, True),
+        ({"when": {"any": ["usage < 0.5", SLIDES]}}, False),  # over only where usage is better, too
+        ({"when": SLIDES, "clear": {"when": "usage > 0.5"}}, False),
+        ({"when": SLIDES, "verify": {"success": "usage > 0.5"}}, False),
+        ({"when": SLIDES, "ladder": []}, False),
+        ({"when": "perplexity < 5"}, False),
+    ],
+)
+def test_a_rule_of_trends_that_is_over_at_the_bottom(fields: dict[str, Any], expected: bool) -> None:
+    one = rule(**{"ladder": ["alert"], **fields})
+    assert found(one) == (["over-by-itself collapsed when"] if expected else [])
+
+
+def test_a_slide_that_ends_at_the_bottom_passes_for_a_recovery() -> None:
+    """What the warning says, on the engine itself."""
+    run = Run(policy(rule(when="trend(perplexity, over: 3 readings) < -0.1", ladder=["alert"])))
+    assert run.feed(series([100.0, 60.0, 20.0, *[2.0] * 4])).told[-1] == "60 collapsed outcome #1 alert recovered"
+
+
+@pytest.mark.parametrize(
+    ("within", "expected"),
+    [("7 readings", False), ("6 readings", True), ("80 steps", False), ("79 steps", True)],
+)
+def test_a_trend_has_to_be_known_before_success_can_be_seen(within: str, expected: bool) -> None:
+    clear = {"when": ["perplexity > 10", "trend(perplexity, over: 5 readings) >= 0"], "for": 3}
+    one = rule(clear=clear, verify={"within": within}, ladder=["alert"])
+    assert found(one, sample={"settle": 1}) == (["short-verification collapsed verify.within"] if expected else [])
+    either = {"when": {"any": clear["when"]}, "for": 3}
+    own = rule(clear=either, verify={"within": within}, ladder=["alert"])
+    assert found(own, sample={"settle": 1}) == []
+
+
+def test_a_suspect_codebook_that_is_read_less_often_than_a_healthy_one() -> None:
+    sparse = {"every": "10 steps", "when_suspect": "20 steps"}
+    assert found(rule(), sample=sparse) == ["sparse-when-suspect - sample.when_suspect"]
+    assert found(rule(), sample={**sparse, "every": "20 steps"}) == []
+
+
 def test_a_condition_out_of_reach_says_where_its_fields_lie() -> None:
     (finding,) = lint_policy(policy(rule(when=["perplexity < 1.5", "perplexity_ratio < 0.1"])), 8)
     assert str(finding) == (

@@ -70,7 +70,7 @@ def test_a_mapping_is_told_everything_at_once_too() -> None:
         "<mapping>: rule '#2': the rule: expected a mapping with some of the keys "
         "name, codebooks, when, for, clear, severity, inhibits, cooldown, silence_until, missing, nan, verify, ladder, "
         "budget, on_exhausted, got 'collapsing'.",
-        "<mapping>: rule 'b': inhibits: expected a list, got 'collapsed'.",
+        "<mapping>: rule 'b': inhibits: expected a list, got 'collapsed'. Write `[collapsed]`.",
     ]
 
 

@@ -67,7 +67,7 @@ def test_interventions_match_a_plain_recount(
                 expected += [step] if is_open else []
                 spent += is_open
         if spent and refill:
-            if is_open or is_exhausted:
+            if is_open or is_exhausted or is_bad:
                 calm = None
             elif calm is None:
                 calm = step

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from collapse_guard import read_events
+from collapse_guard import Guard, read_events
 from collapse_guard.demos import ARMS, run_arm
 from collapse_guard.policies import (
     Decision,
@@ -21,6 +22,7 @@ from collapse_guard.policies import (
     recordings_of_events,
     replay,
 )
+from tests.loops import digits_model
 from tests.policies.series import Run, brief, policy, reading, rule, series
 
 TOLD = {"pending", "alert", "skip", "cleared", "exhausted", "intervention", "outcome"}
@@ -70,6 +72,28 @@ def test_the_log_of_the_reference_demo_replays_to_the_same_decisions(tmp_path: P
                 decision.outcome.value if decision.outcome else None,
                 decision.rollback,
             )
+
+
+def test_a_loss_that_is_no_number_counts_in_a_replay_as_it_did_in_the_run(tmp_path: Path) -> None:
+    """JSON has no NaN: it is null in the log, as a loss that is not known is, and the two mean different things."""
+    loud = rule("loud", "loss > 5", nan="fire", clear={"when": "loss < 3"})
+    mine = policy(loud, sample={"every": "5 steps", "min_tokens": 1})
+    losses = iter([1.0] * 10 + [float("nan")] * 10 + [float("-inf")] * 10)
+    with Guard(mine, console=False, log_dir=tmp_path) as guard:
+        model = digits_model()
+        guard.attach(model)
+        for loss in losses:
+            model(torch.randn(8, 64))
+            guard.step(loss=loss)
+    records = list(read_events(tmp_path))
+    assert {record.get("not_finite", {}).get("loss") for record in records if record["event"] == "reading"} == {
+        None,
+        "nan",
+        "-inf",
+    }
+    told = [(record["step"], record["event"]) for record in records if record["event"] in ("alert", "cleared")]
+    assert told == [(15, "alert"), (25, "cleared")]
+    assert [(each.step, each.kind.value) for each in replayed(mine, records)] == told
 
 
 def test_a_refusal_is_replayed_where_the_same_intervention_is_asked_for() -> None:
@@ -205,6 +229,49 @@ def test_a_bound_on_the_loss_without_a_loss_is_said() -> None:
     mine = policy(rule(ladder=["reset_codes"], verify={"guard": {"loss_increase": 0.1}}))
     (absence,) = replay(mine, Recording(readings=series([1.0] * 3))).absences
     assert (absence.fields, absence.consequences) == (("loss",), ("what an intervention costs is not looked at",))
+
+
+@pytest.mark.parametrize(
+    ("fields", "consequences"),
+    [
+        ({"cooldown": "1 epoch", "clear": {"when": "perplexity > 10"}}, ("its cooldown never ends",)),
+        ({"verify": {"within": "1 epoch"}}, ("an intervention of it that does not help is judged for ever",)),
+        (
+            {"ladder": [{"alert": None, "within": "9 epochs"}]},
+            ("an intervention of it that does not help is judged for ever",),
+        ),
+        ({"cooldown": "1 epoch", "ladder": []}, None),
+    ],
+)
+def test_spans_in_epochs_never_end_where_no_epoch_is_said(
+    fields: dict[str, Any], consequences: tuple[str, ...] | None
+) -> None:
+    """Said by the replay, and done by the engine: one alert, and nothing after the first outcome."""
+    mine = policy(rule(**{"ladder": ["alert"], **fields}))
+    helps = "cooldown" in fields
+    result = replay(mine, Recording(readings=series([1.0, *[99.0 if helps else 1.0] * 3, *[1.0] * 999])))
+    assert [each.consequences for each in result.absences] == ([consequences] if consequences else [])
+    if consequences:
+        assert str(result.absences[0]) == f"collapsed, without epoch: {consequences[0]}"
+        assert [brief(each) for each in result.decisions[:3]] == [
+            "10 collapsed alert",
+            "10 collapsed act #1 alert",
+            *(["20 collapsed outcome #1 alert recovered"] if helps else []),
+        ]
+        kinds = [each.kind for each in result.decisions[2 + helps :]]
+        assert kinds == [DecisionKind.SKIP] * helps
+    with_epochs = [reading(10 * i, 1.0, epoch=i) for i in range(1, 9)]
+    assert not replay(mine, Recording(readings=with_epochs)).absences
+
+
+def test_a_rule_whose_patterns_match_no_codebook_of_the_log_is_said() -> None:
+    mine = policy(rule(codebooks=["rvq.*", "*.0"]), rule("other", codebooks=["v?"]))
+    assert replay(mine, Recording(readings=series([1.0]))).idle() == (
+        "collapsed exists on no codebook here: none is called rvq.* or *.0",
+    )
+    assert replay(mine, Recording(readings=[reading(10, codebook="a.0")])).idle() == (
+        "other exists on no codebook here: none is called v?",
+    )
 
 
 def test_a_table_of_several_codebooks_is_read_by_a_placeholder_and_by_our_own_names() -> None:

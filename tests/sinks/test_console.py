@@ -32,6 +32,7 @@ STORY = [
                 },
             ],
             "unrecognised": [{"name": "other", "reason": "returns no codes"}],
+            "idle_rules": [{"rule": "level_fallen", "codebooks": ["*.[1-9]", "*.[1-9][0-9]"]}],
         },
     ),
     Event("reading", 10, {"codebook": "vq"}),
@@ -174,6 +175,7 @@ def test_tables_show_what_is_watched_and_what_came_of_it() -> None:
     assert "home-made (ema, l2)" in text
     assert "cannot        vq: commitment: no weight found" in text
     assert "not watched   other: returns no codes" in text
+    assert "idle          level_fallen: exists on no codebook here: none is called *.[1-9] or *.[1-9][0-9]" in text
     assert "1.0 > 80.0 of 256" in text
     assert "step 20 reset_codes failed, undone" in text
     assert "healthy (fallback)" in text

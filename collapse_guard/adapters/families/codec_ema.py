@@ -3,12 +3,13 @@
 encodec, audiocraft and speechtokenizer train it; Encodec, XCodec and Higgs of transformers hold the same tensors and
 only ever call `encode`. Their parents keep the commitment weight. None of these libraries is imported.
 
-encodec's own replacement of dead codes writes `embed` alone, which the EMA step of the same forward overwrites.
+encodec's own replacement of dead codes writes `embed` alone, which the EMA step of the same forward overwrites. The
+codecs of transformers update nothing: their table is zero until weights are loaded, and then stays as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,38 +17,46 @@ from torch import Tensor, nn
 from collapse_guard.adapters.base import CodebookView, Observation, Unrecognised
 from collapse_guard.adapters.refs import Knob, Switch, TensorRef
 
-__all__ = ["match_codec_ema"]
+__all__ = ["find_leaf", "has_forward", "match_codec_ema", "read_encode", "read_forward"]
 
 
 def match_codec_ema(name: str, module: nn.Module) -> Sequence[CodebookView | Unrecognised] | None:
     """Recognise the codebook itself, or the module that owns it as `_codebook` or `codebook`."""
-    for inner in ("_codebook", "codebook"):
-        leaf = getattr(module, inner, None)
-        if isinstance(leaf, nn.Module) and _is_leaf(leaf):
-            return [_view(name, leaf, parent=module)]
-    return [_view(name, module, parent=None)] if _is_leaf(module) else None
+    leaf = find_leaf(module, _is_leaf)
+    return [_view(name, leaf, module)] if leaf is not None else None
+
+
+def find_leaf(module: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> nn.Module | None:
+    """Return the codebook that a module owns as `_codebook` or `codebook`, or the module if it is one itself."""
+    owned = [module._modules.get(attribute) for attribute in ("_codebook", "codebook")]
+    return next((each for each in (*owned, module) if each is not None and is_leaf(each)), None)
+
+
+def has_forward(leaf: nn.Module) -> bool:
+    """Whether a codebook trains by calls of its forward; those of transformers have only `encode`."""
+    return type(leaf).forward is not nn.Module.forward
 
 
 def _is_leaf(module: nn.Module) -> bool:
-    embed, embed_avg, count = (getattr(module, key, None) for key in ("embed", "embed_avg", "cluster_size"))
+    held = {**module._parameters, **module._buffers}  # no other attribute: one computed on demand may fill a cache
+    embed, embed_avg, count, inited = map(held.get, ("embed", "embed_avg", "cluster_size", "inited"))
     return (
         isinstance(embed, Tensor)
         and isinstance(embed_avg, Tensor)
         and isinstance(count, Tensor)
-        and isinstance(getattr(module, "inited", None), Tensor)
+        and isinstance(inited, Tensor)
         and embed.ndim == 2
         and embed_avg.shape == embed.shape
         and count.shape == embed.shape[:1]
     )
 
 
-def _view(name: str, leaf: nn.Module, *, parent: nn.Module | None) -> CodebookView:
-    trains = type(leaf).forward is not nn.Module.forward
-    readers = {"encode": _read_encode} | ({"forward": _read_forward} if trains else {})
+def _view(name: str, leaf: nn.Module, owner: nn.Module) -> CodebookView:
+    readers = {"encode": read_encode} | ({"forward": read_forward} if has_forward(leaf) else {})
     lacks: dict[str, str] = {}
     commitment = None
-    if parent is not None and isinstance(getattr(parent, "commitment_weight", None), (int, float)):
-        commitment = Knob(parent, "commitment_weight")
+    if isinstance(getattr(owner, "commitment_weight", None), (int, float)):
+        commitment = Knob(owner, "commitment_weight")
     else:
         lacks["commitment"] = "the module has no commitment loss: its training script may have one"
     return CodebookView(
@@ -66,13 +75,13 @@ def _view(name: str, leaf: nn.Module, *, parent: nn.Module | None) -> CodebookVi
     )
 
 
-def _read_forward(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Observation | None:
+def read_forward(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Observation | None:
     """Read (quantized, codes) from x: (..., D)."""
     given = args[0] if args else next(iter(kwargs.values()))
     codes = output[1]
     return Observation(codes.detach().reshape(-1), given.detach().reshape(-1, given.shape[-1]))
 
 
-def _read_encode(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Observation | None:
+def read_encode(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Observation | None:
     """Read codes from x: (..., D)."""
-    return _read_forward(args, kwargs, (None, output))
+    return read_forward(args, kwargs, (None, output))

@@ -44,6 +44,9 @@ def _view(name: str, module: nn.Module, leaf: nn.Module, head: int) -> CodebookV
     if not getattr(module, "has_commitment_loss", True) or not getattr(module, "commitment_weight", 0.0):
         commitment = None
         lacks["commitment"] = "its loss has no commitment term (commitment_weight was 0 at construction)"
+    elif learnable:
+        commitment = None
+        lacks["commitment"] = "with a learnable codebook its commitment_weight also scales what moves the codebook"
     return CodebookView(
         name=name,
         adapter="vector-quantize-pytorch",

@@ -1,0 +1,112 @@
+"""`upkeep`: codes that are hardly used move to where the error is, a few at a time, as long as the rule is not clear.
+
+For a codebook of which much lies idle although nothing is broken. Places are drawn among the newest latents in
+proportion to their squared error, as in the D^2 sampling of k-means++ (Arthur and Vassilvitskii, SODA 2007); codes in
+use stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from collapse_guard.policies import Upkeep
+
+from .base import Intervention, Site, clear_moments
+from .placement import are_distinct, as_decoded, place_beside, why_nowhere
+
+__all__ = ["UpkeepIntervention"]
+
+_LATENTS = 4096  # the newest, since older ones come from another encoder
+_TOKENS_PER_CODE = 8  # fewer since the last move cannot tell a code that is little used from one that had no chance
+
+
+class UpkeepIntervention(Intervention[Upkeep]):
+    """Right when many codes are dead at a healthy geometry. Each move permutes a few token ids."""
+
+    touches = frozenset({"codebook"})
+    needs = ("reset",)
+    tends = True
+
+    def __init__(self, params: Upkeep, site: Site) -> None:
+        """Begin to count uses now."""
+        super().__init__(params, site)
+        self._since: Tensor | None = None
+        self._last = 0
+        self._rounds = self._moved = 0
+
+    def refusal(self) -> str | None:
+        """Refuse where rows cannot be written, or where there is nothing to place them on."""
+        site = self.site
+        return super().refusal() or why_nowhere(site.view, site.window.sample())
+
+    def apply(self) -> str:
+        """Take the replacement of dead codes over; the first codes move with the reading after `every`."""
+        self.site.view.take_over()
+        self._since = self.site.window.uses
+        least = self.params.below
+        return f"codes used less than {least:g} times the uniform share are moved every {self.params.every} from now on"
+
+    def tend(self, steps: int) -> str | None:
+        """Move codes where it is time to, right after a reading. Nothing is said of single moves."""
+        window, view = self.site.window, self.site.view
+        is_late = (progress := self.site.progress()) is not None and progress > self.params.until
+        if steps - self._last < self.params.every.count or window.has_begun or is_late:
+            return None
+        uses = window.uses
+        if uses is None:
+            return None
+        counts = (uses if self._since is None else uses - self._since).cpu()
+        if int(counts.sum()) < _TOKENS_PER_CODE * view.K:
+            return None
+        self._last, self._since = steps, uses
+        self._move(self._idle(counts))
+        return None
+
+    def ending(self) -> str:
+        """Give the replacement back and say what was done in all."""
+        self.site.view.give_back()
+        return f"{self._moved} moves of codes in {self._rounds} rounds"
+
+    def _idle(self, counts: Tensor) -> Tensor:
+        """Return the codes to move, the least used first."""
+        K = len(counts)
+        idle = (counts < self.params.below * counts.sum() / K).nonzero().flatten()
+        return idle[counts[idle].argsort(stable=True)][: max(1, int(self.params.most * K))]
+
+    def _move(self, rows: Tensor) -> None:
+        site, view = self.site, self.site.view
+        latents = site.window.latest(_LATENTS)
+        if not len(rows) or len(rows) == view.K or not are_distinct(latents):
+            return
+        living = torch.ones(view.K, dtype=torch.bool)
+        living[rows] = False
+        table, found = view.codebook().float()[living.to(latents.device)], latents
+        if view.metric == "cosine":
+            table, found = functional.normalize(table, dim=-1), functional.normalize(latents, dim=-1)
+        self._rounds += 1
+        seed = site.seed + 7919 * self._rounds
+        vectors = place_beside(table, found, len(rows), source="distortion", seed=seed)
+        counts = None
+        if view.ema_count is not None:
+            counts = torch.full((len(rows),), self.params.refill * float(view.ema_count.get().float().mean()))
+        view.write_rows(rows, as_decoded(view, vectors, latents), counts)
+        clear_moments(site, rows)
+        self._moved += len(rows)
+        self.writes += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return when codes moved last, how many in all, and the uses until then."""
+        since = None if self._since is None else self._since.cpu()
+        return {"last": self._last, "rounds": self._rounds, "moved": self._moved, "since": since}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a saved upkeep stood."""
+        self._last, self._rounds, self._moved = int(state["last"]), int(state["rounds"]), int(state["moved"])
+        since = state["since"]
+        self._since = None if since is None else since.to(self.site.view.codebook().device)
+        self.site.view.take_over()

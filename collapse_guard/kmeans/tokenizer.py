@@ -1,0 +1,272 @@
+"""A tokenizer that is a codebook and a search: latents in, ids out, and back. It needs no training process.
+
+Ids are part of what a tokenizer promises: a refit keeps as many as it can and says how many changed, a file remembers
+which version of the codebook it holds, and a large codebook is searched approximately only once the recall of that was
+measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .backends import Backend
+from .fit import CodebookFit, fit_codebook
+from .index import ApproximateIndex
+from .matching import match_codes
+from .search import METRICS, Metric, assign, squared_errors, unit_rows
+
+__all__ = ["APPROXIMATE_FROM", "KMeansTokenizer", "Refit"]
+
+APPROXIMATE_FROM = 65_536
+"""Codes from which on a fitted tokenizer gets an approximate index, if its measured recall is at least 0.99."""
+
+RECALL = 0.99
+
+
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """What a refit changed.
+
+    Attributes:
+        unchanged: share of the latents that kept their id, in [0, 1]. tokens: how many latents that is a share of.
+        error_before, error_after: mean squared distance of these latents from their codes; with metric "cosine" of the
+            normalised ones.
+        version: of the codebook that the tokenizer holds now.
+        fit: of the new codebook, its rows in the order of the fit.
+    """
+
+    unchanged: float
+    tokens: int
+    error_before: float
+    error_after: float
+    version: int
+    fit: CodebookFit
+
+    @property
+    def changed(self) -> int:
+        """How many latents have another id than before."""
+        return round((1 - self.unchanged) * self.tokens)
+
+
+class KMeansTokenizer(nn.Module):
+    """Encodes latents as the index of their nearest code.
+
+    Args:
+        codebook: (K, D) finite floating point; with metric "cosine" of any length, and decoded as it is.
+        metric: how latents and codes are compared.
+        version: of the codebook; every refit counts it up.
+        provenance: where it came from, as plain data that JSON can hold; saved with it.
+
+    Attributes:
+        codebook: (K, D) float32 buffer.
+
+    Raises:
+        ValueError: a codebook that is not (K, D) or not finite, or an unknown metric.
+
+    >>> tokenizer = KMeansTokenizer(torch.tensor([[0.0, 0.0], [4.0, 0.0]]))
+    >>> ids = tokenizer.encode(torch.tensor([[[0.1, 0.3], [5.0, 1.0]]]))
+    >>> ids.tolist(), tokenizer.decode(ids).tolist()
+    ([[0, 1]], [[[0.0, 0.0], [4.0, 0.0]]])
+    """
+
+    codebook: Tensor
+
+    def __init__(
+        self,
+        codebook: Tensor,
+        *,
+        metric: Metric = "l2",
+        version: int = 1,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Store a copy of the codebook."""
+        super().__init__()
+        if codebook.ndim != 2 or codebook.numel() == 0 or not bool(codebook.isfinite().all()):
+            raise ValueError(f"codebook: expected (K, D) finite numbers, got {tuple(codebook.shape)} {codebook.dtype}")
+        if metric not in METRICS:
+            raise ValueError(f"metric: expected one of {', '.join(METRICS)}, got {metric!r}")
+        self.register_buffer("codebook", codebook.detach().float().clone())
+        self.metric: Metric = metric
+        self.version = version
+        self.provenance: dict[str, Any] = dict(provenance or {})
+        self._index: ApproximateIndex | None = None
+
+    @classmethod
+    def fit(
+        cls,
+        latents: Tensor,
+        K: int,
+        *,
+        metric: Metric = "l2",
+        backend: Backend = "auto",
+        seed: int = 0,
+        iterations: int = 20,
+    ) -> KMeansTokenizer:
+        """Fit a codebook to (N, D) latents by `fit_codebook`; the arguments and errors are its own.
+
+        From 65,536 codes on an approximate index is built, see `build_index`.
+        """
+        found = fit_codebook(latents, K, metric=metric, backend=backend, seed=seed, budget=iterations)
+        tokenizer = cls(found.codebook, metric=metric, provenance=_provenance(found, len(latents), seed))
+        if K >= APPROXIMATE_FROM:
+            tokenizer.build_index(latents)
+        return tokenizer
+
+    @property
+    def K(self) -> int:
+        """Number of codes."""
+        return self.codebook.shape[0]
+
+    @property
+    def D(self) -> int:
+        """Dimension of a code."""
+        return self.codebook.shape[1]
+
+    @property
+    def index(self) -> ApproximateIndex | None:
+        """The approximate index that `encode` uses, if there is one; its `settings` state the measured recall."""
+        return self._index
+
+    def encode(self, latents: Tensor, *, search: Literal["auto", "exact"] = "auto") -> Tensor:
+        """Return the ids of latents.
+
+        Args:
+            latents: (..., D) finite floating point.
+            search: "exact", or "auto": by the approximate index if there is one.
+
+        Returns:
+            (...) int64 on the latents' device, from 0 to K - 1.
+
+        Raises:
+            ValueError: latents of another width, or NaN or Inf among them, which have no nearest code.
+        """
+        rows = self._rows(latents)
+        if not bool(rows.isfinite().all()):
+            bad = int((~rows.isfinite().all(dim=1)).sum())
+            raise ValueError(f"latents: {bad} of {len(rows)} have NaN or Inf and no nearest code; leave them out")
+        if self._index is not None and search == "auto":
+            codes = self._index.search(rows)
+        else:
+            codes = assign(rows, self.codebook, self.metric)
+        return codes.reshape(latents.shape[:-1])
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """Return the codes of (...) integer ids as (..., D) float32 on the codebook's device.
+
+        Raises:
+            ValueError: ids that are no integers, or out of range.
+        """
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype is torch.bool:
+            raise ValueError(f"ids: expected integers, got {ids.dtype}")
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.K:
+            raise ValueError(f"ids: expected 0 to {self.K - 1}, got {int(ids.min())} to {int(ids.max())}")
+        return self.codebook[ids.to(self.codebook.device).long()]
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantise (..., D) latents: return the codes in their place, and the (...) ids.
+
+        Gradients pass straight through to the latents (Bengio et al., "Estimating or propagating gradients", 2013).
+        """
+        ids = self.encode(latents.detach())
+        quantised = self.decode(ids).to(latents)
+        return latents + (quantised - latents).detach(), ids
+
+    def refit(
+        self,
+        latents: Tensor,
+        *,
+        start: Literal["warm", "fresh"] = "warm",
+        backend: Backend = "auto",
+        iterations: int = 20,
+        seed: int = 0,
+    ) -> Refit:
+        """Fit the codebook anew, in place, and keep ids as far as that goes.
+
+        Args:
+            latents: (N, D) recent latents; those with NaN or Inf are left out.
+            start: "warm" from the present codebook, which keeps most ids, or "fresh", which may find a better one.
+            backend, iterations, seed: as for `fit_codebook`.
+
+        Returns:
+            What changed. New rows stand where the old ones that they take over from stood, see `match_codes`.
+        """
+        rows = self._rows(latents)
+        rows = rows[rows.isfinite().all(dim=1)]
+        init: Tensor | Literal["k-means++"] = self.codebook if start == "warm" else "k-means++"
+        found = fit_codebook(rows, self.K, metric=self.metric, backend=backend, budget=iterations, seed=seed, init=init)
+        old = self.codebook.clone()
+        order = match_codes(old, found.codebook, rows, self.metric)
+        self.codebook.copy_(found.codebook[order.to(found.codebook.device)])
+        self.version += 1
+        self.provenance = _provenance(found, len(rows), seed)
+        if self._index is not None:
+            self.build_index(rows, recall=min(RECALL, self._index.settings.recall))
+        before, after = assign(rows, old, self.metric), assign(rows, self.codebook, self.metric)
+        return Refit(
+            unchanged=float((before == after).double().mean()),
+            tokens=len(rows),
+            error_before=self._error(rows, old, before),
+            error_after=self._error(rows, self.codebook, after),
+            version=self.version,
+            fit=found,
+        )
+
+    def build_index(self, latents: Tensor, *, recall: float = RECALL) -> ApproximateIndex:
+        """Search approximately from now on, with the recall measured on (N, D) latents; see `ApproximateIndex`."""
+        self._index = ApproximateIndex.measured(self.codebook, self._rows(latents), self.metric, recall=recall)
+        return self._index
+
+    def use_index(self, index: ApproximateIndex | None) -> None:
+        """Search by an index that was measured before, or exactly with `None`."""
+        self._index = index
+
+    def save(self, directory: str | Path) -> Path:
+        """Write `codebook.safetensors` and `tokenizer.json` into a directory; see `collapse_guard.kmeans.files`."""
+        from .files import write_tokenizer
+
+        return write_tokenizer(self, Path(directory))
+
+    @classmethod
+    def load(cls, directory: str | Path) -> KMeansTokenizer:
+        """Read a tokenizer that `save` wrote.
+
+        Raises:
+            ValueError: there is none, or its files do not belong together; says what is wrong.
+        """
+        from .files import read_tokenizer
+
+        return read_tokenizer(Path(directory))
+
+    def extra_repr(self) -> str:
+        """Return size, metric and version."""
+        return f"K={self.K}, D={self.D}, metric={self.metric}, version={self.version}"
+
+    def _rows(self, latents: Tensor) -> Tensor:
+        if latents.ndim == 0 or latents.shape[-1] != self.D or not latents.is_floating_point():
+            raise ValueError(
+                f"latents: expected floating point of shape (..., {self.D}), got {tuple(latents.shape)} {latents.dtype}"
+            )
+        return latents.reshape(-1, self.D)
+
+    def _error(self, rows: Tensor, table: Tensor, codes: Tensor) -> float:
+        points = rows.float()
+        if self.metric == "cosine":
+            points, table = unit_rows(points), unit_rows(table)
+        return float(squared_errors(points, table.to(points.device), codes).double().mean())
+
+
+def _provenance(found: CodebookFit, tokens: int, seed: int) -> dict[str, Any]:
+    return {
+        "backend": found.backend,
+        "latents": tokens,
+        "seed": seed,
+        "iterations": found.iterations,
+        "inertia": found.inertia,
+        "distinct": found.distinct,
+    }
