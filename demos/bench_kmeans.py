@@ -23,6 +23,7 @@ def main() -> None:
     """Measure what is missing, then write the tables."""
     import faiss
     import torch
+    from threadpoolctl import threadpool_limits
 
     parser = argparse.ArgumentParser(prog="bench-kmeans", description="k-means: quality for time, against its rivals")
     parser.add_argument("--quick", action="store_true", help="8,192 points, 128 codes, one seed; written to runs/")
@@ -35,6 +36,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
+    threadpool_limits(limits=1)  # for what is left of the process
     N, codes, seeds, folder = 65_536, asked.codes, asked.seeds, _NOTES
     if asked.quick:
         N, codes, seeds, folder = 8192, [128], 1, Path("runs/bench_kmeans")
