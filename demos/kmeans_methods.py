@@ -32,7 +32,8 @@ def _ours(points: Points, K: int, seed: int, **options: Any) -> Points:
 def _sklearn(points: Points, K: int, seed: int) -> Points:
     from sklearn.cluster import KMeans
 
-    return np.asarray(KMeans(K, n_init=1, random_state=seed).fit(points).cluster_centers_, dtype=np.float32)
+    settings: dict[str, Any] = {"n_init": 1, "random_state": seed}
+    return np.asarray(KMeans(K, **settings).fit(points).cluster_centers_, dtype=np.float32)
 
 
 def _minibatch(points: Points, K: int, seed: int, *, batch: int) -> Points:
