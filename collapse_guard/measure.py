@@ -144,7 +144,7 @@ def _latent_sums(window: Window, table: Tensor, metric: Metric) -> tuple[Tensor,
     squared = torch.where(use, (clean - mean).square().sum(dim=-1), 0.0)
     stride = -(-len(clean) // most)
     few, few_used = clean[::stride], use[::stride]
-    distances = (few - table[assign(few, table, metric)]).square().sum(dim=-1)
+    distances = (few - table[assign(few, table, metric, backend="torch")]).square().sum(dim=-1)
     scalars[0] = norms.nanmedian()
     scalars[3] = squared.sum() / number
     scalars[4] = torch.where(few_used, distances, 0.0).sum() / few_used.sum().clamp(min=1)

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from .bench_engine import DERIVED_POLICY, engine_readings
 from .digits import DigitsClassifier, digits_loaders
+from .kmeans_cells import BenchFit, measure_fits, read_fits
+from .kmeans_data import BENCH_DATA
+from .kmeans_methods import BENCH_METHODS
+from .kmeans_report import fits_as_markdown
 from .quantizer import ReferenceQuantizer
 from .reference import ARMS, ArmResult, run_arm, run_reference
 
 __all__ = [
     "ARMS",
+    "BENCH_DATA",
+    "BENCH_METHODS",
     "DERIVED_POLICY",
     "ArmResult",
+    "BenchFit",
     "DigitsClassifier",
     "ReferenceQuantizer",
     "digits_loaders",
     "engine_readings",
+    "fits_as_markdown",
+    "measure_fits",
+    "read_fits",
     "run_arm",
     "run_reference",
 ]

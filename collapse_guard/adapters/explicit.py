@@ -174,7 +174,9 @@ def _check_layout(given: Tensor, codes: Tensor, rows: Tensor, metric: Metric) ->
         return
     is_token = codes >= 0
     last, first = (
-        float((assign(each.reshape(-1, rows.shape[1]), rows, metric) == codes)[is_token].float().mean())
+        float(
+            (assign(each.reshape(-1, rows.shape[1]), rows, metric, backend="torch") == codes)[is_token].float().mean()
+        )
         for each in (given, given.movedim(1, -1))
     )
     if first > 0.5 > last and first > 2 * last:

@@ -306,7 +306,7 @@ def test_the_beta_that_was_found_multiplies_the_encoders_gradient() -> None:
 
 
 def test_what_is_too_large_is_not_copied_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    class LargeQuantizer(quantizers.ScaledWhole):
+    class LargeQuantizer(learnable.ScaledWhole):
         def __deepcopy__(self, memo: Any) -> Any:
             pytest.fail("it was copied")
 

@@ -206,7 +206,7 @@ def _explain(twin: Parts, given: Tensor, output: Any, axis: Literal[1, -1]) -> F
         if codes.is_floating_point() or codes.is_complex() or codes.shape != latents[:, 0].shape:
             continue
         for metric in _METRICS:
-            nearest = assign(as_rows(latents), table, metric)
+            nearest = assign(as_rows(latents), table, metric, backend="torch")
             if float((nearest == codes.reshape(-1)).float().mean()) < _AGREES:
                 continue
             for raw in (True, False):
