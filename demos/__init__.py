@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .bench_engine import DERIVED_POLICY, engine_readings
+from .bench_upkeep import UPKEEP_ARMS, UpkeepRun, read_upkeep_runs, run_upkeep_arm, upkeep_as_markdown
 from .digits import DigitsClassifier, digits_loaders
 from .kmeans_cells import BenchFit, measure_fits, read_fits
 from .kmeans_data import BENCH_DATA
@@ -16,15 +17,20 @@ __all__ = [
     "BENCH_DATA",
     "BENCH_METHODS",
     "DERIVED_POLICY",
+    "UPKEEP_ARMS",
     "ArmResult",
     "BenchFit",
     "DigitsClassifier",
     "ReferenceQuantizer",
+    "UpkeepRun",
     "digits_loaders",
     "engine_readings",
     "fits_as_markdown",
     "measure_fits",
     "read_fits",
+    "read_upkeep_runs",
     "run_arm",
     "run_reference",
+    "run_upkeep_arm",
+    "upkeep_as_markdown",
 ]

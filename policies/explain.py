@@ -189,7 +189,8 @@ def _next(several: bool) -> str:
 
 
 def _of_rung(rung: Rung, rule: Rule) -> str:
-    repeat = f", up to {rung.repeat} times in a row before all of it is undone" if rung.repeat > 1 else ""
+    before = " before all of it is undone" if rule.verify.undo == "always" else ""
+    repeat = f", up to {rung.repeat} times in a row{before}" if rung.repeat > 1 else ""
     budget = f", at most {counted(rung.budget, 'time')} on one codebook" if rung.budget else ""
     within = f"; {'each ' if rung.repeat > 1 else ''}judged within {rung.within or rule.verify.within}"
     more = "".join(f"; {text.rstrip('.')}" for text in _untold(rung, _TOLD_OF_RUNG))
