@@ -61,7 +61,7 @@ def measure_fits(
     datasets: Sequence[str],
     N: int,
     codes: Sequence[int],
-    seeds: int,
+    seeds: Sequence[int],
     methods: Sequence[str],
     tell: Callable[[str], object],
 ) -> None:
@@ -82,12 +82,14 @@ def measure_fits(
 
 
 def _order(
-    datasets: Sequence[str], codes: Sequence[int], seeds: int, methods: Sequence[str]
+    datasets: Sequence[str], codes: Sequence[int], seeds: Sequence[int], methods: Sequence[str]
 ) -> Iterator[tuple[str, int, int, str]]:
-    for K in codes:
-        for seed in range(seeds):
-            for data in datasets:
-                for method in methods:
+    """Yield what to fit: every cell for one seed before the next, each seed beginning with another method."""
+    for seed in seeds:
+        turn = seed % len(methods)
+        for data in datasets:
+            for K in codes:
+                for method in [*methods[turn:], *methods[:turn]]:
                     yield data, K, seed, method
 
 
