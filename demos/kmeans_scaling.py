@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from collapse_guard.kmeans import assign, fit_codebook
 
+from .kmeans_cells import append_line
 from .kmeans_data import blobs
 
 __all__ = ["ASSIGNMENTS", "Assignment", "ScalingFit", "measure_assignments", "measure_scaling", "read_lines"]
@@ -70,14 +70,13 @@ class Assignment:
 
 
 def read_lines(path: Path, kind: type[Line]) -> list[Line]:
-    """Return what a file holds; a torn last line is left out. No file, nothing."""
+    """Return what a file holds; torn lines are left out. No file, nothing."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [kind(**json.loads(line)) for line in lines if line.endswith("}")]
 
 
 def _append(path: Path, line: ScalingFit | Assignment, tell: Callable[[str], object]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(line)) + "\n")
+    append_line(path, asdict(line))
     tell(str(line))
 
 
@@ -114,6 +113,8 @@ def _peak() -> float:
     if status.exists():
         line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 1024
+    import resource  # not on every system
+
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
