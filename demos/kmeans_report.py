@@ -68,6 +68,7 @@ def _bars(fits: Sequence[BenchFit], ours: str, reference: str) -> str:
         "| data | K | seeds | inertia, ratio | CPU time, ratio | at most 1 and 1/5 | dominated by |",
         "|---|---|---|---|---|---|---|",
     ]
+    number_met = measured = 0
     for cell in _cells(fits):
         mine, theirs = _of(fits, cell, ours), _of(fits, cell, reference)
         ratios = _ratios(mine, theirs)
@@ -76,9 +77,10 @@ def _bars(fits: Sequence[BenchFit], ours: str, reference: str) -> str:
             lines.append(f"| {cell[0]} | {cell[1]} | 0 | not measured | not measured | - | {by} |")
             continue
         met = "yes" if ratios[0] <= 1 and ratios[1] <= 0.2 else "no"
+        measured, number_met = measured + 1, number_met + (met == "yes")
         number = len(mine.keys() & theirs.keys())
         lines.append(f"| {cell[0]} | {cell[1]} | {number} | {ratios[0]:.4f} | {ratios[1]:.3f} | {met} | {by} |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", f"Both ratios are met in {number_met} of the {measured} cells measured.", ""])
 
 
 def _cell(fits: Sequence[BenchFit], cell: tuple[str, int], reference: str) -> str:

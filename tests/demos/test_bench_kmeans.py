@@ -63,6 +63,7 @@ def test_the_tables_say_who_is_better_and_who_dominates() -> None:
     ]
     text = fits_as_markdown(fits, ours="fit_codebook", reference="sklearn KMeans")
     assert "| blobs | 8 | 1 | 0.8000 | 0.125 | yes | FAISS |" in text
+    assert "met in 1 of the 1 cells measured" in text
     assert "| sklearn KMeans | 1 | 1.25 | 1.0000 | 8.00 | 24.00 |" in text
 
 
