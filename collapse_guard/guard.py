@@ -206,6 +206,11 @@ class Guard:
         """The latest reading of each codebook, by name."""
         return self._watch.readings
 
+    @property
+    def interventions(self) -> list[dict[str, Any]]:
+        """What was done so far, as plain data, in order: step, codebook, rule, action, params, result."""
+        return [entry.as_dict() for entry in self._ledger.entries] if self._ledger is not None else []
+
     def step(self, *, loss: Loss = None, epoch: int | None = None) -> None:
         """Tell the guard that one optimizer step is complete. Reads, decides and acts where due; never raises.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .bench_engine import DERIVED_POLICY, engine_readings
+from .bench_upkeep import UPKEEP_ARMS, UpkeepRun, read_upkeep_runs, run_upkeep_arm, upkeep_as_markdown
 from .digits import DigitsClassifier, digits_loaders
 from .kmeans_cells import BenchFit, measure_fits, read_fits
 from .kmeans_data import BENCH_DATA
@@ -18,12 +19,14 @@ __all__ = [
     "BENCH_DATA",
     "BENCH_METHODS",
     "DERIVED_POLICY",
+    "UPKEEP_ARMS",
     "ArmResult",
     "Assignment",
     "BenchFit",
     "DigitsClassifier",
     "ReferenceQuantizer",
     "ScalingFit",
+    "UpkeepRun",
     "assignments_as_markdown",
     "digits_loaders",
     "engine_readings",
@@ -33,7 +36,10 @@ __all__ = [
     "measure_scaling",
     "read_fits",
     "read_lines",
+    "read_upkeep_runs",
     "run_arm",
     "run_reference",
+    "run_upkeep_arm",
     "scaling_as_markdown",
+    "upkeep_as_markdown",
 ]

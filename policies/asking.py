@@ -130,6 +130,7 @@ def _ask(turn: Turn, rule: RulePlan, state: RuleState, rung: RungPlan) -> RuleSt
         rung=rung.index,
         attempt=attempt,
         before=turn.reading,
+        origin=turn.reading if tries == 1 else state.origin or turn.reading,
         since_step=turn.step,
         since_epoch=turn.reading.epoch,
         spent={**state.spent, rung.description: state.spent.get(rung.description, 0) + 1},

@@ -52,6 +52,7 @@ def _as_one(parts: Sequence[Decision]) -> Decision:
         reason=_outcomes(members) if outcome is not None else _reason(members),
         outcome=outcome,
         rollback=any(part.rollback for part in members),
+        kept=any(part.kept for part in members),
         members=members,
     )
 

@@ -191,6 +191,7 @@ def _withdrawn(turn: Turn, rule: RulePlan, state: RuleState, reason: str) -> Rul
         failed=state.failed,
         tried=state.tried,
         tries=state.tries - 1,
+        origin=state.origin,
         spent={name: count for name, count in spent.items() if count},
         pauses=state.pauses,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_serializer, model_validator
 
@@ -113,6 +113,9 @@ class LossBound(Part):
     loss_increase: Annotated[float, Field(ge=0, examples=[0.1])]
 
 
+Undo = Literal["always", "unless_better", "never"]
+
+
 class Verify(Part):
     """How an intervention is judged.
 
@@ -124,11 +127,14 @@ class Verify(Part):
             when `within` is over, the intervention has failed and is rolled back, whatever the codebook looks like. A
             loss of NaN is beyond every bound. Where no loss is known, before or after, the bound is not applied, and
             the outcome says so.
+        undo: what becomes of an intervention that failed: `always` undone, undone `unless_better` (where the codebook
+            came nearer to what the rule wants, and neither its error nor the loss has grown), or `never`.
     """
 
     within: PositiveDuration = Duration(200, "steps")
     success: ConditionField | None = None
     guard: LossBound | None = None
+    undo: Undo = "always"
 
 
 class Rung(Part):

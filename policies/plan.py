@@ -54,7 +54,8 @@ class RulePlan:
         why_holds, why_clears, why_succeeds: what of each of them is true, in words.
         hold: readings that `when` must hold. clear_hold: readings that `clear` and `success` must hold.
         cooldown, growth, silence_until, budget, on_exhausted, within: as in the policy.
-        loss_increase: bound of the guard, if there is one. rungs: the ladder.
+        loss_increase: bound of the guard, if there is one. undo: what becomes of an intervention that failed.
+        rungs: the ladder.
         inhibits: names of the rules that this one silences. inhibited_by: names of those that silence it.
         applies_to: whether the rule exists on a codebook of a given name.
     """
@@ -78,6 +79,7 @@ class RulePlan:
     on_exhausted: str
     within: Duration
     loss_increase: float | None
+    undo: str
     rungs: tuple[RungPlan, ...]
     inhibits: frozenset[str]
     inhibited_by: tuple[str, ...]
@@ -218,6 +220,7 @@ def _rule_plan(rule: Rule, policy: Policy) -> RulePlan:
         on_exhausted=rule.on_exhausted,
         within=rule.verify.within,
         loss_increase=rule.verify.guard.loss_increase if rule.verify.guard else None,
+        undo=rule.verify.undo,
         rungs=tuple(
             RungPlan(
                 index=index,

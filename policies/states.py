@@ -92,7 +92,8 @@ class RuleState:
         skipped: reason of the latest recorded skip, while its streak lasts.
         failed: descriptions of the actions that failed here; a changed ladder cannot confuse them.
         tried: description of the action tried last. tries: how often in a row. rung: its index in the ladder.
-        attempt: number of the open intervention, reported or not. before: the last reading before it.
+        attempt: number of the open intervention, reported or not. before: the last reading before it. origin: the last
+            reading before the first of the tries in a row.
         verdict: how the open intervention ended here, while other levels that share it are still being judged.
         since_step, since_epoch: where the open intervention, or the cooling, began.
         readings: readings since then. evidence: how many of them could tell success from failure.
@@ -110,6 +111,7 @@ class RuleState:
     rung: int | None = None
     attempt: int | None = None
     before: Reading | None = None
+    origin: Reading | None = None
     verdict: Verdict | None = None
     since_step: int = 0
     since_epoch: int | None = None
@@ -127,6 +129,7 @@ class RuleState:
             "failed": list(self.failed),
             "spent": dict(self.spent),
             "before": self.before.as_dict() if self.before else None,
+            "origin": self.origin.as_dict() if self.origin else None,
             "verdict": self.verdict.to_dict() if self.verdict else None,
         }
 
@@ -140,6 +143,7 @@ class RuleState:
             failed=tuple(plain["failed"]),
             spent=dict(plain["spent"]),
             before=Reading.from_dict(plain["before"]) if plain["before"] else None,
+            origin=Reading.from_dict(plain["origin"]) if plain.get("origin") else None,
             verdict=Verdict.from_dict(plain["verdict"]) if plain.get("verdict") else None,
         )
 

@@ -131,6 +131,7 @@ class Turn:
         *,
         after: Reading | None,
         rollback: bool = False,
+        kept: bool = False,
     ) -> None:
         """Add the decision that ends the open intervention of a rule; `after` is the reading that decided, if any."""
         rung = rule.open_rung(state)
@@ -144,6 +145,7 @@ class Turn:
             attempt=state.attempt,
             outcome=outcome,
             rollback=rollback,
+            kept=kept,
             before=state.before,
             after=after,
         )

@@ -200,6 +200,7 @@ def _intervention(event: Event) -> list[_Line]:
 def _outcome(event: Event) -> list[_Line]:
     fields = event.fields
     undone = f"; undone: #{', #'.join(str(number) for number in fields['undone'])}" if fields["undone"] else ""
+    undone += "; kept" if fields.get("kept") else ""
     text = f"{_who(fields)}: {fields['action']} #{fields['attempt']}: {fields['reason']}{undone}"
     return [_at(event, fields["outcome"].upper(), _STYLES[fields["outcome"]], text)]
 
