@@ -20,7 +20,7 @@ from collapse_guard.kmeans import assign
 from .kmeans_data import BENCH_DATA, Points
 from .kmeans_methods import BENCH_METHODS
 
-__all__ = ["BenchFit", "measure_fits", "read_fits"]
+__all__ = ["BenchFit", "append_line", "measure_fits", "read_fits"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,16 @@ class BenchFit:
 
 
 def read_fits(path: Path) -> list[BenchFit]:
-    """Return the fits that a file holds; a torn last line is left out. No file, no fits."""
+    """Return the fits that a file holds; torn lines are left out. No file, no fits."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [BenchFit(**json.loads(line)) for line in lines if line.endswith("}")]
+
+
+def append_line(path: Path, values: dict[str, object]) -> None:
+    """Append a line of JSON; after a torn one, on a line of its own."""
+    is_torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * is_torn + json.dumps(values) + "\n")
 
 
 def measure_fits(
@@ -61,7 +68,7 @@ def measure_fits(
     datasets: Sequence[str],
     N: int,
     codes: Sequence[int],
-    seeds: int,
+    seeds: Sequence[int],
     methods: Sequence[str],
     tell: Callable[[str], object],
 ) -> None:
@@ -73,8 +80,7 @@ def measure_fits(
         points = _points(data, N, seed)
         _warm(method)
         fit = _fit(data, points, K, seed, method)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(fit)) + "\n")
+        append_line(path, asdict(fit))
         tell(
             f"{data}, K {K}, seed {seed}, {method}: "
             f"{fit.inertia:.5g} in {fit.seconds:.2f} s ({fit.cpu_seconds:.2f} s CPU)"
@@ -82,12 +88,14 @@ def measure_fits(
 
 
 def _order(
-    datasets: Sequence[str], codes: Sequence[int], seeds: int, methods: Sequence[str]
+    datasets: Sequence[str], codes: Sequence[int], seeds: Sequence[int], methods: Sequence[str]
 ) -> Iterator[tuple[str, int, int, str]]:
-    for K in codes:
-        for seed in range(seeds):
-            for data in datasets:
-                for method in methods:
+    """Yield what to fit: every cell for one seed before the next, each seed beginning with another method."""
+    for seed in seeds:
+        turn = seed % len(methods)
+        for data in datasets:
+            for K in codes:
+                for method in [*methods[turn:], *methods[:turn]]:
                     yield data, K, seed, method
 
 

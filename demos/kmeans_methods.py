@@ -46,14 +46,12 @@ def _minibatch(points: Points, K: int, seed: int, *, batch: int) -> Points:
     return np.asarray(fitted.cluster_centers_, dtype=np.float32)
 
 
-def _faiss(points: Points, K: int, seed: int, *, init: str | None, niter: int, quick: bool = False) -> Points:
+def _faiss(points: Points, K: int, seed: int, *, init: str | None, niter: int) -> Points:
     import faiss
 
     settings: dict[str, Any] = {"min_points_per_centroid": 1, "max_points_per_centroid": len(points)}
     if init is not None:
         settings["init_method"] = getattr(faiss, f"ClusteringInitMethod_{init}")
-    if quick:
-        settings["use_super_kmeans"] = True
     kmeans = faiss.Kmeans(points.shape[1], K, niter=niter, seed=seed, **settings)
     kmeans.train(points)
     return np.array(kmeans.centroids, dtype=np.float32)

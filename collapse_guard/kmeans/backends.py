@@ -22,7 +22,7 @@ __all__ = ["BACKENDS", "Backend", "Start", "drawn_at_random", "resolve_backend",
 
 Backend: TypeAlias = Literal["auto", "faiss", "sklearn", "torch"]
 
-_FAISS_STEPS = 2  # of FAISS's own Lloyd, which has no early stop
+_FAISS_STEPS = 1  # of FAISS's own Lloyd, which has no early stop
 _SKLEARN_STEPS = 10
 _BLOCKS = 16
 

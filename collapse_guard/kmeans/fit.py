@@ -30,14 +30,13 @@ from .backends import Backend, Start, drawn_at_random, resolve_backend
 from .budget import Allowance, Budget
 from .relocation import Refinement, refine
 from .search import METRICS, Comparison, Metric, assign, squared_errors, unit_rows
-from .surplus import distinct_rows, jittered_copies, place_rows, spread_of
+from .surplus import distinct_rows, place_rows, refilled, spread_of, with_surplus
 
 __all__ = ["CodebookFit", "fit_codebook"]
 
 LATENTS_PER_CODE = 39
 """Below this many latents for each code a codebook follows the sample rather than what it was drawn from."""
 
-_REFILLS = 8
 _EARLY_LATENTS = 32  # per code: what the first rounds look at
 _EARLY_SHARE = 0.5  # of the budget
 
@@ -141,7 +140,10 @@ def fit_codebook(
     else:
         table = torch.full((K, usable.shape[1]), torch.nan, device=usable.device)
         table[place_rows(few, first, K).to(usable.device)] = few
-    table, codes = _with_surplus(table, usable, metric, seed)
+    codes = assign(usable, table, metric)
+    if few is None:
+        table, codes = refilled(table, codes, usable, metric)
+    table, codes = with_surplus(table, codes, usable, metric, seed)
     counts = codes.bincount(minlength=K)
     errors = squared_errors(usable, table, codes)
     return CodebookFit(
@@ -228,11 +230,7 @@ def _fitted(
         found = refine(every, begun, metric, allowance, relocate=False)
     else:
         found = _from_start(every, K, metric, allowance, seed, start)
-    table = found.table
-    is_used = every.nearest(table).bincount(minlength=K) > 0
-    if not bool(is_used.all()) or not bool((table != 0).any(dim=1).all()):
-        table = _refilled(table, framed, metric)
-    return replace(found, table=table * scale + shift)
+    return replace(found, table=found.table * scale + shift)
 
 
 def _from_start(every: Comparison, K: int, metric: Metric, allowance: Allowance, seed: int, start: Start) -> Refinement:
@@ -260,48 +258,3 @@ def _finite_start(values: Tensor, points: Tensor, seed: int) -> Tensor:
     drawn = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[: int(broken.sum())]
     start[broken] = points[drawn.to(points.device)]
     return start
-
-
-def _refilled(table: Tensor, points: Tensor, metric: Metric) -> Tensor:
-    """Move every code without a latent onto the worst served ones, and look again, a few times.
-
-    A cosine code of length zero, the mean of opposite directions, counts as one without.
-    """
-    for _ in range(_REFILLS):
-        codes = assign(points, table, metric)
-        empty = codes.bincount(minlength=len(table)) == 0
-        if metric == "cosine":
-            empty |= (table == 0).all(dim=1)
-        missing = int(empty.sum())
-        if not missing:
-            break
-        table[empty] = _worst_served(points, squared_errors(points, table, codes), missing)
-    return table
-
-
-def _worst_served(points: Tensor, errors: Tensor, most: int) -> Tensor:
-    """Return (at most `most`, D) distinct points, those of the largest error first."""
-    order = errors.argsort(descending=True, stable=True)
-    _, first = torch.unique(points[order], dim=0, return_inverse=True)
-    at = torch.full((len(order),), len(order), device=order.device)
-    at.scatter_reduce_(0, first, torch.arange(len(order), device=order.device), "amin")
-    return points[order[at.sort().values[:most]]]
-
-
-def _with_surplus(table: Tensor, usable: Tensor, metric: Metric, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the table, rows that no latent backs made jittered copies of rows that one does; and (n,) the codes."""
-    codes = assign(usable, table, metric)
-    counts = codes.bincount(minlength=len(table))
-    backed = counts > 0
-    if backed.all():
-        return table, codes
-    copies = jittered_copies(
-        table[backed].cpu().numpy(),
-        counts[backed].float().cpu().numpy(),
-        int((~backed).sum()),
-        spread_of(usable),
-        seed,
-        unit=metric == "cosine",
-    )
-    table[~backed] = torch.from_numpy(copies).to(table.device)
-    return table, assign(usable, table, metric)

@@ -201,7 +201,7 @@ def _split(points: Comparison, codes: Tensor, table: Tensor, wanted: Tensor) -> 
     middle = torch.zeros_like(table)
     mass, mean = torch.zeros(2 * K, device=table.device), torch.zeros(2 * K, table.shape[1], device=table.device)
     for _ in range(1 + _SPLIT_STEPS):
-        along = ((offsets - middle[mine]) * direction[mine]).sum(dim=1)
+        along = (offsets * direction[mine]).sum(dim=1) - (middle * direction).sum(dim=1)[mine]
         half = 2 * mine + (along > 0)
         mass = torch.zeros(2 * K, device=table.device).index_add_(0, half, weight)
         sums = torch.zeros_like(mean).index_add_(0, half, offsets * weight.unsqueeze(-1))

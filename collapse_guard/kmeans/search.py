@@ -67,7 +67,8 @@ def assign(
         for part in parts:
             block, comparable = _comparable(latents[part], metric)
             if through_faiss:
-                augmented = torch.cat([block - origin, torch.ones(len(block), 1)], dim=1).nan_to_num(0.0, 0.0, 0.0)
+                augmented = torch.ones(len(block), block.shape[1] + 1)
+                torch.sub(block, origin, out=augmented[:, :-1]).nan_to_num_(0.0, 0.0, 0.0)
                 nearest = _faiss_nearest(augmented, directions, bias, 1)[0][:, 0]
             else:
                 nearest = torch.addmm(bias, block - origin, directions.T, alpha=-1).argmin(dim=1)
@@ -91,6 +92,7 @@ class Comparison:
         self._augmented = torch.ones(len(points), points.shape[1] + 1, device=points.device)
         self.points = self._augmented[:, :-1].copy_(points)
         self.weights = weights
+        self._squares = self.points.square().sum(dim=1, keepdim=True)
 
     def __len__(self) -> int:
         """Return the number of points."""
@@ -115,7 +117,7 @@ class Comparison:
         (n,) int64 twice, (n,) float32 twice, clamped at 0. Among equal distances either may come first.
         """
         found, scores = self._search(table, 2)
-        distances = (2 * scores + self.points.square().sum(dim=1, keepdim=True)).clamp(min=0)
+        distances = (2 * scores + self._squares).clamp(min=0)
         return found[:, 0], found[:, 1], distances[:, 0], distances[:, 1]
 
     def _search(self, table: Tensor, k: int) -> tuple[Tensor, Tensor]:
