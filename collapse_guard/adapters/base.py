@@ -119,7 +119,7 @@ class CodebookView:
         readers: method of `module` -> what reads codes and latents from one call of it. `forward` is observed by a
             hook, any other method by interception; none of these methods may call another one.
         ema_sum: (K, D) moving average behind the table, where there is one.
-        ema_count: (K,) moving average of the counts, where there is one.
+        ema_count: (K,) moving average of the counts, where there is one; without `ema_sum` it only tells dead codes.
         metric: "l2" or "cosine".
         decodes_raw: with metric "cosine": the row itself is the quantised vector, its length included. Else the
             normalised row is, and rows are normalised when they are written.
@@ -173,7 +173,7 @@ class CodebookView:
     @property
     def kind(self) -> str:
         """`ema` (moved by averages), `learnable` (moved by an optimizer, itself or what it is made of) or `fixed`."""
-        if self.ema_sum is not None:
+        if self.ema_sum is not None or (self.ema_count is not None and self.decay is not None):
             return "ema"
         return "learnable" if self.table.is_parameter else "fixed"
 
@@ -214,13 +214,15 @@ class CodebookView:
         if isinstance(self.table, TensorRef):
             table = self.table.get()
             table.index_copy_(0, rows, vectors.to(table.dtype))
-        if self.ema_sum is not None and self.ema_count is not None:
-            ema_count, ema_sum = self.ema_count.get(), self.ema_sum.get()
+        if self.ema_count is not None:
+            ema_count = self.ema_count.get()
             counts = ema_count[rows] if counts is None else counts.to(ema_count)
             if isinstance(self.table, Quotient):  # below the floor the quotient would be less than the vector
                 counts = counts.clamp(min=self.table.floor)
             ema_count.index_copy_(0, rows, counts)
-            ema_sum.index_copy_(0, rows, (vectors * counts.float().unsqueeze(-1)).to(ema_sum.dtype))
+            if self.ema_sum is not None:
+                ema_sum = self.ema_sum.get()
+                ema_sum.index_copy_(0, rows, (vectors * counts.float().unsqueeze(-1)).to(ema_sum.dtype))
         self.written()
 
     def written(self) -> None:
