@@ -19,7 +19,7 @@ __all__ = ["Follower", "Lost", "find_log"]
 
 _PLACES = ("collapse_guard/events.jsonl", "collapse_guard_log/events.jsonl", "events.jsonl")
 _HEAD = 256  # bytes by which a file is known again
-_LONGEST = 1 << 24  # bytes of a line; a longer one is no event
+_LONGEST = 1 << 22  # bytes of a line; a longer one is no event
 
 
 @dataclass(slots=True)
@@ -148,7 +148,7 @@ def parsed(lines: Sequence[bytes], lost: Lost) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(str(line, "utf-8", "replace"))
         except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict):

@@ -59,7 +59,7 @@ class Book:
 
     Attributes:
         name: of it. K, D: codes and dimension; 0 where unknown. kind, group: as the adapter says.
-        series: of perplexity. latest: numbers of the latest reading, text for what is not finite.
+        series: of perplexity. raw: what the latest reading says, and what of it is not finite, as it stands there.
         health: at the latest reading. step: of it. marks: what happened to it. rules: where each rule stands.
         bounds: that alerts have stated. resets: how often its token ids were permuted.
     """
@@ -70,13 +70,26 @@ class Book:
     kind: str = ""
     group: str = ""
     series: Series = field(default_factory=Series)
-    latest: dict[str, float | str] = field(default_factory=dict)
+    raw: tuple[tuple[object, ...], object] = ((), None)
     health: str = "unknown"
     step: int | None = None
     marks: deque[Mark] = field(default_factory=lambda: deque(maxlen=_MOST_MARKS))
     rules: dict[str, Standing] = field(default_factory=dict)
     bounds: set[Bound] = field(default_factory=set)
     past: deque[tuple[int, str, Standing]] = field(default_factory=lambda: deque(maxlen=_MOST_STANDINGS))
+
+    @property
+    def latest(self) -> dict[str, float | str]:
+        """The numbers of the latest reading by field; text for what is not finite, nothing for what is no number."""
+        named = self.raw[1] if isinstance(self.raw[1], Mapping) else {}
+        found: dict[str, float | str] = {}
+        for key, raw in zip(_LATEST, self.raw[0], strict=False):
+            value = number(raw)
+            if value is not None:
+                found[key] = value
+            elif key in named:
+                found[key] = str(named[key])[:8]
+        return found
 
     def stand(self, step: int, rule: str, standing: Standing) -> None:
         """Note where a rule stands from a step on."""
@@ -174,7 +187,8 @@ class Runs:
             self.odd += 1
             return
         run = self._run_of(record, event)
-        run.step = int(number(record.get("step", run.step)) or 0)
+        step = number(record.get("step"))
+        run.step = run.step if step is None else int(step)
         run.latest = str(record.get("time") or run.latest)
         run.began = run.began or run.latest
         if event == "reading":
@@ -192,11 +206,16 @@ class Runs:
             _stand(run, record)
         # What a rule merely waits for stands beside the rule; an action that was not taken is news.
         if event not in _QUIET and (event != "skip" or "action" in record):
-            run.happenings.append(_happening(run.step, event, record))
+            happening, before = _happening(run.step, event, record), run.happenings[-1] if run.happenings else None
+            if event == "tended" and before and (before.event, before.codebooks) == (event, happening.codebooks):
+                run.happenings.pop()  # routine: the latest of several in a row says it all
+            run.happenings.append(happening)
 
     def _run_of(self, record: Mapping[str, Any], event: str) -> Run:
         name = str(record.get("run") or "")
-        run = next((each for each in reversed(self.runs) if each.name == name), None)
+        run = self.runs[-1] if self.runs else None
+        if run is not None and run.name != name:
+            run = next((each for each in reversed(self.runs) if each.name == name), None)
         if run is None or event == "attached":
             run = Run(name)
             self.runs.append(run)
@@ -240,21 +259,13 @@ def _reading(run: Run, record: Mapping[str, Any]) -> None:
     book = run.book(str(record["codebook"])[:_LONGEST_TEXT])
     if book is None:
         return
-    odd = record.get("not_finite")
-    named = odd if isinstance(odd, Mapping) else {}
-    book.K = int(number(record.get("K")) or book.K)
-    book.D = int(number(record.get("D")) or book.D)
     book.health, book.step = str(record.get("health") or "unknown"), run.step
-    book.latest = {}
-    for key in _LATEST:
-        value = number(record.get(key))
-        if value is not None:
-            book.latest[key] = value
-        elif key in named:
-            book.latest[key] = str(named[key])[:8]
+    book.raw = tuple(map(record.get, _LATEST)), record.get("not_finite")
     perplexity = number(record.get("perplexity"))
     if perplexity is not None:
         book.series.add(run.step, perplexity)
+    if not book.K:  # a log whose beginning is lost
+        book.K, book.D = int(number(record.get("K")) or 0), int(number(record.get("D")) or 0)
     for name, standing in book.rules.items():
         after = after_reading(standing, record, run.step, run.facts.rules.get(name))
         if after is not standing:

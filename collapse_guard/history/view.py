@@ -16,7 +16,7 @@ from .runs import Run, Runs
 __all__ = ["LogView"]
 
 _TAIL = 2_000_000  # bytes
-_START = 65_536  # bytes in which the codebooks and the policy are told
+_START = 262_144  # bytes in which the codebooks and the policy are told
 _BITE = 262_144  # bytes that are read at once: some hundredths of a second
 
 

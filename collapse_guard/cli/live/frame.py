@@ -133,7 +133,7 @@ def _footer(screen: Screen, width: int) -> Text:
         waiting = sum(view.unread for view in screen.views)
         unread = f", {waiting / 1000:.0f} kB unread" if waiting else ""
         left = Text.assemble((f" PAUSED{unread} ", "reverse"), "  ", left)
-    legend = Text("  ").join(
+    legend = Text(" ").join(
         Text.assemble((glyphs.marks[kind], STYLES[kind]), (f" {word}", "dim")) for kind, word in _LEGEND.items()
     )
     return row(left, legend, width, glyphs) if left.cell_len + legend.cell_len < width else fit(left, width, glyphs)

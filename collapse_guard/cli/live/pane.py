@@ -22,10 +22,12 @@ _DETAIL = 9  # least lines of the part about the selected codebook
 _NUMBERS = 38  # columns of the numbers at the right of the table
 _RULES = 34  # columns of the rules there, where the line is long enough
 _WITH_RULES = 130  # columns from which it is
-_CHART = 12  # most lines of a chart
+_CHART = 20  # most lines of a chart
 _HANGING = 21  # columns before the text of an event
 _MOST_LINES = 3  # of one event
+_AT_REST = "at rest"
 _EVENTS = 60  # most lines of events where there is room for everything
+_BUSIEST_FIRST = (Phase.VERIFYING, Phase.FIRING, Phase.EXHAUSTED, Phase.PENDING, Phase.COOLING, Phase.ARMED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +78,8 @@ class Pane:
 
     def _facts(self, run: Run) -> str:
         facts = [f"policy {plain(run.policy)}, mode {plain(run.mode)}"] if run.policy else ["policy unknown"]
-        facts.append(_counted(run.alerts, "alert"))
-        facts.append(_counted(run.interventions, "intervention"))
+        if self.view.is_whole:  # what came before the end of a long log is not counted yet
+            facts += [_counted(run.alerts, "alert"), _counted(run.interventions, "intervention")]
         if self.view.begun > 1:
             facts.append(f"run {self.view.begun} in this log")
         if run.resumed_at is not None:
@@ -104,7 +106,8 @@ class Pane:
         chosen = min(max(self.chosen, 0), len(books) - 1)
         with_detail = room >= _DETAIL + 2
         most = room - 1 if not with_detail else max(1, room - 1 - max(_DETAIL, room // 2))
-        each = 2 if with_detail and len(books) * 2 <= most and len(books) > 1 else 1
+        has_marks = with_detail and len(books) > 1 and any(book.marks for book in books)
+        each = 2 if has_marks and len(books) * 2 <= most else 1
         shown = min(len(books), max(1, most // each))
         first = min(max(0, chosen - shown // 2), len(books) - shown)
         lines = [self._table_head(first, shown, len(books), width)]
@@ -138,20 +141,21 @@ class Pane:
         line.append(f"{plain(book.health)[:11]:<11}", STYLES.get(book.health, ""))
         if has_rules:
             line.append(" ").append_text(self._busy(run, book, ", "))
-        marks = Text.assemble(" " * (name + 3), marks_line(book, spark, self.glyphs))
-        return [line, marks]
+        if not book.marks:
+            return [line]
+        return [line, Text.assemble(" " * (name + 3), marks_line(book, spark, self.glyphs))]
 
     def _busy(self, run: Run, book: Book, link: str) -> Text:
         """Say where the rules stand that are not at rest."""
         found = []
-        for name, standing in book.rules.items():
+        for name, standing in sorted(book.rules.items(), key=lambda item: _BUSIEST_FIRST.index(item[1].phase)):
             if standing.phase is not Phase.ARMED:
                 severity = run.facts.rules[name].severity if name in run.facts.rules else ""
                 style = STYLES.get(severity, "") if standing.phase is not Phase.COOLING else "cyan"
                 waits = f" ({plain(standing.waits)})" if standing.waits else ""
                 told = standing.text(max(book.step or 0, standing.since))
                 found.append(Text.assemble((f"{plain(name)[:40]}: ", ""), (told + waits, style)))
-        return Text(link).join(found) if found else Text("at rest", "dim")
+        return Text(link).join(found) if found else Text(_AT_REST, "dim")
 
     def _detail(self, run: Run, book: Book, width: int, room: int) -> list[Text]:
         """Draw everything about one codebook."""
@@ -162,45 +166,50 @@ class Pane:
         heading = Text(f"{self.glyphs.line * 2} {name} ", "bold").append(f"{told} ", "dim")
         heading.append(self.glyphs.line * max(0, width - heading.cell_len), "dim")
         lines = [heading]
-        rules = [Text.assemble(("rules  ", "dim"), self._busy(run, book, "; "))]
-        if armed := run.armed(book):
-            rules[0].append(f"; armed: {', '.join(map(plain, armed))}", "dim")
-        elif not run.facts.rules:
-            rules[0].append("; the policy as run is not in the log, rules at rest are unknown", "dim")
-        rules = [*rules[0].wrap(Console(width=width), width)][: max(1, room // 8)]
+        rules = [*self._rules(run, book).wrap(Console(width=width), width)][: max(1, room // 6)]
         left = room - len(lines) - len(rules)
-        bars = max(2, min(_CHART, left - 2 - max(2, left * 2 // 5)))
+        numbers = [Text("numbers ", "dim").append(_numbers(book))] if left >= 10 else []
+        events = self._happenings(run, book, width, max(2, left * 2 // 5 - len(numbers)))
+        bars = max(2, min(_CHART, left - 2 - len(numbers) - len(events)))
         if len(book.series):
             lines += chart(book, run.bounds(book), width, bars, self.glyphs)
         else:
             lines.append(Text("no reading yet", "dim"))
-        lines += [*rules, Text("numbers ", "dim").append(_numbers(book))] if left >= 10 else rules
-        return [*lines, *self._happenings(run, book, width, room - len(lines))]
+        return [*lines, *rules, *numbers, *events]
+
+    def _rules(self, run: Run, book: Book) -> Text:
+        """Say where every rule stands, those first that are at work."""
+        busy = self._busy(run, book, "; ")
+        parts = [busy] if busy.plain != _AT_REST else []
+        if armed := run.armed(book):
+            parts.append(Text(f"armed: {', '.join(map(plain, armed))}", "dim"))
+        if not run.facts.rules:
+            parts.append(Text("others unknown: the log does not hold the policy", "dim"))
+        return Text("rules   ", "dim").append_text(Text("; ").join(parts) if parts else Text(_AT_REST, "dim"))
 
     def _happenings(self, run: Run, book: Book | None, width: int, room: int) -> list[Text]:
         """Return the latest events, newest last: of one codebook and of the run as a whole, or all."""
         if room <= 0:
             return []
         those = [each for each in run.happenings if book is None or not each.codebooks or book.name in each.codebooks]
+        most = _MOST_LINES if room > 2 * _MOST_LINES else 1
         lines: list[Text] = []
         for each in reversed(those):
-            told = self._happening(each, book is None, width)
+            told = self._happening(each, book is None, width, most)
             if len(lines) + len(told) > room:
                 break
             lines = [*told, *lines]
-        if those and not lines:
-            lines = self._happening(those[-1], book is None, width)[:room]
         return lines or [Text("no events yet", "dim")]
 
-    def _happening(self, what: Happening, with_who: bool, width: int) -> list[Text]:
-        """Say what happened at a step, in lines that are indented below one another."""
+    def _happening(self, what: Happening, with_who: bool, width: int, most: int) -> list[Text]:
+        """Say what happened at a step, in at most so many lines, indented below one another."""
         who = f"{ended(what.who, 24, self.glyphs)}: " if what.who and (with_who or not what.codebooks) else ""
         label = plain(what.label).upper()[:12]
         head = Text.assemble((f"{what.step:>7} ", "dim"), (f"{label:<12} ", STYLES.get(what.label, "")))
-        room = max(20, width - _HANGING)
-        folded = [*Text(who + plain(what.text)).wrap(Console(width=room), room)] or [Text()]
-        if len(folded) > _MOST_LINES:
-            folded = [*folded[: _MOST_LINES - 1], Text(" ").join(folded[_MOST_LINES - 1 :])]
+        room, told = max(20, width - _HANGING), Text(who + plain(what.text))
+        folded = [*told.wrap(Console(width=room), room)] if most > 1 else [told]
+        if len(folded) > most:
+            folded = [*folded[: most - 1], Text(" ").join(Text(part.plain.strip()) for part in folded[most - 1 :])]
         return [Text.assemble(head if not index else " " * _HANGING, part) for index, part in enumerate(folded)]
 
 
@@ -209,7 +218,7 @@ def natural_height(view: LogView) -> int:
     run = view.run
     if run is None or not run.books:
         return 4
-    return 24 + len(run.books) * 3 + min(_EVENTS, len(run.happenings) * _MOST_LINES)
+    return 36 + len(run.books) * 3 + min(_EVENTS, len(run.happenings) * _MOST_LINES)
 
 
 def _columns(width: int) -> tuple[int, int, bool]:
