@@ -21,7 +21,8 @@ from .words import STYLES, Glyphs, compact, fit
 __all__ = ["chart", "marks_line", "span_of", "sparkline"]
 
 _AXIS = 7
-_ROOM = {"critical": "bold red", "warning": "yellow", "info": "cyan"}
+_WEIGHT = ("cleared", "alert", "postponed", "refused", "inconclusive", "applied", "recovered", "failed", "exhausted")
+_COLOURS = {"critical": "bold red", "warning": "yellow", "info": "cyan"}
 
 
 def span_of(book: Book) -> tuple[int, int]:
@@ -46,7 +47,10 @@ def sparkline(book: Book, bounds: Sequence[Bound], width: int, glyphs: Glyphs) -
 
 
 def marks_line(book: Book, width: int, glyphs: Glyphs) -> Text:
-    """Return a line with a sign for each thing that happened, below the column of its step, or in the next free one."""
+    """Return a line with a sign for each thing that happened, below the column of its step, or in the next free one.
+
+    Where there is none, the gravest stands.
+    """
     signs: list[Mark | None] = [None] * width
     first, last = span_of(book)
     for mark in sorted(book.marks, key=lambda each: each.step):
@@ -54,7 +58,11 @@ def marks_line(book: Book, width: int, glyphs: Glyphs) -> Text:
             continue
         place = min(width - 1, max(0, (mark.step - first) * width // (last - first + 1)))
         free = next((index for index in range(place, min(width, place + 3)) if signs[index] is None), None)
-        signs[place if free is None else free] = mark
+        there = signs[place]
+        if free is not None:
+            signs[free] = mark
+        elif there is None or _WEIGHT.index(mark.kind) > _WEIGHT.index(there.kind):
+            signs[place] = mark
     line = Text()
     for sign in signs:
         line.append(glyphs.marks[sign.kind] if sign else " ", STYLES.get(sign.kind, "") if sign else "")
@@ -74,7 +82,7 @@ def chart(book: Book, bounds: Sequence[Bound], width: int, height: int, glyphs: 
     lines = []
     for index in range(height - 1, -1, -1):
         bound = lined.get(index)
-        line = Text(labels.get(index, "").rjust(_AXIS - 1) + " ", _ROOM.get(bound.severity, "") if bound else "dim")
+        line = Text(labels.get(index, "").rjust(_AXIS - 1) + " ", _COLOURS.get(bound.severity, "") if bound else "dim")
         line.append(glyphs.axis, "dim")
         for stretch, is_read in columns:
             line.append(*_cell(stretch, is_read, index, height, top, bounds, bound, glyphs))
@@ -97,7 +105,7 @@ def _cell(
     glyphs: Glyphs,
 ) -> tuple[str, str]:
     """Return what stands in one place of a chart, and its style."""
-    empty = (glyphs.bound, _ROOM.get(bound.severity, "")) if bound else (" ", "")
+    empty = (glyphs.bound, _COLOURS.get(bound.severity, "")) if bound else (" ", "")
     if stretch is None:
         return empty
     # A reading at the very bottom still shows: nothing at all means that nothing was read.
@@ -137,5 +145,5 @@ def _row(value: float, top: float, height: int) -> int:
 def _style(value: float, bounds: Sequence[Bound], is_read: bool) -> str:
     """Colour a perplexity by the gravest rule that looks at it."""
     below = {bound.severity for bound in bounds if value < bound.value}
-    colour = next((_ROOM[each] for each in ("critical", "warning", "info") if each in below), "green")
+    colour = next((_COLOURS[each] for each in ("critical", "warning", "info") if each in below), "green")
     return colour if is_read else f"dim {colour}"

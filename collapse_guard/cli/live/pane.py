@@ -22,7 +22,7 @@ _DETAIL = 9  # least lines of the part about the selected codebook
 _NUMBERS = 38  # columns of the numbers at the right of the table
 _RULES = 34  # columns of the rules there, where the line is long enough
 _WITH_RULES = 130  # columns from which it is
-_CHART = 20  # most lines of a chart
+_CHART = 30  # most lines of a chart
 _HANGING = 21  # columns before the text of an event
 _MOST_LINES = 3  # of one event
 _AT_REST = "at rest"
@@ -121,8 +121,9 @@ class Pane:
 
     def _table_head(self, first: int, shown: int, count: int, width: int) -> Text:
         name, spark, has_rules = _columns(width)
-        which = f" {first + 1}-{first + shown} of {count}" if shown < count else ""
-        line = Text("  " + f"codebook{which}".ljust(name)[:name] + " " + "perplexity".ljust(spark)[:spark])
+        # The count stands for the word where there is no room for both.
+        label = f"{first + 1}-{first + shown} of {count}" if shown < count else "codebook"
+        line = Text("  " + label.ljust(name)[:name] + " " + "perplexity".ljust(spark)[:spark])
         line.append(f" {'now/K':>12} {'usage':>5} {'norm':>6} health".ljust(_NUMBERS))
         line.append(" rules" if has_rules else "")
         line.stylize("dim")
@@ -218,7 +219,7 @@ def natural_height(view: LogView) -> int:
     run = view.run
     if run is None or not run.books:
         return 4
-    return 36 + len(run.books) * 3 + min(_EVENTS, len(run.happenings) * _MOST_LINES)
+    return 32 + len(run.books) * 3 + min(_EVENTS, len(run.happenings) * _MOST_LINES)
 
 
 def _columns(width: int) -> tuple[int, int, bool]:
