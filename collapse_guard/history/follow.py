@@ -18,7 +18,7 @@ from collapse_guard.events import SCHEMA
 __all__ = ["Follower", "Lost", "find_log"]
 
 _PLACES = ("collapse_guard/events.jsonl", "collapse_guard_log/events.jsonl", "events.jsonl")
-_HEAD = 256  # bytes by which a file is known again
+_HEAD = 16_384  # bytes by which a file is known again: the first line, with the name of its run
 _LONGEST = 1 << 22  # bytes of a line; a longer one is no event
 
 

@@ -12,7 +12,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from collapse_guard.policies import Comparison, Condition, Phase, Policy, PolicyError, Reading, Rule, load_policy, preset_names
+from collapse_guard.policies import (
+    Comparison,
+    Condition,
+    Phase,
+    PolicyError,
+    Reading,
+    Rule,
+    load_policy,
+    preset_names,
+)
 
 __all__ = ["Bound", "PolicyFacts", "Standing", "facts_of", "number"]
 

@@ -136,7 +136,7 @@ class Run:
     unshown: set[str] = field(default_factory=set)
 
     def bounds(self, book: Book) -> list[Bound]:
-        """Return the perplexities that rules compare a codebook with: the policy's, or else those that alerts stated."""
+        """Return the perplexities that rules compare a codebook with: the policy's, or what alerts stated."""
         return self.facts.bounds(book.name) if self.facts.rules else sorted(book.bounds)
 
     def armed(self, book: Book) -> list[str]:

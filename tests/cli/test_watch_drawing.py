@@ -138,7 +138,14 @@ def test_of_64_codebooks_the_selected_one_is_always_in_sight(size: tuple[int, in
         assert it.chosen == [0]
 
 
-HOSTILE = ["[bold red]vq[/]", "\x1b[2J\x1b]0;title\x07vq", "vq\nnewline\r\ttab", "x" * 200 + "end", "层" * 90, "\u202evq"]
+HOSTILE = [
+    "[bold red]vq[/]",
+    "\x1b[2J\x1b]0;title\x07vq",
+    "vq\nnewline\r\ttab",
+    "x" * 200 + "end",
+    "层" * 90,
+    "\u202evq",
+]
 
 
 @pytest.mark.parametrize("size", [*SIZES, (40, 10), (20, 5), (1, 1)])
@@ -247,7 +254,7 @@ def test_what_cannot_be_watched_is_said_with_the_next_move_and_exits_with_2(tmp_
 
 
 def test_a_pending_rule_shows_how_far_it_is(tmp_path: Path) -> None:
-    low = {"perplexity_ratio": 0.01, "health": "degraded"}
+    low: dict[str, Any] = {"perplexity_ratio": 0.01, "health": "degraded"}
     records = [attached("vq"), reading(10, 3.0, **low), pending(10), reading(20, 3.0, **low)]
     assert "collapsing: pending 2/3" in text_of(tmp_path, records, (80, 24))
 

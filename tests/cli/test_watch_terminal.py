@@ -31,7 +31,7 @@ class Terminal:
         """Start a shell."""
         self._server = f"cg-{uuid.uuid4().hex[:8]}"
         size = ("-x", str(width), "-y", str(height))
-        shell = "env LC_ALL=C.UTF-8 PS1='ready$ ' TERM=screen-256color bash --norc --noprofile"
+        shell = "env -u COLUMNS -u LINES LC_ALL=C.UTF-8 PS1='ready$ ' TERM=screen-256color bash --norc --noprofile"
         self._tmux("-f", "/dev/null", "new-session", "-d", *size, "-c", str(folder), shell)
         self.until(lambda text: "ready$" in text)
 
@@ -40,7 +40,8 @@ class Terminal:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     def watch(self, *arguments: str) -> None:
-        code = f"{prelude()}sys.argv = {['collapse-guard', 'watch', *arguments]!r}\nimport collapse_guard.cli as c\nc.main()"
+        typed = ["collapse-guard", "watch", *arguments]
+        code = f"{prelude()}sys.argv = {typed!r}\nimport collapse_guard.cli as c\nc.main()"
         (Path(self._tmux("display", "-p", "#{pane_current_path}").strip()) / "watch.py").write_text(code)
         self.type(f"{shlex.quote(sys.executable)} -W ignore watch.py; echo left with $?", "Enter")
 
@@ -188,7 +189,8 @@ def test_an_error_inside_gives_the_terminal_back_too(terminal: Terminal, tmp_pat
     terminal.type("q")
     terminal.until(lambda text: "left with 0" in text)
     code = (tmp_path / "watch.py").read_text()
-    broken = "import collapse_guard.cli.live.terminal as t\ndef broken(*_): raise RuntimeError('on purpose')\nt.draw = broken\n"
+    broken = "def broken(*_): raise RuntimeError('on purpose')\n"
+    broken += "import collapse_guard.cli.live.terminal as t\nt.draw = broken\n"
     (tmp_path / "watch.py").write_text(code.replace("c.main()", f"{broken}c.main()"))
     terminal.type("C-l", "Up", "Enter")
     terminal.until(lambda text: "on purpose" in text and "left with 1" in text)

@@ -59,7 +59,7 @@ def test_a_refused_action_is_not_being_verified() -> None:
 
 
 def test_a_pending_rule_counts_while_its_condition_holds_and_rests_when_it_does_not() -> None:
-    low = {"perplexity_ratio": 0.01, "health": "degraded"}
+    low: dict[str, Any] = {"perplexity_ratio": 0.01, "health": "degraded"}
     story = [attached("vq"), reading(10, 3.0, **low), pending(10)]
     assert rule(folded(*story, reading(20, 3.0, **low)), "collapsing") == "pending 2/3"
     assert rule(folded(*story, reading(20, 9.0, health="degraded")), "collapsing") == "armed"

@@ -78,7 +78,9 @@ def chart(book: Book, bounds: Sequence[Bound], width: int, height: int, glyphs: 
     top = _top(book)
     columns = _filled(book, inner)
     lined = {_row(bound.value, top, height): bound for bound in reversed(bounds) if 1 <= bound.value <= top}
-    labels = {0: "1", height - 1: compact(top)} | {index: f"{each.value:g}"[: _AXIS - 1] for index, each in lined.items()}
+    labels = {0: "1", height - 1: compact(top)} | {
+        index: f"{each.value:g}"[: _AXIS - 1] for index, each in lined.items()
+    }
     lines = []
     for index in range(height - 1, -1, -1):
         bound = lined.get(index)

@@ -233,7 +233,9 @@ def _columns(width: int) -> tuple[int, int, bool]:
 def _numbers(book: Book) -> str:
     told = {"tokens": "tokens", "ceiling": "ceiling", "relative_error": "error", "top_share": "top share"}
     parts = [f"{label} {compact(book.latest[key])}" for key, label in told.items() if key in book.latest]
-    thinned = f"{len(book.series)} readings" + (", thinned to their lowest and highest" if book.series.is_thinned else "")
+    thinned = f"{len(book.series)} readings" + (
+        ", thinned to their lowest and highest" if book.series.is_thinned else ""
+    )
     return ", ".join([*parts, thinned])
 
 
