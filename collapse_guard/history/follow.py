@@ -35,7 +35,7 @@ class Lost:
 
 
 def find_log(path: Path) -> Path | None:
-    """Return the event log that a path means: itself, or where a run's directory holds it; `None` where there is none."""
+    """Return the event log that a path means: itself, or the one in a run's directory; `None` where there is none."""
     if path.is_file():
         return path
     return next((path / place for place in _PLACES if (path / place).is_file()), None)

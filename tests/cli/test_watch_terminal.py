@@ -162,7 +162,7 @@ def test_an_interrupt_and_a_signal_give_the_terminal_back(
     else:
         shell = terminal._tmux("display", "-p", "#{pane_pid}").strip()
         subprocess.run(["pkill", send, "-P", shell], check=True)
-    text = terminal.until(lambda text: "left with" in text)
+    text = terminal.until(lambda text: "\nleft with" in text)
     assert f"left with {code}" in text
     assert "Traceback" not in text
     assert_restored(terminal)
@@ -178,7 +178,7 @@ def test_a_suspended_view_leaves_the_terminal_and_comes_back(terminal: Terminal,
     terminal.type("fg", "Enter")
     terminal.until(lambda text: "q quit" in text)
     terminal.type("q")
-    terminal.until(lambda text: "left with" in text or "ready$" in text.splitlines()[-1])
+    terminal.until(lambda text: "\nleft with" in text or "ready$" in text.splitlines()[-1])
     assert_restored(terminal)
 
 

@@ -68,7 +68,8 @@ def _follow(screen: Screen, console: Console, live: Live, keyboard: int, suspend
     while not suspended:
         if not screen.is_paused:
             each = _TURN / len(screen.views)
-            has_more = any([view.advance(each) for view in screen.views])
+            came = [view.advance(each) for view in screen.views]  # every one of them, whatever the first says
+            has_more = any(came)
             is_stale = is_stale or has_more
         now = time.monotonic()
         if is_stale or now - drawn > _REDRAW or console.size != size:
