@@ -33,6 +33,7 @@ class Opened(Protocol):
 
     def __call__(self, it: Closed) -> Closed:
         """Return what is given."""
+        ...
 
 
 @pytest.fixture
