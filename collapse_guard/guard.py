@@ -140,6 +140,7 @@ class Guard:
             policy_source=self.policy.source,
             mode=self.policy.mode,
             policy_fingerprint=self.policy.fingerprint(),
+            policy_as_run=self.policy.model_dump(mode="json", by_alias=True),
             log=str(log.path) if log is not None else None,
             codebooks=describe_views(found.views),
             unrecognised=describe_unrecognised(found.unrecognised),

@@ -99,8 +99,13 @@ def modules_after(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_importing_the_library_loads_torch_and_nothing_else_that_is_heavy() -> None:
-    loaded = modules_after("import collapse_guard")
+def test_the_command_line_starts_without_torch() -> None:
+    """Most commands read files, and importing torch takes seconds."""
+    assert modules_after("import collapse_guard.cli") & HEAVY == set()
+
+
+def test_a_guard_loads_torch_and_nothing_else_that_is_heavy() -> None:
+    loaded = modules_after("from collapse_guard import Guard")
     assert "torch" in loaded
     assert loaded & {"lightning", "pytorch_lightning", "faiss", "sklearn", "matplotlib", "plotly", "scipy"} == set()
 

@@ -17,6 +17,7 @@ from .replay import replay
 from .schema import schema
 from .test import test
 from .tokenize import tokenize
+from .watch import watch
 
 __all__ = ["app", "main"]
 
@@ -38,7 +39,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-for _command in (demo, check, test, replay, explain, schema, doctor, tokenize):
+for _command in (demo, check, test, replay, explain, schema, doctor, watch, tokenize):
     app.command()(_command)
 
 

@@ -1,0 +1,73 @@
+"""`collapse-guard watch`: how a run is doing, seen from another shell while it trains, or afterwards."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from collapse_guard.history.follow import find_log
+from collapse_guard.history.view import LogView
+
+from .console import complain
+from .live.frame import Screen, draw
+from .live.terminal import can_watch, show
+from .live.words import ASCII, UNICODE
+
+__all__ = ["watch"]
+
+_MOST_NAMED = 8
+
+
+def watch(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Log directories of runs, or their events.jsonl.")
+    ],
+    once: Annotated[bool, typer.Option("--once", help="Print one frame of the whole log and exit.")] = False,
+) -> None:
+    """Watch runs live: perplexity of each codebook, rules, interventions, events. Keys: arrows, space, q."""
+    console = Console(highlight=False, emoji=False, markup=False)
+    is_live = not once and can_watch(console)
+    paths = [_log_of(run, must_exist=not is_live) for run in runs]
+    views = [LogView(path) for path in paths]
+    titles = [str(run) for run in runs]
+    glyphs = UNICODE if "utf" in console.encoding.lower() else ASCII
+    screen = Screen(views, titles, glyphs=glyphs)
+    try:
+        if is_live:
+            with suppress(KeyboardInterrupt):
+                show(screen, console)
+            return
+        for view in views:
+            view.read_all()
+        for line in draw(screen, console.width, None, datetime.now(timezone.utc)):
+            line.rstrip()
+            console.print(line, soft_wrap=True)
+    finally:
+        for view in views:
+            view.close()
+
+
+def _log_of(run: Path, *, must_exist: bool) -> Path:
+    """Return the event log of a run, which may yet come where its directory is there.
+
+    A directory with a single run somewhere below it stands for that run.
+    """
+    if not run.exists():
+        complain(f"{run}: expected the log directory of a run or its event log, got no such file or directory.")
+    if (log := find_log(run)) is not None:
+        return log
+    below = sorted(each for each in run.rglob("events.jsonl") if each.is_file())
+    if len(below) == 1:
+        return below[0]
+    if below:
+        names = ", ".join(str(each.parent) for each in below[:_MOST_NAMED])
+        complain(f"{run}: expected one run, got a directory with {len(below)}. Name those to watch: {names}.")
+    if must_exist:
+        inside = ", ".join(sorted(each.name for each in run.iterdir())[:_MOST_NAMED]) or "an empty one"
+        complain(f"{run}: expected a directory with an event log, got {inside}. It comes with the run's first event.")
+    return run / "collapse_guard" / "events.jsonl"
