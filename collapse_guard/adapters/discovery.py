@@ -15,9 +15,12 @@ from .base import K_OF_ONE, CodebookView, Unrecognised
 from .explicit import GenericVQ
 from .families.factorised import weigh_by_configuration
 from .levels import assign_levels
+from .refs import TensorRef
 from .registry import Adapter, adapters
 
 __all__ = ["Discovery", "NoQuantizerError", "discover", "survey"]
+
+_FROZEN = "its table is frozen (requires_grad is False), and is only watched: attach the guard once the table trains"
 
 
 class NoQuantizerError(ValueError):
@@ -81,7 +84,8 @@ def survey(model: nn.Module, explicit: Mapping[str, GenericVQ] | None = None) ->
             elif item.K < 2:
                 unrecognised.append(Unrecognised(item.name, K_OF_ONE))
             elif all(item.table != known.table for known in views):
-                views.append(item)  # a codebook that several levels share is one codebook, called several times
+                # a codebook that several levels share is one codebook, called several times
+                views.append(_watch_only(item) if _is_frozen(item) else item)
     candidates = list(_worth_saying(model, views, unrecognised))
     order = {path or "model": index for index, path in enumerate(modules)}
     views.sort(key=lambda view: _place(order, view.name))
@@ -89,6 +93,17 @@ def survey(model: nn.Module, explicit: Mapping[str, GenericVQ] | None = None) ->
     assign_levels(model, views)
     weigh_by_configuration(model, views)
     return Discovery(tuple(views), tuple(candidates))
+
+
+def _is_frozen(view: CodebookView) -> bool:
+    """Whether the table is a parameter that its owner keeps from training, and no averages move it either."""
+    whole = view.table.whole() if isinstance(view.table, TensorRef) else None
+    return isinstance(whole, nn.Parameter) and not whole.requires_grad and view.ema_sum is None
+
+
+def _watch_only(view: CodebookView) -> CodebookView:
+    """Refuse what would move the rows of a codebook that is meant to stay."""
+    return replace(view, lacks=dict.fromkeys(("reset", "fallback"), _FROZEN) | dict(view.lacks))
 
 
 def _below_the_top(item: CodebookView | Unrecognised, modules: Mapping[str, nn.Module]) -> CodebookView | Unrecognised:

@@ -40,12 +40,13 @@ def doctor(
     """
     loaded = policy_from(policy)
     model, described = _build(target)
-    report = {"target": target, "model": type(model).__name__} | _examine(model, described, loaded)
+    report: dict[str, Any] = {"target": target, "model": type(model).__name__} | _examine(model, described, loaded)
     if output is Format.json:
         say_json(report)
     else:
         _print(report)
-    raise typer.Exit(0 if report["codebooks"] and not any(each["powerless_on"] for each in report["ladders"]) else 1)
+    ladders: list[dict[str, Any]] = report["ladders"]
+    raise typer.Exit(0 if report["codebooks"] and not any(each["powerless_on"] for each in ladders) else 1)
 
 
 def _examine(model: Any, described: Mapping[str, Any], policy: Policy) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -79,7 +79,7 @@ def test_in_a_run_the_quantizers_own_replacement_is_off_from_the_first_reset_to_
         for _ in range(12):
             model(offset_data(4, 64, 8, channel=-1) if channel == -1 else offset_data(4, 8, 64, channel=1))
             guard.step()
-            thresholds[bool(recorder.of("intervention"))].add(inner.threshold_ema_dead_code)
+            thresholds[bool(recorder.of("intervention"))].add(int(cast(int, inner.threshold_ema_dead_code)))
         assert not recorder.of("fault", "outcome")
     assert thresholds == {False: {2}, True: {0}}
     assert inner.threshold_ema_dead_code == 2

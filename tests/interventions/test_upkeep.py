@@ -34,8 +34,9 @@ class Bench:
         torch.manual_seed(0)
         self.vq = VectorQuantize(dim=D, codebook_size=K, decay=0.9, **options).train()
         with torch.no_grad():
-            self.vq._codebook.embed[:, K // 2 :] += 100.0
-            self.vq._codebook.embed_avg.copy_(self.vq._codebook.embed)
+            codebook: Any = self.vq._codebook
+            codebook.embed[:, K // 2 :] += 100.0
+            codebook.embed_avg.copy_(codebook.embed)
         (self.view,) = discover(nn.Sequential(self.vq)).views
         self.probe = Probe(self.view, seed=0, on_error=fail)
         self.probe.install()
@@ -164,8 +165,9 @@ class Model(nn.Module):
         self.scale = nn.Parameter(torch.ones(()))
         self.vq = VectorQuantize(dim=D, codebook_size=K, decay=0.9)
         with torch.no_grad():
-            self.vq._codebook.embed[:, K // 2 :] += 100.0
-            self.vq._codebook.embed_avg.copy_(self.vq._codebook.embed)
+            codebook: Any = self.vq._codebook
+            codebook.embed[:, K // 2 :] += 100.0
+            codebook.embed_avg.copy_(codebook.embed)
 
 
 def train(model: Model, optimizer: torch.optim.Optimizer, guard: Guard, steps: range) -> None:
