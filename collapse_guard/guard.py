@@ -23,7 +23,7 @@ from .adapters import GenericVQ, discover
 from .events import EventLog, Sink
 from .interventions import ladders_on
 from .ledger import Ledger
-from .reports import describe_idle_rules, describe_views, describe_without_epoch, summarise
+from .reports import describe_environment, describe_idle_rules, describe_views, describe_without_epoch, summarise
 from .requests import Requests
 from .sinks import ConsoleSink, JsonLinesSink
 from .watch import Watch
@@ -134,6 +134,8 @@ class Guard:
             policy_source=self.policy.source,
             mode=self.policy.mode,
             policy_fingerprint=self.policy.fingerprint(),
+            policy_document=self.policy.model_dump(mode="json", by_alias=True),
+            environment=describe_environment(),
             log=str(log.path) if log is not None else None,
             codebooks=describe_views(found.views),
             unrecognised=[{"name": item.name, "reason": item.reason} for item in found.unrecognised],
