@@ -1,7 +1,7 @@
 """The story of one run: an event log, folded into what a report shows. Plain data; it draws nothing.
 
-Memory: four numbers for each reading (about 40 bytes), and the first `MOST_KEPT` interventions and faults; what is left out is
-counted.
+Memory: four numbers for each reading (about 40 bytes), and the first `MOST_KEPT` interventions and faults;
+what is left out is counted.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _PLACES = ("collapse_guard/events.jsonl", "collapse_guard_log/events.jsonl", "ev
 _HIDDEN = {
     *range(0x20),
     *range(0x7F, 0xA0),
+    *range(0xD800, 0xE000),
     0x200E,
     0x200F,
     0x2028,

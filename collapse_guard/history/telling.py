@@ -19,7 +19,8 @@ def five_lines(story: Story) -> list[tuple[str, str]]:
     what = "No alert in this log."
     if alerts:
         more = f"; {story.counts['alert'] - 1} more alerts" if story.counts["alert"] > 1 else ""
-        what = f"{_get(first, 'codebook')} at step {_get(first, 'step')}: {_get(first, 'rule')}, {_get(first, 'reason')}{more}."
+        who, when = _get(first, "codebook"), _get(first, "step")
+        what = f"{who} at step {when}: {_get(first, 'rule')}, {_get(first, 'reason')}{more}."
     why = _get(first, "why") if first.get("why") else "The log names no cause."
     return [
         ("What", what),
@@ -47,7 +48,7 @@ def as_data(story: Story) -> dict[str, Any]:
         "policy_name": _get(story.attached, "policy"),
         "policy_fingerprint": _get(story.attached, "policy_fingerprint"),
         "mode": _get(story.attached, "mode"),
-        "environment": _deep(story.attached.get("environment") or {}),
+        "environment": _mapping(story.attached.get("environment")),
         "faults": [{name: _get(each, name) for name in ("step", "where", "reason")} for each in story.of("fault")],
     }
 
@@ -102,7 +103,7 @@ def _ledger(story: Story) -> list[dict[str, Any]]:
             outcome = _get(end, "outcome") or words["result"] or "unknown"
             undone = ", undone" if end.get("undone") else ""
             facts = {"outcome": f"{outcome}{undone}", "reason": _get(end, "reason")}
-            before, after = _deep(end.get("before") or {}), _deep(end.get("after") or {})
+            before, after = _mapping(end.get("before")), _mapping(end.get("after"))
             manifest = _records(part.get("manifest"))
             rows.append(
                 words | facts | {"before": before, "after": after, "manifest": [_deep(each) for each in manifest]}
@@ -148,6 +149,10 @@ def _records(value: Any) -> list[dict[str, Any]]:
 def _get(record: Mapping[str, Any], name: str) -> str:
     value = record.get(name)
     return visible(json.dumps(value) if isinstance(value, (dict, list)) else value)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return {visible(key): _deep(item) for key, item in value.items()} if isinstance(value, Mapping) else {}
 
 
 def _deep(value: Any) -> Any:

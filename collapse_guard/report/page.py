@@ -80,7 +80,11 @@ def _figure(story: Story, name: str, most: int, data: Mapping[str, Any]) -> str:
         figure.update_yaxes(title_text=_LABELS[key], row=row, col=1)
         for value in _thresholds(data["policy"], key):
             figure.add_hline(y=value, line={"dash": "dot", "color": "#d9534f", "width": 1}, row=row, col=1)
-    marks = [each for each in data["ledger"] if each["codebook"] == name and each["step"].isdigit()][:100]
+    marks = [
+        each
+        for each in data["ledger"]
+        if each["codebook"] == name and each["step"].isdecimal() and len(each["step"]) < 16
+    ][:100]
     for each in marks:
         figure.add_vline(x=int(each["step"]), line={"dash": "dash", "color": "#d98c1f", "width": 1.5})
     for each in marks[:12]:
@@ -101,8 +105,8 @@ def _figure(story: Story, name: str, most: int, data: Mapping[str, Any]) -> str:
 def _thresholds(policy: Any, key: str) -> list[float]:
     """Return the plain numbers that the policy's rules compare a field with."""
     text = json.dumps(policy.get("rules", [])) if isinstance(policy, Mapping) else ""
-    found = re.findall(rf"(?<![\w(]){key} *(?:<=|>=|<|>) *([0-9.]+(?:e[+-]?\d+)?)", text)
-    return sorted({float(each) for each in found if each.count(".") < 2})[:6]
+    found = re.findall(rf"(?<![\w(]){key} *(?:<=|>=|<|>) *(\d+(?:\.\d+)?)(?![\d.e])", text)
+    return sorted({float(each) for each in found})[:6]
 
 
 def markdown_of(stories: Mapping[str, Story]) -> str:
