@@ -42,6 +42,8 @@ _HIDDEN = {
 def visible(value: Any) -> str:
     """Return a text with its control characters written out, so that no reader's terminal or browser obeys them."""
     text = value if isinstance(value, str) else "" if value is None else str(value)
+    if text.isprintable():  # nearly always; a log may hold a million names
+        return text
     return "".join(f"\\u{ord(each):04x}" if ord(each) in _HIDDEN else each for each in text)
 
 

@@ -46,8 +46,9 @@ def html_of(stories: Mapping[str, Story]) -> str:
     most = max(50, _MOST_POINTS // max(1, len(FIELDS) * sum(len(each.series) for each in stories.values())))
     most = min(most, 2000)
     runs = [_run(label, story, most) for label, story in stories.items()]
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
-    return template.render(runs=runs, plotly=get_plotlyjs(), most=most)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["short"] = lambda value: f"{value:.4g}" if isinstance(value, float) else value
+    return environment.from_string(source).render(runs=runs, plotly=get_plotlyjs(), most=most)
 
 
 def _run(label: str, story: Story, most: int) -> dict[str, Any]:
