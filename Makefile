@@ -9,10 +9,10 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench peers readme support coverage clean
+.PHONY: help demo test test-all lint format bench bench-kmeans bench-upkeep peers readme support coverage clean
 
 help:  ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: $(STAMP)  ## watch a codebook collapse, and see it repaired
 	$(BIN)/collapse-guard demo
@@ -35,6 +35,12 @@ format: $(STAMP)  ## rewrite the code in the project's style
 
 bench: $(STAMP)  ## time what guarding costs, and the policy engine alone
 	$(BIN)/python -c "from collapse_guard.demos.bench import main; main()"
+
+bench-kmeans: $(STAMP)  ## compare fit_codebook with scikit-learn and FAISS; hours, resumable; ARGS=--quick for a look
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_kmeans import main; main()" $(ARGS)
+
+bench-upkeep: $(STAMP)  ## compare a tended codebook with a quantizer's own prevention; hours, resumable; ARGS='--seeds 1'
+	OMP_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_upkeep import main; main()" $(ARGS)
 
 peers: $(STAMP)  ## compare encodec's own replacement of dead codes with the guard's reset
 	$(BIN)/python -m tests.contract.replacement

@@ -8,33 +8,38 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any
 
-import torch.distributed
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from collapse_guard.policies import Policy, PolicyEngine, Reading, load_policy, taken_together
 
 from .adapters import GenericVQ, discover
 from .events import EventLog, Sink
+from .execution import compiled_parts, refuse_replicas, unwrap_compiled, world_size
 from .interventions import ladders_on
 from .ledger import Ledger
-from .reports import describe_environment, describe_idle_rules, describe_views, describe_without_epoch, summarise
+from .measure import Loss, number_of
+from .reports import (
+    describe_environment,
+    describe_idle_rules,
+    describe_unrecognised,
+    describe_views,
+    describe_without_epoch,
+    summarise,
+)
 from .requests import Requests
-from .sinks import ConsoleSink, JsonLinesSink
+from .sinks import open_sinks
 from .watch import Watch
 
 __all__ = ["Guard"]
 
 _logger = logging.getLogger("collapse_guard")
 _STATE_SCHEMA = 1
-
-Loss: TypeAlias = "float | Tensor | Callable[[], float | Tensor | None] | None"
-"""What a loop may name as its loss."""
 
 
 class Guard:
@@ -101,26 +106,28 @@ class Guard:
     def attach(self, model: nn.Module, optimizers: Optimizer | Sequence[Optimizer] = ()) -> Guard:
         """Find the codebooks of a model and begin to watch them.
 
-        Call it when the model is on its device, before torch.compile.
+        Call it when the model is on its device, before a compiled model's first forward.
 
         Args:
-            model: the model that is trained.
+            model: the model that is trained; of what `torch.compile` returned, the module inside is meant.
             optimizers: all that may move a codebook.
 
         Raises:
             NoQuantizerError: there is nothing to watch; says what was looked at.
+            ValueError: the model runs as copies, in `nn.DataParallel`.
             RuntimeError: the guard is attached already, or another guard watches this model.
         """
         if self.is_attached:
             raise RuntimeError("this guard is attached already; close it first, or make one guard per model")
-        found = discover(model, self._adapters)
-        watch = Watch(found.views, seed=self._seed, fault=self._fault)
+        refuse_replicas(model)
+        found = discover(unwrap_compiled(model), self._adapters)
+        watch = Watch(found.views, seed=self._seed, fault=self._fault, compiled=compiled_parts(model))
         watch.install()
         optimizers = (optimizers,) if isinstance(optimizers, Optimizer) else tuple(optimizers)
-        world = _world_size()
+        world = world_size()
         if world > 1 and self.policy.mode == "act":
             self.policy = self.policy.with_mode("observe")
-        log = self._open_sinks()
+        self._log.sinks, log = open_sinks(self._log_dir, console=self._console, further=self._extra_sinks)
         ladders = ladders_on(self.policy, found.views)
         self._is_attached, self._state_at_close = True, None
         self._watch = watch
@@ -138,7 +145,7 @@ class Guard:
             environment=describe_environment(),
             log=str(log.path) if log is not None else None,
             codebooks=describe_views(found.views),
-            unrecognised=[{"name": item.name, "reason": item.reason} for item in found.unrecognised],
+            unrecognised=describe_unrecognised(found.unrecognised),
             idle_rules=describe_idle_rules(self.policy, found.views),
             powerless={ladder.rule: list(books) for ladder in ladders if (books := ladder.powerless_on)},
         )
@@ -202,6 +209,11 @@ class Guard:
         """The latest reading of each codebook, by name."""
         return self._watch.readings
 
+    @property
+    def interventions(self) -> list[dict[str, Any]]:
+        """What was done so far, as plain data, in order: step, codebook, rule, action, params, result."""
+        return [entry.as_dict() for entry in self._ledger.entries] if self._ledger is not None else []
+
     def step(self, *, loss: Loss = None, epoch: int | None = None) -> None:
         """Tell the guard that one optimizer step is complete. Reads, decides and acts where due; never raises.
 
@@ -219,8 +231,9 @@ class Guard:
             self.requests.remind(self._step)
             self._ledger.hold(self._step, self._watch.probes)
             self._ledger.tend(self._step, after_reading=False)
+            self._watch.notice_silence()
             if self._is_due():
-                self._read(_number(loss), epoch)
+                self._read(number_of(loss), epoch)
             self._ledger.tend(self._step, after_reading=True)
         except Exception as error:  # the one place that catches broadly: the run is not the victim of its guard
             self._fault("guard", f"{type(error).__name__}: {error}")
@@ -329,23 +342,7 @@ class Guard:
 
     # Parts
 
-    def _open_sinks(self) -> JsonLinesSink | None:
-        log = JsonLinesSink(self._log_dir) if self._log_dir is not None else None
-        own: list[Sink | None] = [ConsoleSink() if self._console else None, log]
-        self._log.sinks = [sink for sink in (*own, *self._extra_sinks) if sink is not None]
-        return log
-
     def _fault(self, where: str, reason: str) -> None:
         if (where + reason) not in self._broken:
             self._broken.add(where + reason)
             self._log.emit("fault", self._step, where=where, reason=reason)
-
-
-def _number(loss: Loss) -> float | None:
-    value = loss() if callable(loss) and not isinstance(loss, Tensor) else loss
-    return None if value is None else float(value.detach() if isinstance(value, Tensor) else value)
-
-
-def _world_size() -> int:
-    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if ready else 1

@@ -2,14 +2,24 @@
 
 A user's model may be deep-copied (weight averaging), pickled (spawned ranks) or saved whole while the guard watches
 it. The copy is not watched, so its hooks must be inert, and must not drag the guard, its files or its windows along.
+
+`torch.compile` leaves a graph where a hook is called and enters the next one after it: recording is not compiled.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 __all__ = ["Hook"]
+
+_REASON = (
+    "collapse_guard watches this quantizer by a hook, which ends a compiled graph: with fullgraph=True, leave the "
+    "quantizer out of it, or compile without fullgraph"
+)
 
 
 class Hook:
@@ -26,7 +36,7 @@ class Hook:
 
     def __init__(self, target: Callable[..., Any] | None = None) -> None:
         """Store the target; `None` makes an inert hook."""
-        self._target = target
+        self._target = None if target is None else _outside_of_graphs(target)
 
     @property
     def is_live(self) -> bool:
@@ -48,3 +58,11 @@ class Hook:
     def __reduce__(self) -> tuple[type[Hook], tuple[()]]:
         """Pickle as an inert hook."""
         return Hook, ()
+
+
+def _outside_of_graphs(target: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep torch.compile from tracing into a target; where no graph may be left, the compiler's error says why."""
+    disable: Callable[..., Callable[..., Any]] = torch.compiler.disable
+    if "reason" in inspect.signature(disable).parameters:  # torch 2.7 and newer
+        return disable(target, reason=_REASON)
+    return disable(target)

@@ -165,7 +165,7 @@ class Ledger:
             entry.result = decision.outcome.value
         if decision.rollback:
             undone = self._undo(entry, probes, decision.step)
-        elif decision.outcome is not Outcome.FAILED:
+        elif decision.kept or decision.outcome is not Outcome.FAILED:
             for each in tries_of(entry, self.entries):
                 each.transaction = None  # it stands; nothing will undo it any more
         if entry.intervention is not None and not entry.intervention.stays:

@@ -7,7 +7,9 @@ computed on the host in float64. One call makes one device-to-host copy.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -22,7 +24,10 @@ from .kmeans import assign
 from .statistics import dead_fraction, effective_rank, perplexity, perplexity_ceiling, top_share, usage
 from .window import Window
 
-__all__ = ["read_window"]
+__all__ = ["Loss", "number_of", "read_window"]
+
+Loss: TypeAlias = "float | Tensor | Callable[[], float | Tensor | None] | None"
+"""What a loop may name as its loss."""
 
 _SAMPLE = 512
 _DISTANCE_OPERATIONS = 1 << 27  # bounds what a reading may cost on huge codebooks
@@ -144,7 +149,7 @@ def _latent_sums(window: Window, table: Tensor, metric: Metric) -> tuple[Tensor,
     squared = torch.where(use, (clean - mean).square().sum(dim=-1), 0.0)
     stride = -(-len(clean) // most)
     few, few_used = clean[::stride], use[::stride]
-    distances = (few - table[assign(few, table, metric)]).square().sum(dim=-1)
+    distances = (few - table[assign(few, table, metric, backend="torch")]).square().sum(dim=-1)
     scalars[0] = norms.nanmedian()
     scalars[3] = squared.sum() / number
     scalars[4] = torch.where(few_used, distances, 0.0).sum() / few_used.sum().clamp(min=1)
@@ -182,3 +187,9 @@ def _ratio(value: float, base: float) -> float | None:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def number_of(loss: Loss) -> float | None:
+    """Return a loss as a number; waits for the device where it is a tensor there."""
+    value = loss() if callable(loss) and not isinstance(loss, Tensor) else loss
+    return None if value is None else float(value.detach() if isinstance(value, Tensor) else value)

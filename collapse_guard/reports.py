@@ -10,11 +10,18 @@ import torch
 
 from collapse_guard.policies import Policy, PolicyEngine, absences_in, idle_rules
 
-from .adapters import CAPABILITIES, CodebookView
+from .adapters import CAPABILITIES, CodebookView, Unrecognised
 from .ledger import Ledger
 from .watch import Watch
 
-__all__ = ["describe_environment", "describe_idle_rules", "describe_views", "describe_without_epoch", "summarise"]
+__all__ = [
+    "describe_environment",
+    "describe_idle_rules",
+    "describe_unrecognised",
+    "describe_views",
+    "describe_without_epoch",
+    "summarise",
+]
 
 _SHOWN = ("step", "perplexity", "ceiling", "usage", "norm_ratio", "relative_error")
 
@@ -28,13 +35,14 @@ def describe_environment() -> dict[str, str]:
 
 
 def describe_views(views: Sequence[CodebookView]) -> list[dict[str, Any]]:
-    """Return one record per codebook: name, size, adapter, kind, metric, what it supports or not, and its level."""
+    """Return one record per codebook: what it is, how that is known, what it supports or not, and its level."""
     return [
         {
             "name": view.name,
             "K": view.K,
             "D": view.D,
             "adapter": view.adapter,
+            "confidence": view.confidence.value,
             "kind": view.kind,
             "metric": view.metric,
             "supports": [capability for capability in CAPABILITIES if view.why_not(capability) is None],
@@ -43,6 +51,20 @@ def describe_views(views: Sequence[CodebookView]) -> list[dict[str, Any]]:
             "level": view.level,
         }
         for view in views
+    ]
+
+
+def describe_unrecognised(items: Sequence[Unrecognised]) -> list[dict[str, str]]:
+    """Return one record per candidate that is not watched: name, confidence, reason, its table, and what to write."""
+    return [
+        {
+            "name": item.name,
+            "confidence": item.confidence.value,
+            "reason": item.reason,
+            "table": item.table,
+            "advice": item.advice,
+        }
+        for item in items
     ]
 
 

@@ -114,6 +114,6 @@ def _subtract(coarse: Probe, fine: Probe) -> None:
     assert rows is not None
     assert left is not None
     table = coarse.view.codebook().float()
-    codes = assign(rows.latents.nan_to_num(), table, coarse.view.metric)
+    codes = assign(rows.latents.nan_to_num(), table, coarse.view.metric, backend="torch")
     left.latents.copy_(rows.latents - table[codes])
     rows.codes.copy_(codes)

@@ -96,13 +96,14 @@ def fields_of_outcome(
         "outcome": decision.outcome.value,
         "reason": decision.reason,
         "undone": sorted({number for numbers in undone.values() for number in numbers}, reverse=True),
+        "kept": decision.kept,
     }
     if not decision.members:
         return fields | _before_and_after(decision)
     members = [
         _place(part)
         | {"outcome": part.outcome.value if part.outcome else None, "reason": part.reason}
-        | {"undone": list(undone.get(part.codebook, ()))}
+        | {"undone": list(undone.get(part.codebook, ())), "kept": part.kept}
         | _before_and_after(part)
         for part in decision.members
     ]

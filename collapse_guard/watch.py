@@ -13,6 +13,7 @@ import numpy as np
 from collapse_guard.policies import Reading
 
 from .adapters import CodebookView
+from .execution import explain_compiled, has_compiled
 from .measure import read_window
 from .probe import Probe
 
@@ -21,6 +22,7 @@ __all__ = ["Watch"]
 _QUIET_READINGS = 2
 _UNSEEN = "no forward of its module in training mode has shown a code"
 _UNSTARTED = "its codebook is not initialised yet: it awaits its weights, or the start that its quantizer makes"
+_SILENT_STEPS = 2
 
 Fault = Callable[[str, str], None]
 """(where, reason): told once of each thing that went wrong."""
@@ -33,14 +35,17 @@ class Watch:
         views: the codebooks.
         seed: of the probes' random streams, one after another; levels of one residual share one.
         fault: where to say what went wrong.
+        compiled: paths of the parts of the model that are compiled.
 
     Attributes:
         probes: by codebook name. readings, first: the latest and the first reading of each, by name.
     """
 
-    def __init__(self, views: Sequence[CodebookView], *, seed: int, fault: Fault) -> None:
+    def __init__(self, views: Sequence[CodebookView], *, seed: int, fault: Fault, compiled: Sequence[str] = ()) -> None:
         """Make the probes; nothing is hooked before `install`."""
         self._fault = fault
+        self._compiled = tuple(compiled)
+        self._steps = 0
         self._empty: dict[str, int] = {}
         self._is_started: dict[str, bool] = {}
         self.readings: dict[str, Reading] = {}
@@ -70,6 +75,16 @@ class Watch:
         for probe in self.probes.values():
             probe.remove()
             probe.view.release()
+
+    def notice_silence(self) -> None:
+        """Told of each optimizer step: say early that codebooks showed nothing where compiled graphs may be why."""
+        self._steps += 1
+        if self._steps != _SILENT_STEPS:
+            return
+        silent = [name for name, probe in self.probes.items() if probe.is_recording and probe.window.tallies is None]
+        if silent and (self._compiled or has_compiled()):
+            what = f"{', '.join(silent)} showed no code in the first {_SILENT_STEPS} steps"
+            self._fault("torch.compile", f"{what}. {explain_compiled(self._compiled)}")
 
     @property
     def seconds(self) -> float:

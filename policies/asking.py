@@ -5,13 +5,12 @@ An ACT decision only asks; nothing here acts.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from .decisions import DecisionKind, Outcome, Skip
 from .plan import RulePlan, RungPlan
 from .quiet import hush, silence, yield_to
-from .states import Phase, RuleState, Verdict
+from .states import Phase, RuleState, Verdict, changed
 from .turn import Turn
 from .verdicts import end
 
@@ -46,7 +45,7 @@ def act(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
         tried = ", ".join(each.description for each in rule.rungs)
         spent = " or spent its budget" if any(each.description not in state.failed for each in rule.rungs) else ""
         turn.record(DecisionKind.EXHAUSTED, rule, f"every rung has failed{spent}: {tried}", then=rule.on_exhausted)
-        return _exhausted(turn, rule, replace(state, skipped=None))
+        return _exhausted(turn, rule, changed(state, skipped=None))
     facts: dict[str, Any] = {"action": rung.action, "params": rung.params, "rung": rung.index}
     if turn.plan.observes:
         return turn.skip(rule, state, Skip.OBSERVING, f"observe mode: would {rung.description}", **facts)
@@ -75,7 +74,7 @@ def _exhausted(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
     """Give up until the rule clears; on the whole codebook and for good if the rule says so."""
     if rule.on_exhausted == "observe":
         turn.resigned = rule.name
-    return replace(state, phase=Phase.EXHAUSTED)
+    return changed(state, phase=Phase.EXHAUSTED)
 
 
 def _make_room(turn: Turn, rule: RulePlan, state: RuleState) -> bool:
@@ -122,7 +121,7 @@ def _ask(turn: Turn, rule: RulePlan, state: RuleState, rung: RungPlan) -> RuleSt
         attempt=attempt,
         before=turn.reading,
     )
-    return replace(
+    return changed(
         state,
         skipped=None,
         cleared=0,
@@ -131,6 +130,7 @@ def _ask(turn: Turn, rule: RulePlan, state: RuleState, rung: RungPlan) -> RuleSt
         rung=rung.index,
         attempt=attempt,
         before=turn.reading,
+        origin=turn.reading if tries == 1 else state.origin or turn.reading,
         since_step=turn.step,
         since_epoch=turn.reading.epoch,
         spent={**state.spent, rung.description: state.spent.get(rung.description, 0) + 1},

@@ -15,6 +15,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated, Any, Protocol, TypeAlias
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
@@ -24,7 +25,7 @@ from .grammar import CONDITION_SCHEMA, Function, parts_of_comparison
 from .past import NOTHING, Derived
 from .reading import Reading
 
-__all__ = ["Comparison", "Condition", "ConditionField", "Test"]
+__all__ = ["Comparison", "Condition", "ConditionField", "Explainer", "Test"]
 
 
 class Test(Protocol):
@@ -32,6 +33,14 @@ class Test(Protocol):
 
     def __call__(self, reading: Reading, derived: Derived = NOTHING, /) -> bool | None:
         """Judge a reading, given the values of `rel` and `trend`."""
+
+
+class Explainer(Protocol):
+    """Why a condition holds, in words."""
+
+    def __call__(self, reading: Reading, derived: Derived = NOTHING, /) -> str:
+        """Name what holds of a reading, given the values of `rel` and `trend`."""
+        raise NotImplementedError
 
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -42,10 +51,11 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "==": operator.eq,
     "!=": operator.ne,
 }
+_FORMS = tuple(f".{places}f" for places in range(2, 9))
 _OPPOSITE = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, for what is cached
 class Comparison:
     """One field of a reading, or what it is relative to its past, against one number.
 
@@ -74,12 +84,17 @@ class Comparison:
         """
         return cls(*parts_of_comparison(text))
 
-    @property
+    @cached_property
     def subject(self) -> str:
         """What stands on the left."""
         if self.function == "trend":
             return f"trend({self.field}, over: {self.over} readings)"
         return f"rel({self.field})" if self.function == "rel" else self.field
+
+    @cached_property
+    def _claim(self) -> str:
+        """What is said of it: `< 1.5`."""
+        return f"{self.sign} {_short(self.threshold)}"
 
     def negated(self) -> Comparison:
         """Return the comparison that holds exactly where this one is known not to."""
@@ -92,43 +107,47 @@ class Comparison:
             missing: the answer where the field is missing. nan: where it is NaN. `None`: unknown.
         """
         field_of, compare, threshold = operator.attrgetter(self.field), _OPERATORS[self.sign], self.threshold
-        subject, is_derived = self.subject, self.function != "value"
+        subject = self.subject
 
         def test(reading: Reading, derived: Derived = NOTHING, /) -> bool | None:
             value = field_of(reading)
             if value is None:
                 return missing
+            return nan if value != value else compare(value, threshold)
+
+        def derived_test(reading: Reading, derived: Derived = NOTHING, /) -> bool | None:
+            value = field_of(reading)
+            if value is None:
+                return missing
             if value != value:
                 return nan
-            if is_derived:
-                value = derived.get(subject)
-                return None if value is None or value != value else compare(value, threshold)
-            return compare(value, threshold)
+            value = derived.get(subject)
+            return None if value is None or value != value else compare(value, threshold)
 
-        return test
+        return test if self.function == "value" else derived_test
 
     def measure(self, reading: Reading, derived: Derived = NOTHING) -> str:
         """Write the left side with its value, precisely enough to tell it from the threshold: `perplexity 1.00`."""
         value = getattr(reading, self.field) if self.function == "value" else derived.get(self.subject)
         if value is None or isinstance(value, int):
             return f"{self.subject} {'unknown' if value is None else value}"
-        compare = _OPERATORS[self.sign]
-
-        def tells(text: str) -> bool:
+        compare, threshold = _OPERATORS[self.sign], self.threshold
+        holds, is_zero = compare(value, threshold), value == 0
+        for form in _FORMS:
+            text = format(value, form)
             shown = float(text)
-            return compare(shown, self.threshold) is compare(value, self.threshold) and (shown == 0) is (value == 0)
-
-        rounded = (f"{value:.{places}f}" for places in range(2, 9))
-        return f"{self.subject} {next(filter(tells, rounded), repr(value))}"
+            if compare(shown, threshold) is holds and (shown == 0) is is_zero:
+                return f"{self.subject} {text}"
+        return f"{self.subject} {value!r}"
 
     def assertion(self, reading: Reading, derived: Derived = NOTHING) -> str:
         """Write the comparison with its value: `perplexity 1.00 < 1.5`, or `loss nan counts as > 5`."""
         value = getattr(reading, self.field)
         link = " counts as" if value is None or value != value else ""
-        return f"{self.measure(reading, derived)}{link} {self.sign} {_short(self.threshold)}"
+        return f"{self.measure(reading, derived)}{link} {self._claim}"
 
     def __str__(self) -> str:
-        return f"{self.subject} {self.sign} {_short(self.threshold)}"
+        return f"{self.subject} {self._claim}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,16 +221,19 @@ class Condition:
         """Write the compared fields with their values: `perplexity 1.00, perplexity_ratio 0.01`."""
         return ", ".join(dict.fromkeys(part.measure(reading, derived) for part in self.comparisons()))
 
-    def explain(
-        self,
-        reading: Reading,
-        derived: Derived = NOTHING,
-        missing: bool | None = None,
-        nan: bool | None = None,
-    ) -> str:
-        """Write the comparisons that hold, with values: `perplexity 1.00 < 1.5 and usage 0.01 < 0.5`."""
-        true = (part for part in self.comparisons() if part.compile(missing, nan)(reading, derived))
-        return " and ".join(dict.fromkeys(part.assertion(reading, derived) for part in true))
+    def explainer(self, missing: bool | None = None, nan: bool | None = None) -> Explainer:
+        """Return what writes the comparisons that hold, with values: `perplexity 1.00 < 1.5 and usage 0.01 < 0.5`.
+
+        Args:
+            missing, nan: as for `compile`.
+        """
+        tests = [(part, part.compile(missing, nan)) for part in self.comparisons()]
+
+        def explain(reading: Reading, derived: Derived = NOTHING, /) -> str:
+            true = [part.assertion(reading, derived) for part, test in tests if test(reading, derived)]
+            return " and ".join(dict.fromkeys(true))
+
+        return explain
 
     def plain(self) -> Any:
         """Return the condition as YAML would hold it, in its canonical spelling."""

@@ -19,6 +19,8 @@ def coordinated(decisions: Sequence[Decision]) -> tuple[Decision, ...]:
 
     Each stands where its first part stood. What is only pending, and readings without a verdict, stay apart.
     """
+    if len(decisions) < 2:
+        return tuple(decisions)
     alike: dict[object, list[Decision]] = {}
     for index, decision in enumerate(decisions):
         is_alone = decision.group is None or not decision.rule or decision.kind in _ALONE
@@ -50,6 +52,7 @@ def _as_one(parts: Sequence[Decision]) -> Decision:
         reason=_outcomes(members) if outcome is not None else _reason(members),
         outcome=outcome,
         rollback=any(part.rollback for part in members),
+        kept=any(part.kept for part in members),
         members=members,
     )
 

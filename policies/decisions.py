@@ -22,6 +22,7 @@ class Word(Enum):
     """An enumeration whose members carry their own explanation: `value` for machines, `message` for people."""
 
     message: str
+    __hash__ = object.__hash__  # a member is one object; Enum would hash its name, in Python, at every look-up
 
     def __new__(cls, value: str, message: str = "") -> Word:
         """Make a member of its value and its message; a look-up, `Outcome("failed")`, gives the value alone."""
@@ -108,6 +109,7 @@ class Decision:
         attempt: ACT and OUTCOME: number of the intervention in this run, from 1.
         outcome: OUTCOME: how it ended.
         rollback: OUTCOME: undo what this rung has done to the codebook, earlier failed tries in the row included.
+        kept: OUTCOME: what this rung has done failed and stays all the same, as the policy says.
         before: ALERT: the reading that fired. ACT and OUTCOME: the last reading before the action.
         after: OUTCOME: the reading that decided, if one did.
         then: EXHAUSTED and the SKIP of a spent budget: what the rule asks for now that nothing more can be tried, its
@@ -131,6 +133,7 @@ class Decision:
     attempt: int | None = None
     outcome: Outcome | None = None
     rollback: bool = False
+    kept: bool = False
     before: Reading | None = None
     after: Reading | None = None
     then: str | None = None

@@ -11,7 +11,6 @@ interventions are common to the run.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from .decisions import Decision, Health, Skip
@@ -20,7 +19,7 @@ from .judging import AT_WORK, Decisions, concerned, finish, has_phase, observe, 
 from .plan import Plan
 from .reading import Reading
 from .schema import Policy
-from .states import CodebookState, EngineState, Phase
+from .states import CodebookState, EngineState, Phase, changed
 from .turn import ARMED
 
 __all__ = ["PolicyEngine"]
@@ -142,10 +141,10 @@ class PolicyEngine:
         """
         state = EngineState.from_dict(plain)
         names = {name: {rule.name for rule in self._plan.rules_on(name)} for name in state.codebooks}
-        self._state = replace(
+        self._state = changed(
             state,
             codebooks={
-                name: replace(book, rules={rule: kept for rule, kept in book.rules.items() if rule in names[name]})
+                name: changed(book, rules={rule: kept for rule, kept in book.rules.items() if rule in names[name]})
                 for name, book in state.codebooks.items()
             },
         )

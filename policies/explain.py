@@ -68,6 +68,11 @@ _LAST_RESORTS = {
     "stop_training": "it asks the training loop to stop, and does nothing more until it is over.",
     "observe": "no rule does anything more to this codebook in this run; they only tell.",
 }
+_UNDONE = {
+    "always": "is undone",
+    "unless_better": "is undone, unless it left the codebook better than it was and the loss no worse",
+    "never": "has failed, and what it has done stays",
+}
 _UNKNOWN = {"fire": ("for", "against"), "clear": ("against", "for")}
 _TOLD_OF_POLICY = {"version", "name", "mode", "sample", "warmup", "budget", "rules"}
 _TOLD_OF_SAMPLE = {"every", "when_suspect", "min_tokens", "settle", "dead_below"}
@@ -156,9 +161,9 @@ def _of_ladder(rule: Rule, policy: Policy) -> Iterator[str]:
     yield from (f"  {number}. {_of_rung(rung, rule)}" for number, rung in enumerate(rule.ladder, start=1))
     success = in_words(rule.verify.success) if rule.verify.success else "what ends the rule holds"
     touches = any(rung.action not in _TOUCHES_NOTHING for rung in rule.ladder)
-    undone = "One that has not in time " + ("is undone" if touches else "has failed")
+    undone = "One that has not in time " + (_UNDONE[rule.verify.undo] if touches else "has failed")
     yield f"A try has succeeded when {success}, {in_a_row(rule.clear_for)}. {undone}{_next(several)}."
-    what = "was undone" if touches else "has failed"
+    what = "was undone" if touches and rule.verify.undo == "always" else "has failed"
     yield f"What {what} on a codebook is not tried there again in this run, not even when the rule fires anew."
     if guard := rule.verify.guard:
         most = f"more than {percent(guard.loss_increase)} " if guard.loss_increase else ""
@@ -176,7 +181,7 @@ def _of_ladder(rule: Rule, policy: Policy) -> Iterator[str]:
         further = f", then {rule.cooldown.growth:g} times as long after each further one{until}"
         growth = further if rule.cooldown.growth != 1 else ""
         yield f"After an intervention that was no failure it pauses for {rule.cooldown.for_}{growth}."
-    yield from _untold(rule.verify, {"within", "success", "guard"}, "verify.")
+    yield from _untold(rule.verify, {"within", "success", "guard", "undo"}, "verify.")
 
 
 def _next(several: bool) -> str:
@@ -184,7 +189,8 @@ def _next(several: bool) -> str:
 
 
 def _of_rung(rung: Rung, rule: Rule) -> str:
-    repeat = f", up to {rung.repeat} times in a row before all of it is undone" if rung.repeat > 1 else ""
+    before = " before all of it is undone" if rule.verify.undo == "always" else ""
+    repeat = f", up to {rung.repeat} times in a row{before}" if rung.repeat > 1 else ""
     budget = f", at most {counted(rung.budget, 'time')} on one codebook" if rung.budget else ""
     within = f"; {'each ' if rung.repeat > 1 else ''}judged within {rung.within or rule.verify.within}"
     more = "".join(f"; {text.rstrip('.')}" for text in _untold(rung, _TOLD_OF_RUNG))

@@ -15,7 +15,7 @@ from operator import attrgetter
 from .decisions import Decision
 from .plan import Plan, RulePlan, RungPlan
 from .reading import Reading
-from .states import CodebookState, EngineState, RuleState
+from .states import CodebookState, EngineState, RuleState, changed
 from .turn import Turn
 
 __all__ = ["UNSEEN", "Group", "taken_together"]
@@ -69,12 +69,12 @@ class Group:
         known = self._state.codebooks
         if self.name is None:
             book = known.get(codebook, UNSEEN)
-            return {codebook: book if book.group is None else replace(book, group=None, level=None)}
+            return {codebook: book if book.group is None else changed(book, group=None, level=None)}
         books = {name: book for name, book in known.items() if book.group == self.name}
         for name, reading in self._read.items():
             book = books.get(name) or known.get(name, UNSEEN)
             if (book.group, book.level) != (reading.group, reading.level):
-                book = replace(book, group=reading.group, level=reading.level)
+                book = changed(book, group=reading.group, level=reading.level)
             books[name] = book
         return dict(sorted(books.items(), key=lambda item: (item[1].level or 0, item[0])))
 
@@ -129,16 +129,18 @@ class Group:
             if name in self.turns:
                 self.turns[name].unsettle(action)
             else:
-                self._books[name] = replace(book, settling_after=action, settled=0, past=book.past.restarted())
+                self._books[name] = changed(book, settling_after=action, settled=0, past=book.past.restarted())
 
     def after(self) -> EngineState:
         """Return the run's state after these turns; the old one itself where nothing has changed."""
-        books = self._books | {name: turn.after() for name, turn in self.turns.items()}
-        known = self._state.codebooks
-        changed = {name: book for name, book in books.items() if known.get(name) is not book}
-        if not changed:
+        known, new = self._state.codebooks, {}
+        for name, before in self._books.items():
+            book = self.turns[name].after() if name in self.turns else before
+            if known.get(name) is not book:
+                new[name] = book
+        if not new:
             return self._state
-        return replace(self._state, codebooks={**known, **changed}, attempts=self.attempts, spent=self.spent)
+        return changed(self._state, codebooks={**known, **new}, attempts=self.attempts, spent=self.spent)
 
     @property
     def codebooks(self) -> Iterable[str]:

@@ -6,14 +6,14 @@ Time is the step of the readings. What is decided about several levels of a grou
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from operator import attrgetter
 
 from .coordination import coordinated
 from .decisions import Decision, DecisionKind, Outcome, Skip
 from .group import Group
 from .plan import Plan, RulePlan
 from .reading import Reading
-from .states import CodebookState, EngineState, Phase, RuleState, Verdict
+from .states import CodebookState, EngineState, Phase, RuleState, Verdict, changed
 from .transitions import advance
 from .turn import ARMED, Turn, action_of
 from .verdicts import end
@@ -25,6 +25,7 @@ Decisions = tuple[Decision, ...]
 
 AT_WORK = frozenset({Phase.PENDING, Phase.FIRING, Phase.VERIFYING})
 TROUBLED = AT_WORK | {Phase.EXHAUSTED}
+_PHASE_OF = attrgetter("phase")
 
 
 def observe(plan: Plan, state: EngineState, readings: Sequence[Reading]) -> tuple[EngineState, Decisions]:
@@ -76,7 +77,7 @@ def report(
             )
     applied = [turn for turn, codebook in asked if turn is not None and codebook not in {*refused, *postponed}]
     for turn in applied:
-        turn.put(rule, replace(turn.rules[rule.name], phase=Phase.VERIFYING))
+        turn.put(rule, changed(turn.rules[rule.name], phase=Phase.VERIFYING))
         turn.unsettle(decision.action or "")
     if applied:
         group.disturb_below(applied[0].level, decision.action or "")
@@ -113,7 +114,7 @@ def finish(plan: Plan, state: EngineState, step: int) -> tuple[EngineState, Deci
 
 def has_phase(book: CodebookState, phases: frozenset[Phase]) -> bool:
     """Whether a rule stands at one of these phases on a codebook."""
-    return any(state.phase in phases for state in book.rules.values())
+    return not phases.isdisjoint(map(_PHASE_OF, book.rules.values()))
 
 
 def concerned(plan: Plan, book: CodebookState) -> list[RulePlan]:
@@ -142,7 +143,7 @@ def _judge(turn: Turn) -> None:
     turn.remember()
     book = turn.book
     if not book.judged or book.skipped or book.settling_after:
-        turn.book = replace(book, judged=True, skipped=None, settling_after=None, settled=0)
+        turn.book = changed(book, judged=True, skipped=None, settling_after=None, settled=0)
     for rule in turn.plan.rules_on(turn.codebook):
         old = turn.rules.get(rule.name, ARMED)
         new = advance(turn, rule, old)
@@ -166,9 +167,9 @@ def _pass_over(turn: Turn, why: Skip, reason: str) -> None:
     """Record a reading without a verdict, once a streak, and let it count against an open verification."""
     if turn.book.skipped is not why:
         turn.record(DecisionKind.SKIP, None, reason, skip=why)
-        turn.book = replace(turn.book, skipped=why)
+        turn.book = changed(turn.book, skipped=why)
     if why is Skip.SETTLING:
-        turn.book = replace(turn.book, settled=turn.book.settled + 1)
+        turn.book = changed(turn.book, settled=turn.book.settled + 1)
     else:
         starve(turn)
 
@@ -177,7 +178,7 @@ def _refused(turn: Turn, rule: RulePlan, state: RuleState, action: str, reason: 
     because = f": {reason}" if reason else ""
     reason = f"{action} was not applied{because}"
     verdict = Verdict(outcome=Outcome.FAILED, reason=reason, again=False, applied=False)
-    return judge(turn, rule, replace(state, phase=Phase.VERIFYING), verdict)
+    return judge(turn, rule, changed(state, phase=Phase.VERIFYING), verdict)
 
 
 def _withdrawn(turn: Turn, rule: RulePlan, state: RuleState, reason: str) -> RuleState:
@@ -190,6 +191,7 @@ def _withdrawn(turn: Turn, rule: RulePlan, state: RuleState, reason: str) -> Rul
         failed=state.failed,
         tried=state.tried,
         tries=state.tries - 1,
+        origin=state.origin,
         spent={name: count for name, count in spent.items() if count},
         pauses=state.pauses,
     )
@@ -203,15 +205,15 @@ def _refilled(plan: Plan, state: EngineState, group: Group) -> EngineState:
     # while all have been calm, only the codebooks just read can have changed that
     names = state.codebooks if state.calm_since is None else group.codebooks
     if any(rule.rungs or rule.severity != "info" for name in names for rule in concerned(plan, state.codebooks[name])):
-        return state if state.calm_since is None else replace(state, calm_since=None)
+        return state if state.calm_since is None else changed(state, calm_since=None)
     if state.calm_since is None:
-        return replace(state, calm_since=group.step)
+        return changed(state, calm_since=group.step)
     if group.step - state.calm_since < plan.refill_after:
         return state
     fresh = {name: _unspent(book) for name, book in state.codebooks.items()}
-    return replace(state, spent=0, calm_since=None, codebooks=fresh)
+    return changed(state, spent=0, calm_since=None, codebooks=fresh)
 
 
 def _unspent(book: CodebookState) -> CodebookState:
     """Return a codebook whose rules and rungs have their budgets whole, and their first cooldown before them, again."""
-    return replace(book, rules={name: replace(rule, spent={}, pauses=0) for name, rule in book.rules.items()})
+    return changed(book, rules={name: changed(rule, spent={}, pauses=0) for name, rule in book.rules.items()})

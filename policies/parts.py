@@ -1,16 +1,22 @@
-"""The parts of a policy that refer to nothing else: sampling, budget, clearing, cooldown and verification."""
+"""The parts of a policy that refer to no rule: sampling, budget, clearing, cooldown, verification and rungs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_serializer, model_validator
 
+from .actions import Action, action_named, actions
 from .condition import ConditionField
+from .diagnosis import mismatches_of
 from .duration import Duration, DurationField, PositiveDuration, PositiveSteps, StepsOrNever
+from .errors import MismatchError, MismatchesError, quote, suggest
 
-__all__ = ["Budget", "Clear", "Cooldown", "Count", "LossBound", "Part", "Sample", "Verify"]
+__all__ = ["Budget", "Clear", "Cooldown", "Count", "LossBound", "Part", "Rung", "Sample", "Verify"]
+
+_OPTIONS = ("repeat", "within", "budget")
+"""What a rung says beside its action."""
 
 MOST = 10**18
 """The largest whole number in a policy; durations have no more digits either."""
@@ -107,6 +113,9 @@ class LossBound(Part):
     loss_increase: Annotated[float, Field(ge=0, examples=[0.1])]
 
 
+Undo = Literal["always", "unless_better", "never"]
+
+
 class Verify(Part):
     """How an intervention is judged.
 
@@ -118,8 +127,87 @@ class Verify(Part):
             when `within` is over, the intervention has failed and is rolled back, whatever the codebook looks like. A
             loss of NaN is beyond every bound. Where no loss is known, before or after, the bound is not applied, and
             the outcome says so.
+        undo: what becomes of an intervention that failed: `always` undone, undone `unless_better` (where the codebook
+            came nearer to what the rule wants, and neither its error nor the loss has grown), or `never`.
     """
 
     within: PositiveDuration = Duration(200, "steps")
     success: ConditionField | None = None
     guard: LossBound | None = None
+    undo: Undo = "always"
+
+
+class Rung(Part):
+    """One step of a ladder.
+
+    In YAML a bare name (`reset_codes`), or the action with its parameters and, beside it, options:
+    `{decay_commitment: {factor: 0.25}, repeat: 3, within: 300 steps}`.
+
+    Attributes:
+        action: name of the action. params: its validated parameters.
+        repeat: how often it may fail in a row before it is undone and the next rung has its turn, 1 or more.
+        within: overrides the rule's `verify.within`.
+        budget: how often it may be tried on one codebook until the budget of the run is refilled; then it is passed
+            over. `None`: no bound of its own.
+    """
+
+    action: str
+    params: SerializeAsAny[Action]
+    repeat: Count = 1
+    within: PositiveDuration | None = None
+    budget: Count | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_yaml(cls, value: object) -> object:
+        if isinstance(value, Mapping) and isinstance(value.get("params"), Action):
+            return value
+        written = {value: None} if isinstance(value, str) else value
+        if not isinstance(written, Mapping) or not written:
+            raise MismatchError("an action, such as `reset_codes` or `reset_codes: {scope: all}`", quote(value))
+        action = _only_action(written)
+        model = action_named(action)
+        try:
+            params = model.model_validate({} if written[action] is None else written[action])
+        except ValidationError as error:
+            raise MismatchesError(map(_beside_the_action, mismatches_of(error, model, (action,)))) from None
+        return {"action": action, "params": params, **{key: written[key] for key in written if key != action}}
+
+    @model_serializer
+    def _to_yaml(self) -> dict[str, Any]:
+        within = {"within": str(self.within)} if self.within else {}
+        budget = {"budget": self.budget} if self.budget else {}
+        return {self.action: self.params.model_dump(mode="json"), "repeat": self.repeat, **within, **budget}
+
+
+def _beside_the_action(wrong: MismatchError) -> MismatchError:
+    """Say of an option of a rung that stands among the parameters of its action where it belongs."""
+    if not wrong.at_key or wrong.place[-1] not in _OPTIONS or len(wrong.place) != 2:
+        return wrong
+    hint = f"It stands beside `{wrong.place[0]}`, in the same column, and not inside."
+    return MismatchError("a parameter of the action", wrong.got, hint, place=wrong.place, at_key=True)
+
+
+def _only_action(rung: Mapping[str, Any]) -> str:
+    """Return the one key of a rung that names an action.
+
+    Raises:
+        MismatchesError: for every key that is neither the action nor an option of a rung.
+    """
+    candidates = [key for key in rung if key not in _OPTIONS]
+    if not candidates:
+        raise MismatchError("an action beside its options", quote(rung), f"Known: {', '.join(actions())}.")
+    action = next((key for key in candidates if key in actions()), None)
+
+    def wrong(key: str) -> MismatchError:
+        if action is None:
+            expected, hint = "an action", suggest(key, actions())
+        elif key in actions():
+            expected, hint = "one action a rung", "Begin a new rung with `-`."
+        else:
+            expected, hint = "an option of a rung", suggest(key, _OPTIONS)
+        return MismatchError(expected, quote(key), hint, place=(key,), at_key=True)
+
+    if action is None or len(candidates) > 1:
+        raise MismatchesError(wrong(key) for key in candidates if key != action)
+    return action

@@ -15,8 +15,10 @@ settling leave no trace; the values for `trend` begin anew with every interventi
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -32,9 +34,9 @@ Derived: TypeAlias = Mapping[str, "float | None"]
 NOTHING: Derived = MappingProxyType({})
 """What is derived where nothing has passed yet."""
 
-_BETTER: dict[str, Callable[[float, float], float]] = {
-    **dict.fromkeys(HIGHEST_IS_BEST, max),
-    **dict.fromkeys(LOWEST_IS_BEST, min),
+_IS_BETTER: dict[str, Callable[[float, float], bool]] = {
+    **dict.fromkeys(HIGHEST_IS_BEST, operator.gt),
+    **dict.fromkeys(LOWEST_IS_BEST, operator.lt),
 }
 
 
@@ -58,11 +60,13 @@ class Past:
             bests: fields whose best is wanted.
             spans: how many values of a field are wanted.
         """
-        best, recent = dict(self.best), dict(self.recent)
+        best, recent = self.best, dict(self.recent)
         for name in bests:
             value = getattr(reading, name)
             if value is not None and math.isfinite(value):
-                best[name] = _BETTER[name](best[name], value) if name in best else value
+                known = best.get(name)
+                if known is None or _IS_BETTER[name](value, known):
+                    best = {**best, name: value}
         for name, count in spans.items():
             value = getattr(reading, name)
             if value is not None and math.isfinite(value):
@@ -99,8 +103,14 @@ def slope(values: Sequence[float]) -> float | None:
     >>> slope([8.0, 10.0, 12.0])
     0.2
     """
-    middle = (len(values) - 1) / 2
+    places, run = _places(len(values))
     mean = sum(values) / len(values)
-    rise = sum((place - middle) * value for place, value in enumerate(values))
-    run = sum((place - middle) ** 2 for place in range(len(values)))
+    rise = sum(map(operator.mul, places, values))
     return rise / run / abs(mean) if mean else None
+
+
+@lru_cache(maxsize=100)  # a trend has at most so many values
+def _places(count: int) -> tuple[tuple[float, ...], float]:
+    """Return the places of so many values in a row, counted from their middle, and the sum of their squares."""
+    places = tuple(place - (count - 1) / 2 for place in range(count))
+    return places, sum(place**2 for place in places)

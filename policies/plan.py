@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from .actions import Action
-from .condition import Comparison, Condition, Test
+from .condition import Comparison, Condition, Explainer, Test
 from .duration import Duration
 from .past import NOTHING, Derived, Past
 from .reading import Reading
@@ -50,12 +50,12 @@ class RulePlan:
     """One rule.
 
     Attributes:
-        when, clear, success: the conditions, for messages. holds, clears, succeeds: the same, compiled.
+        when, success: the conditions, for messages. holds, clears, succeeds: the conditions, compiled.
+        why_holds, why_clears, why_succeeds: what of each of them is true, in words.
         hold: readings that `when` must hold. clear_hold: readings that `clear` and `success` must hold.
         cooldown, growth, silence_until, budget, on_exhausted, within: as in the policy.
-        when_unknown: what `when` says of a missing field, and of one that is NaN. clear_unknown: what `clear` and
-            `success` say.
-        loss_increase: bound of the guard, if there is one. rungs: the ladder.
+        loss_increase: bound of the guard, if there is one. undo: what becomes of an intervention that failed.
+        rungs: the ladder.
         inhibits: names of the rules that this one silences. inhibited_by: names of those that silence it.
         applies_to: whether the rule exists on a codebook of a given name.
     """
@@ -63,11 +63,13 @@ class RulePlan:
     name: str
     severity: str
     when: Condition
-    clear: Condition
     success: Condition
     holds: Test
     clears: Test
     succeeds: Test
+    why_holds: Explainer
+    why_clears: Explainer
+    why_succeeds: Explainer
     hold: int
     clear_hold: int
     cooldown: Duration
@@ -75,10 +77,9 @@ class RulePlan:
     silence_until: int
     budget: int | None
     on_exhausted: str
-    when_unknown: tuple[bool | None, bool | None]
-    clear_unknown: tuple[bool | None, bool | None]
     within: Duration
     loss_increase: float | None
+    undo: str
     rungs: tuple[RungPlan, ...]
     inhibits: frozenset[str]
     inhibited_by: tuple[str, ...]
@@ -203,11 +204,13 @@ def _rule_plan(rule: Rule, policy: Policy) -> RulePlan:
         name=rule.name,
         severity=rule.severity,
         when=rule.when,
-        clear=rule.clear_when,
         success=success or rule.clear_when,
         holds=rule.when.compile(*when_unknown),
         clears=clears,
         succeeds=success.compile(*clear_unknown) if success else clears,
+        why_holds=rule.when.explainer(*when_unknown),
+        why_clears=rule.clear_when.explainer(*clear_unknown),
+        why_succeeds=(success or rule.clear_when).explainer(*clear_unknown),
         hold=rule.for_,
         clear_hold=rule.clear_for,
         cooldown=rule.cooldown.for_,
@@ -215,10 +218,9 @@ def _rule_plan(rule: Rule, policy: Policy) -> RulePlan:
         silence_until=rule.silence_until.count,
         budget=rule.budget,
         on_exhausted=rule.on_exhausted,
-        when_unknown=when_unknown,
-        clear_unknown=clear_unknown,
         within=rule.verify.within,
         loss_increase=rule.verify.guard.loss_increase if rule.verify.guard else None,
+        undo=rule.verify.undo,
         rungs=tuple(
             RungPlan(
                 index=index,

@@ -5,11 +5,9 @@ Each function records why, once a streak, and returns the state in which the rul
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from .decisions import Skip
 from .plan import RulePlan
-from .states import Phase, RuleState
+from .states import Phase, RuleState, changed
 from .turn import Turn
 
 __all__ = ["hush", "silence", "wait_for", "yield_to"]
@@ -39,4 +37,4 @@ def yield_to(turn: Turn, rule: RulePlan, state: RuleState, coarser: str) -> Rule
 def _afresh(state: RuleState) -> RuleState:
     if state.phase is Phase.ARMED and not state.held:
         return state
-    return replace(state, phase=Phase.ARMED, held=0, cleared=0)
+    return changed(state, phase=Phase.ARMED, held=0, cleared=0)

@@ -12,14 +12,13 @@ an intervention. Time is the step of the turn; nothing here keeps a clock, and n
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from .asking import act, quieted
 from .decisions import DecisionKind, Skip
 from .plan import RulePlan
 from .quiet import wait_for
 from .spans import left_of
-from .states import Phase, RuleState
+from .states import Phase, RuleState, changed
 from .turn import Turn
 from .verification import verify
 from .words import counted
@@ -31,7 +30,7 @@ def advance(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
     """Take the reading of the turn into account; the old state itself is returned where nothing changes."""
     holds = rule.holds(turn.reading, turn.derived)
     if holds is not None and holds is not state.holds:
-        state = replace(state, holds=holds)
+        state = changed(state, holds=holds)
     return _PHASES[state.phase](turn, rule, state, holds)
 
 
@@ -42,19 +41,20 @@ def _armed(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> 
     if not holds:
         if state.phase is Phase.ARMED and state.skipped is None:
             return state
-        return replace(state, phase=Phase.ARMED, held=0, skipped=None)
+        return changed(state, phase=Phase.ARMED, held=0, skipped=None)
     held = state.held + 1
     if (quiet := quieted(turn, rule, state, fires=held >= rule.hold)) is not None:
         return quiet
-    explanation = rule.when.explain(turn.reading, turn.derived, *rule.when_unknown)
     if held >= rule.hold:
         if (inhibitor := turn.inhibitor(rule)) is not None:
-            return wait_for(turn, rule, replace(state, phase=Phase.PENDING, held=held), inhibitor)
-        turn.record(DecisionKind.ALERT, rule, f"{explanation} for {counted(held, 'reading')}", before=turn.reading)
-        return act(turn, rule, replace(state, phase=Phase.FIRING, held=held, cleared=0, skipped=None))
+            return wait_for(turn, rule, changed(state, phase=Phase.PENDING, held=held), inhibitor)
+        why = f"{rule.why_holds(turn.reading, turn.derived)} for {counted(held, 'reading')}"
+        turn.record(DecisionKind.ALERT, rule, why, before=turn.reading)
+        return act(turn, rule, changed(state, phase=Phase.FIRING, held=held, cleared=0, skipped=None))
     if state.phase is Phase.ARMED:
-        turn.record(DecisionKind.PENDING, rule, f"{explanation}: {held} of {rule.hold} readings")
-    return replace(state, phase=Phase.PENDING, held=held, skipped=None)
+        why = f"{rule.why_holds(turn.reading, turn.derived)}: {held} of {rule.hold} readings"
+        turn.record(DecisionKind.PENDING, rule, why)
+    return changed(state, phase=Phase.PENDING, held=held, skipped=None)
 
 
 def _firing(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> RuleState:
@@ -67,7 +67,7 @@ def _firing(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) ->
         return quiet
     if (inhibitor := turn.inhibitor(rule)) is not None:
         return wait_for(turn, rule, state, inhibitor)
-    return act(turn, rule, state if state.cleared == 0 else replace(state, cleared=0))
+    return act(turn, rule, state if state.cleared == 0 else changed(state, cleared=0))
 
 
 def _clearing(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> RuleState:
@@ -76,16 +76,16 @@ def _clearing(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) 
     if clear is None:
         return state
     if not clear:
-        return state if state.cleared == 0 else replace(state, cleared=0)
+        return state if state.cleared == 0 else changed(state, cleared=0)
     cleared = state.cleared + 1
     if cleared < rule.clear_hold:
-        return replace(state, cleared=cleared)
+        return changed(state, cleared=cleared)
     turn.record(
         DecisionKind.CLEARED,
         rule,
-        f"{rule.clear.explain(turn.reading, turn.derived, *rule.clear_unknown)} for {counted(cleared, 'reading')}",
+        f"{rule.why_clears(turn.reading, turn.derived)} for {counted(cleared, 'reading')}",
     )
-    return replace(state, phase=Phase.ARMED, held=0, cleared=0, skipped=None)
+    return changed(state, phase=Phase.ARMED, held=0, cleared=0, skipped=None)
 
 
 def _cooling(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> RuleState:
@@ -93,7 +93,7 @@ def _cooling(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -
 
     What held during the pause does not count afterwards: the rule begins anew, armed, at the reading that ends it.
     """
-    state = replace(state, readings=state.readings + 1)
+    state = changed(state, readings=state.readings + 1)
     pause = rule.pause(state)
     left = left_of(pause, turn, state)
     if left <= 0:
@@ -102,8 +102,8 @@ def _cooling(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -
     if holds is None:
         return state
     if not holds:
-        return replace(state, held=0, skipped=None)
-    state = replace(state, held=state.held + 1)
+        return changed(state, held=0, skipped=None)
+    state = changed(state, held=state.held + 1)
     if state.held < rule.hold:
         return state
     return turn.skip(rule, state, Skip.COOLING_DOWN, f"cooling down: {left} of {pause} left")

@@ -72,7 +72,7 @@ def words_of(decision: Decision) -> str:
     if decision.kind in (DecisionKind.ACT, DecisionKind.OUTCOME):
         words.append(decision.action or "")
     if decision.outcome is not None:
-        words += [decision.outcome.value, "undone" if decision.rollback else ""]
+        words += [decision.outcome.value, "undone" if decision.rollback else "kept" if decision.kept else ""]
     if decision.skip is not None:
         words.append(decision.skip.value)
     words.append(decision.then or "")

@@ -7,13 +7,13 @@ outside: old state and reading in, new state and decisions out.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .decisions import Decision, DecisionKind, Outcome, Skip
+from .past import Derived
 from .plan import RulePlan
 from .reading import Reading
-from .states import CodebookState, Phase, RuleState
+from .states import CodebookState, Phase, RuleState, changed
 
 if TYPE_CHECKING:
     from .group import Group
@@ -36,10 +36,11 @@ class Turn:
     """
 
     __slots__ = (
+        "_derived",
+        "_past",
         "_rules",
         "book",
         "codebook",
-        "derived",
         "group",
         "is_read",
         "level",
@@ -59,24 +60,31 @@ class Turn:
         self.rules: Mapping[str, RuleState] = book.rules
         self._rules: dict[str, RuleState] | None = None
         self.resigned = book.resigned
-        self.derived = group.plan.derive(book.past, reading)
+        self._past = book.past
+        self._derived: Derived | None = None
+
+    @property
+    def derived(self) -> Derived:
+        """What `rel` and `trend` are at the reading, whatever an action makes the codebook forget meanwhile."""
+        if self._derived is None:
+            self._derived = self.plan.derive(self._past, self.reading)
+        return self._derived
 
     def remember(self) -> None:
         """Make the reading part of the past that `rel` and `trend` compare with."""
         if self.plan.derived:
-            past = self.plan.past_with(self.book.past, self.reading)
-            self.book = replace(self.book, past=past)
-            self.derived = self.plan.derive(past, self.reading)
+            self._past = self.plan.past_with(self.book.past, self.reading)
+            self.book = changed(self.book, past=self._past)
 
     def unsettle(self, action: str) -> None:
         """Let what the codebook shows count as evidence only once an action has settled."""
-        self.book = replace(self.book, settling_after=action, settled=0)
+        self.book = changed(self.book, settling_after=action, settled=0)
         self.forget()
 
     def forget(self) -> None:
         """Begin the values for `trend` anew."""
         if self.book.past.recent:
-            self.book = replace(self.book, past=self.book.past.restarted())
+            self.book = changed(self.book, past=self.book.past.restarted())
 
     def put(self, rule: RulePlan, state: RuleState) -> None:
         """Write down the new state of a rule; the first write copies, so that the old state stays as it was."""
@@ -88,7 +96,7 @@ class Turn:
         """Return the codebook's state after this turn."""
         if self.rules is self.book.rules and self.resigned is self.book.resigned:
             return self.book
-        return replace(self.book, rules=self.rules, resigned=self.resigned)
+        return changed(self.book, rules=self.rules, resigned=self.resigned)
 
     def record(self, kind: DecisionKind, rule: RulePlan | None, reason: str, **facts: Any) -> None:
         """Add a decision."""
@@ -112,7 +120,7 @@ class Turn:
         if state.skipped is why:
             return state
         self.record(DecisionKind.SKIP, rule, reason, skip=why, **facts)
-        return replace(state, skipped=why)
+        return changed(state, skipped=why)
 
     def record_outcome(
         self,
@@ -123,6 +131,7 @@ class Turn:
         *,
         after: Reading | None,
         rollback: bool = False,
+        kept: bool = False,
     ) -> None:
         """Add the decision that ends the open intervention of a rule; `after` is the reading that decided, if any."""
         rung = rule.open_rung(state)
@@ -136,6 +145,7 @@ class Turn:
             attempt=state.attempt,
             outcome=outcome,
             rollback=rollback,
+            kept=kept,
             before=state.before,
             after=after,
         )
@@ -143,7 +153,7 @@ class Turn:
     def inhibitor(self, rule: RulePlan) -> str | None:
         """Return a rule that keeps this one quiet here and now; one that is only pending where no other does."""
         at_work = [name for name in rule.inhibited_by if self.rules.get(name, ARMED).phase is not Phase.ARMED]
-        return min(at_work, key=self.is_pending, default=None)
+        return min(at_work, key=self.is_pending) if at_work else None
 
     def is_pending(self, name: str) -> bool:
         """Whether a rule counts readings and has not fired yet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .decisions import Outcome
+from .improvement import is_better
 from .plan import RulePlan
 from .states import Phase, RuleState, Verdict
 from .turn import Turn, action_of
@@ -29,15 +30,17 @@ def end(turn: Turn, rule: RulePlan, state: RuleState, verdict: Verdict) -> RuleS
 def _failed(turn: Turn, rule: RulePlan, state: RuleState, verdict: Verdict) -> RuleState:
     """End a failed try.
 
-    The rung has failed, and all that it has done is to be undone, when it has no try left or may not try again. An
-    action that was not applied has done nothing itself, so only earlier tries can be undone.
+    The rung has failed, and all that it has done is to be undone or kept, as the rule says, when it has no try left or
+    may not try again. An action that was not applied has done nothing itself, so only earlier tries can be undone.
     """
     rung = rule.open_rung(state)
     last = not verdict.again or rung is None or state.tries >= rung.repeat
     last = last or (rung is not None and rung.is_spent(state)) or rule.is_spent(state)
-    rollback = last and (verdict.applied or state.tries > 1)
+    has_acted = last and (verdict.applied or state.tries > 1)
+    kept = has_acted and _is_kept(rule, state, verdict)
+    rollback = has_acted and not kept
     after = verdict.after if verdict.applied else None
-    turn.record_outcome(rule, state, Outcome.FAILED, verdict.reason, after=after, rollback=rollback)
+    turn.record_outcome(rule, state, Outcome.FAILED, verdict.reason, after=after, rollback=rollback, kept=kept)
     if rollback:
         turn.forget()
         turn.group.disturb_below(turn.level, f"undoing {action_of(state)}")
@@ -47,6 +50,14 @@ def _failed(turn: Turn, rule: RulePlan, state: RuleState, verdict: Verdict) -> R
         failed=(*state.failed, state.tried) if last and state.tried else state.failed,
         tried=state.tried,
         tries=0 if last else state.tries,
+        origin=None if last else state.origin,
         spent=state.spent,
         pauses=state.pauses,
     )
+
+
+def _is_kept(rule: RulePlan, state: RuleState, verdict: Verdict) -> bool:
+    """Whether what failed tries have done is left as it is."""
+    if rule.undo != "unless_better":
+        return rule.undo == "never"
+    return is_better(rule.when, state.origin, verdict.after, rule.loss_increase)

@@ -7,7 +7,6 @@ the other levels; then the one outcome is stated, and the levels that failed go 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from .asking import act
 from .decisions import Outcome
@@ -15,7 +14,7 @@ from .group import Group
 from .plan import RulePlan
 from .quiet import hush, silence, yield_to
 from .spans import left_of
-from .states import Phase, RuleState, Verdict
+from .states import Phase, RuleState, Verdict, changed
 from .turn import Turn, action_of
 from .verdicts import end
 from .words import counted
@@ -26,7 +25,7 @@ __all__ = ["conclude", "judge", "starve", "verify"]
 def judge(turn: Turn, rule: RulePlan, state: RuleState, verdict: Verdict) -> RuleState:
     """End the open intervention of a codebook by itself; keep the verdict of one that is a level of a group."""
     if turn.group.name is not None:
-        return replace(state, verdict=verdict)
+        return changed(state, verdict=verdict)
     return go_on(turn, rule, end(turn, rule, state, verdict))
 
 
@@ -58,7 +57,7 @@ def starve(turn: Turn) -> None:
     occupant = turn.occupant()
     if occupant is not None and occupant[1].phase is Phase.VERIFYING and occupant[1].verdict is None:
         rule, state = occupant
-        turn.put(rule, _without_evidence(turn, rule, replace(state, readings=state.readings + 1)))
+        turn.put(rule, _without_evidence(turn, rule, changed(state, readings=state.readings + 1)))
 
 
 def verify(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
@@ -69,7 +68,7 @@ def verify(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
     """
     if state.verdict is not None:  # it waits for other levels
         return state
-    state = replace(state, readings=state.readings + 1)
+    state = changed(state, readings=state.readings + 1)
     rung = rule.open_rung(state)
     if rung is None:
         reason = f"the policy has changed and no longer has {state.tried}"
@@ -78,10 +77,10 @@ def verify(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
     if success is None:
         return _without_evidence(turn, rule, state)
     if success:
-        state = replace(state, cleared=state.cleared + 1, evidence=state.evidence + 1)
+        state = changed(state, cleared=state.cleared + 1, evidence=state.evidence + 1)
         if state.cleared < rule.clear_hold:
             return state
-        explanation = rule.success.explain(turn.reading, turn.derived, *rule.clear_unknown)
+        explanation = rule.why_succeeds(turn.reading, turn.derived)
         reason = f"{explanation} for {counted(state.cleared, 'reading')} after {rung.action}"
         is_within, remark = _loss_of(turn, rule, state)
         if is_within:
@@ -90,7 +89,7 @@ def verify(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
             return state
         return _judged(turn, rule, state, Outcome.FAILED, f"{reason}, but {remark}")
     if left_of(rung.within, turn, state) > 0:
-        return replace(state, cleared=0, evidence=state.evidence + 1)
+        return changed(state, cleared=0, evidence=state.evidence + 1)
     wanted = f"{rule.success} for {counted(rule.clear_hold, 'reading')}"
     measured = rule.success.measure(turn.reading, turn.derived)
     return _judged(turn, rule, state, Outcome.FAILED, f"{measured} after {rung.within}, wanted {wanted}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import CAPABILITIES, CodebookView, Observation, Unrecognised
+from .base import CAPABILITIES, CodebookView, Confidence, Observation, Unrecognised
 from .discovery import Discovery, NoQuantizerError, discover, survey
 from .explicit import GenericVQ
 from .interception import Interception, InterceptionError
@@ -13,6 +13,7 @@ __all__ = [
     "CAPABILITIES",
     "Adapter",
     "CodebookView",
+    "Confidence",
     "Derived",
     "Discovery",
     "GenericVQ",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -20,7 +21,16 @@ from .commitment import AddedCommitment
 from .freeze import Freeze
 from .refs import Derived, Knob, Quotient, Switch, TensorRef
 
-__all__ = ["CAPABILITIES", "K_OF_ONE", "CodebookView", "Metric", "Observation", "Reader", "Unrecognised"]
+__all__ = [
+    "CAPABILITIES",
+    "K_OF_ONE",
+    "CodebookView",
+    "Confidence",
+    "Metric",
+    "Observation",
+    "Reader",
+    "Unrecognised",
+]
 
 CAPABILITIES = ("monitor", "reset", "commitment", "freeze", "fallback")
 """What a view may support, in the order in which it is shown."""
@@ -30,6 +40,28 @@ K_OF_ONE = "its codebook has K = 1 code: one code cannot collapse"
 
 Metric: TypeAlias = Literal["l2", "cosine"]
 """How latents and codes are compared."""
+
+
+class Confidence(Enum):
+    """How it is known that a module is a quantizer; the value is the word that people are shown."""
+
+    DESCRIBED = "described"
+    STRUCTURE = "structure"
+    CONFIRMED = "confirmed"
+    UNCONFIRMED = "unconfirmed"
+
+    @property
+    def meaning(self) -> str:
+        """Return what the word says."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    Confidence.DESCRIBED: "its owner said so; what the description reads is checked at the first forward",
+    Confidence.STRUCTURE: "it has the tensors and attributes of a known family",
+    Confidence.CONFIRMED: "a copy was tried: its codes equal an exact search, and follow when the rows are rolled",
+    Confidence.UNCONFIRMED: "it looks like one, and is not touched",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +84,24 @@ Reader = Callable[[tuple[Any, ...], Mapping[str, Any], Any], "Observation | None
 
 @dataclass(frozen=True, slots=True)
 class Unrecognised:
-    """A module that looks like a quantizer and could not be confirmed: reported, never touched."""
+    """A module that looks like a quantizer and could not be confirmed: reported, never touched.
+
+    Attributes:
+        name: its path in the model.
+        reason: why it is not watched.
+        table: name of the tensor on it that looks like a codebook; empty where it is not known.
+        advice: what to write to have it watched; empty where nothing is known to help.
+    """
 
     name: str
     reason: str
+    table: str = ""
+    advice: str = ""
+
+    @property
+    def confidence(self) -> Confidence:
+        """Return `UNCONFIRMED`, always."""
+        return Confidence.UNCONFIRMED
 
 
 @dataclass(eq=False, kw_only=True)
@@ -68,11 +114,12 @@ class CodebookView:
         name: module path of the quantizer in the model, with `.0`, `.1` appended for heads.
         adapter: which adapter made the view.
         module: the module whose calls assign codes; probes and freezes hook it.
+        confidence: how it is known that this is a codebook.
         table: the K vectors, stored or computed.
         readers: method of `module` -> what reads codes and latents from one call of it. `forward` is observed by a
             hook, any other method by interception; none of these methods may call another one.
         ema_sum: (K, D) moving average behind the table, where there is one.
-        ema_count: (K,) moving average of the counts, where there is one.
+        ema_count: (K,) moving average of the counts, where there is one; without `ema_sum` it only tells dead codes.
         metric: "l2" or "cosine".
         decodes_raw: with metric "cosine": the row itself is the quantised vector, its length included. Else the
             normalised row is, and rows are normalised when they are written.
@@ -94,6 +141,7 @@ class CodebookView:
     module: nn.Module
     table: TensorRef | Quotient | Derived
     readers: Mapping[str, Reader]
+    confidence: Confidence = Confidence.STRUCTURE
     ema_sum: TensorRef | None = None
     ema_count: TensorRef | None = None
     metric: Metric = "l2"
@@ -125,7 +173,7 @@ class CodebookView:
     @property
     def kind(self) -> str:
         """`ema` (moved by averages), `learnable` (moved by an optimizer, itself or what it is made of) or `fixed`."""
-        if self.ema_sum is not None:
+        if self.ema_sum is not None or (self.ema_count is not None and self.decay is not None):
             return "ema"
         return "learnable" if self.table.is_parameter else "fixed"
 
@@ -166,13 +214,15 @@ class CodebookView:
         if isinstance(self.table, TensorRef):
             table = self.table.get()
             table.index_copy_(0, rows, vectors.to(table.dtype))
-        if self.ema_sum is not None and self.ema_count is not None:
-            ema_count, ema_sum = self.ema_count.get(), self.ema_sum.get()
+        if self.ema_count is not None:
+            ema_count = self.ema_count.get()
             counts = ema_count[rows] if counts is None else counts.to(ema_count)
             if isinstance(self.table, Quotient):  # below the floor the quotient would be less than the vector
                 counts = counts.clamp(min=self.table.floor)
             ema_count.index_copy_(0, rows, counts)
-            ema_sum.index_copy_(0, rows, (vectors * counts.float().unsqueeze(-1)).to(ema_sum.dtype))
+            if self.ema_sum is not None:
+                ema_sum = self.ema_sum.get()
+                ema_sum.index_copy_(0, rows, (vectors * counts.float().unsqueeze(-1)).to(ema_sum.dtype))
         self.written()
 
     def written(self) -> None:

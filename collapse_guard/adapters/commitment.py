@@ -18,8 +18,8 @@ from torch.utils.hooks import RemovableHandle
 
 from collapse_guard.hooks import Hook
 
+from .nested import flatten_tensors
 from .refs import Knob
-from .trace import flatten_tensors
 
 __all__ = ["AddedCommitment", "Term", "find_commitment"]
 

@@ -1,8 +1,12 @@
-"""Finding the codebooks of a model: explicit descriptions first, then the registered adapters."""
+"""Finding the codebooks of a model: explicit descriptions first, then structures that are known, then trials.
+
+Structures are looked for from the outside inwards, since a known quantizer accounts for all that is below it; trials go
+from the inside outwards, since whoever owns a quantizer acts much like it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -11,7 +15,7 @@ from .base import K_OF_ONE, CodebookView, Unrecognised
 from .explicit import GenericVQ
 from .families.factorised import weigh_by_configuration
 from .levels import assign_levels
-from .registry import adapters
+from .registry import Adapter, adapters
 
 __all__ = ["Discovery", "NoQuantizerError", "discover", "survey"]
 
@@ -61,11 +65,15 @@ def survey(model: nn.Module, explicit: Mapping[str, GenericVQ] | None = None) ->
     for path, description in explicit.items():
         views.append(description.view(path, modules[path]))
         taken.append(path)
-    for path, module in modules.items():
+    told = [adapter for adapter in adapters() if not adapter.innermost]
+    tried = [adapter for adapter in adapters() if adapter.innermost]
+    outermost = [(path, module, told) for path, module in modules.items()]
+    innermost = [(path, module, tried) for path, module in reversed(modules.items())]
+    for path, module, asked in (*outermost, *innermost):
         if any(path == outer or path.startswith(f"{outer}.") or not outer for outer in taken):
             continue
-        found = _match(path or "model", module)
-        if found:
+        found = _match(path or "model", module, asked)
+        if found and asked is told:
             taken.append(path)
         for item in found if path else [_below_the_top(each, modules) for each in found]:
             if isinstance(item, Unrecognised):
@@ -74,9 +82,13 @@ def survey(model: nn.Module, explicit: Mapping[str, GenericVQ] | None = None) ->
                 unrecognised.append(Unrecognised(item.name, K_OF_ONE))
             elif all(item.table != known.table for known in views):
                 views.append(item)  # a codebook that several levels share is one codebook, called several times
+    candidates = list(_worth_saying(model, views, unrecognised))
+    order = {path or "model": index for index, path in enumerate(modules)}
+    views.sort(key=lambda view: _place(order, view.name))
+    candidates.sort(key=lambda item: _place(order, item.name))
     assign_levels(model, views)
     weigh_by_configuration(model, views)
-    return Discovery(tuple(views), tuple(unrecognised))
+    return Discovery(tuple(views), tuple(candidates))
 
 
 def _below_the_top(item: CodebookView | Unrecognised, modules: Mapping[str, nn.Module]) -> CodebookView | Unrecognised:
@@ -89,9 +101,37 @@ def _below_the_top(item: CodebookView | Unrecognised, modules: Mapping[str, nn.M
     return replace(item, name=path, group=item.group and item.group.removeprefix("model."))
 
 
-def _match(name: str, module: nn.Module) -> Sequence[CodebookView | Unrecognised]:
-    """Ask the adapters about one module."""
-    for adapter in adapters():
+def _place(order: Mapping[str, int], name: str) -> int:
+    """Return where a module stands in its model; the name of a view may end in the number of a head."""
+    while name and name not in order:
+        name = name.rpartition(".")[0]
+    return order.get(name, 0)
+
+
+def _worth_saying(
+    model: nn.Module, views: Sequence[CodebookView], unrecognised: Sequence[Unrecognised]
+) -> Iterator[Unrecognised]:
+    """Leave out what is said of a table that is watched, or that was said of a module further in."""
+    said = {id(ref.whole()) for view in views for ref in view.refs().values()}
+    for item in unrecognised:
+        tensor = _tensor(model, item) if item.table else None
+        if tensor is None or id(tensor) not in said:
+            yield item
+            said |= set() if tensor is None else {id(tensor)}
+
+
+def _tensor(model: nn.Module, item: Unrecognised) -> object:
+    path, _, attribute = item.table.rpartition(".")
+    try:
+        owner = model.get_submodule("" if item.name == "model" else item.name)
+        return getattr(owner.get_submodule(path), attribute, None)
+    except AttributeError:
+        return None
+
+
+def _match(name: str, module: nn.Module, asked: Sequence[Adapter]) -> Sequence[CodebookView | Unrecognised]:
+    """Ask some adapters about one module."""
+    for adapter in asked:
         try:
             found = adapter.match(name, module)
         except Exception as error:  # a quantizer that an adapter cannot read is reported, the model is not to blame
@@ -106,7 +146,9 @@ def _explain_nothing(model: nn.Module, unrecognised: Sequence[Unrecognised]) -> 
     lines = [f"found no quantizer to guard in {type(model).__name__}."]
     if unrecognised:
         lines.append("These modules look like one but could not be confirmed:")
-        lines += [f"  - {candidate.name}: {candidate.reason}" for candidate in unrecognised]
+        for candidate in unrecognised:
+            lines.append(f"  - {candidate.name}: {candidate.reason}")
+            lines += [f"    {candidate.advice}"] if candidate.advice else []
     lines.append("Recognised by themselves:")
     lines += [f"  - {adapter.name}: {adapter.covers}" for adapter in adapters()]
     lines.append(

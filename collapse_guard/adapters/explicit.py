@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from collapse_guard.kmeans import assign
 
-from .base import CodebookView, Metric, Observation, Reader
+from .base import CodebookView, Confidence, Metric, Observation, Reader
+from .nested import flatten_tensors
 from .refs import Knob, TensorRef
-from .trace import flatten_tensors
 
 __all__ = ["GenericVQ"]
 
@@ -83,6 +83,7 @@ class GenericVQ:
             name=name,
             adapter="explicit",
             module=module,
+            confidence=Confidence.DESCRIBED,
             table=table,
             readers={"forward": _reader(self, table)},
             metric=self.metric,
@@ -173,7 +174,9 @@ def _check_layout(given: Tensor, codes: Tensor, rows: Tensor, metric: Metric) ->
         return
     is_token = codes >= 0
     last, first = (
-        float((assign(each.reshape(-1, rows.shape[1]), rows, metric) == codes)[is_token].float().mean())
+        float(
+            (assign(each.reshape(-1, rows.shape[1]), rows, metric, backend="torch") == codes)[is_token].float().mean()
+        )
         for each in (given, given.movedim(1, -1))
     )
     if first > 0.5 > last and first > 2 * last:

@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 from torch import nn
 
 from .base import CodebookView, Unrecognised
-from .families import BUILT_IN
+from .families import BUILT_IN, BY_TRIAL
 
 __all__ = ["ENTRY_POINT_GROUP", "Adapter", "Match", "adapters", "register_adapter", "unregister_adapter"]
 
@@ -38,11 +38,14 @@ class Adapter:
             model, outermost first; what lies below a recognised module is not asked again. It must not change the
             module and must not import the library that it recognises.
         covers: whose classes it recognises, for people.
+        innermost: asked after all other adapters, of the innermost modules first, also of those around what was
+            recognised: for one that tries copies, which is dear, and to which an owner looks much like what it owns.
     """
 
     name: str
     match: Match
     covers: str = ""
+    innermost: bool = False
 
 
 _registered: dict[str, Adapter] = {}
@@ -80,7 +83,10 @@ def adapters() -> tuple[Adapter, ...]:
 
 
 def _built_in() -> tuple[Adapter, ...]:
-    return tuple(Adapter(*family) for family in BUILT_IN)
+    return (
+        *(Adapter(*family) for family in BUILT_IN),
+        *(Adapter(*family, innermost=True) for family in BY_TRIAL),
+    )
 
 
 @cache

@@ -52,7 +52,7 @@ def _examine(model: Any, described: Mapping[str, Any], policy: Policy) -> dict[s
     """Return what there is to say, as plain data."""
     from collapse_guard.adapters import survey
     from collapse_guard.interventions import ladders_on
-    from collapse_guard.reports import describe_views
+    from collapse_guard.reports import describe_unrecognised, describe_views
     from collapse_guard.window import Window
 
     try:
@@ -67,7 +67,7 @@ def _examine(model: Any, described: Mapping[str, Any], policy: Policy) -> dict[s
         "policy": policy.name,
         "mode": policy.mode,
         "codebooks": codebooks,
-        "unrecognised": [{"name": item.name, "reason": item.reason} for item in found.unrecognised],
+        "unrecognised": describe_unrecognised(found.unrecognised),
         "ladders": [
             {
                 "rule": ladder.rule,
@@ -90,6 +90,8 @@ def _print(report: Mapping[str, Any]) -> None:
         say(f"{report['target']}: found no quantizer to guard in {report['model']}.")
         for item in report["unrecognised"]:
             say(folded(f"  not watched: {item['name']}: {item['reason']}", hanging=4))
+            if item["advice"]:
+                say(folded(f"    {item['advice']}", hanging=4))
         _print_known()
         return
     ConsoleSink(Console()).write(Event("attached", 0, report))

@@ -112,7 +112,7 @@ def _line(decision: Decision) -> str:
     who = f"{decision.codebook}: {decision.rule}" if decision.rule else decision.codebook
     what = f" {decision.action} #{decision.attempt}" if decision.attempt is not None else ""
     end = decision.outcome.value if decision.outcome is not None else decision.kind.value
-    undone = "; undone" if decision.rollback else ""
+    undone = "; undone" if decision.rollback else "; kept" if decision.kept else ""
     return f"step {decision.step:>6}  {end:<12}  {who}{what}: {decision.reason}{undone}"
 
 
@@ -154,6 +154,7 @@ def _decision_as_json(decision: Decision) -> dict[str, Any]:
         "outcome": decision.outcome.value if decision.outcome is not None else None,
         "skip": decision.skip.value if decision.skip is not None else None,
         "rollback": decision.rollback or None,
+        "kept": decision.kept or None,
         "reason": decision.reason,
     }
     return {key: value for key, value in words.items() if value is not None}

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from collapse_guard.kmeans import fit_codebook
+from collapse_guard.kmeans import CodebookFit, fit_codebook
 from collapse_guard.policies import FallbackTokenizer
 
 from .base import Intervention, Site, clear_moments
@@ -47,10 +47,9 @@ class FallbackTokenizerIntervention(Intervention[FallbackTokenizer]):
     def apply(self) -> str:
         """Fit, write, freeze."""
         view = self.site.view
-        error, n = self._fit(warm=False)
+        fit = self._fit(warm=False)
         view.freeze()
-        fitted = f"{self.params.backend}, {n} latents, error {error:.4g}"
-        return f"k-means codebook of {view.K} codes ({fitted}); own updates frozen"
+        return f"k-means codebook of {view.K} codes ({fit}); own updates frozen"
 
     def tend(self, steps: int) -> str | None:
         """Refit to recent latents, from the codes as they are so that ids keep their meaning, at growing intervals."""
@@ -60,9 +59,9 @@ class FallbackTokenizerIntervention(Intervention[FallbackTokenizer]):
         self._wait = math.ceil(self._wait * self.params.refit_growth)
         if not are_distinct(self.site.window.sample()):
             return None
-        error, n = self._fit(warm=True)
+        fit = self._fit(warm=True)
         self.writes += 1
-        return f"refitted to {n} latents, error {error:.4g}; next in {self._due - steps} steps"
+        return f"refitted ({fit}); next in {self._due - steps} steps"
 
     def state_dict(self) -> dict[str, Any]:
         """Return when the next refit is due and how long the wait after it is, in steps."""
@@ -72,20 +71,18 @@ class FallbackTokenizerIntervention(Intervention[FallbackTokenizer]):
         """Go on with the schedule of a saved fallback."""
         self._due, self._wait = int(state["due"]), int(state["wait"])
 
-    def _fit(self, *, warm: bool) -> tuple[float, int]:
-        """Fit and write; return the mean squared error per latent and the number of latents."""
+    def _fit(self, *, warm: bool) -> CodebookFit:
+        """Fit and write."""
         site, view, params = self.site, self.site.view, self.params
         latents = site.window.sample()
-        init = view.codebook().float() if warm else None
-        iterations = params.refit_iterations if warm else 20
         fit = fit_codebook(
             latents,
             view.K,
             backend=params.backend,
             metric=view.metric,
-            iterations=iterations,
+            budget=params.refit_iterations if warm else 20,
             seed=site.seed,
-            init=init,
+            init=view.codebook().float() if warm else "k-means++",
         )
         counts = None
         if view.ema_count is not None:
@@ -95,4 +92,4 @@ class FallbackTokenizerIntervention(Intervention[FallbackTokenizer]):
         view.take_over()
         view.write_rows(rows, as_decoded(view, fit.codebook, latents), counts)
         clear_moments(site, rows)
-        return fit.inertia / len(latents), len(latents)
+        return fit

@@ -4,6 +4,7 @@ It knows tensors and nothing of quantizers. FAISS and scikit-learn are loaded wh
 """
 
 from .backends import spread_out
+from .budget import Budget
 from .fit import CodebookFit, fit_codebook
 from .matching import match_codes
 from .relocation import mean_rows
@@ -11,6 +12,7 @@ from .search import Metric, assign, squared_errors
 from .tokenizer import KMeansTokenizer, Refit
 
 __all__ = [
+    "Budget",
     "CodebookFit",
     "KMeansTokenizer",
     "Metric",

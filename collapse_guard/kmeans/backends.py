@@ -18,11 +18,11 @@ from torch import Tensor
 
 from .search import Metric, assign, squared_errors
 
-__all__ = ["BACKENDS", "Backend", "resolve_backend", "spread_out"]
+__all__ = ["BACKENDS", "Backend", "Start", "drawn_at_random", "resolve_backend", "spread_out"]
 
 Backend: TypeAlias = Literal["auto", "faiss", "sklearn", "torch"]
 
-_FAISS_STEPS = 2  # of FAISS's own Lloyd, which has no early stop
+_FAISS_STEPS = 1  # of FAISS's own Lloyd, which has no early stop
 _SKLEARN_STEPS = 10
 _BLOCKS = 16
 
@@ -68,7 +68,7 @@ def _start_faiss(
         start = spread_out(points.cpu(), K, seed=seed).numpy()
     kmeans = faiss.Kmeans(points.shape[1], K, **settings)
     weighed = None if weights is None else weights.cpu().numpy()
-    kmeans.train(points.cpu().numpy(), weights=weighed, init_centroids=start)
+    kmeans.train(points.cpu().contiguous().numpy(), weights=weighed, init_centroids=start)
     return torch.from_numpy(np.array(kmeans.centroids, dtype=np.float32)), len(kmeans.iteration_stats or ())
 
 
@@ -133,6 +133,15 @@ def spread_out(
         chosen = torch.cat([chosen, drawn])
         nearest = torch.minimum(nearest, squared_errors(points, drawn, assign(points, drawn)))
     return chosen
+
+
+def drawn_at_random(
+    points: Tensor, K: int, metric: Metric, passes: int, seed: int, weights: Tensor | None
+) -> tuple[Tensor, int]:
+    """Points drawn without replacement, in proportion to their weights; the start that needs no look at distances."""
+    generator = torch.Generator(device=points.device).manual_seed(seed)
+    odds = torch.ones(len(points), device=points.device) if weights is None else weights
+    return points[_pick(odds, K, generator)], 0
 
 
 def _pick(odds: Tensor, m: int, generator: torch.Generator) -> Tensor:

@@ -18,23 +18,29 @@ The cases, for N latents of dimension D and K codes:
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from .backends import Backend, Start, resolve_backend
-from .relocation import refine
-from .search import METRICS, Metric, assign, squared_errors, unit_rows
-from .surplus import distinct_rows, jittered_copies, place_rows, spread_of
+from .backends import Backend, Start, drawn_at_random, resolve_backend
+from .budget import Allowance, Budget
+from .relocation import Refinement, refine
+from .search import METRICS, Comparison, Metric, assign, squared_errors, unit_rows
+from .surplus import distinct_rows, place_rows, refilled, spread_of, with_surplus
 
 __all__ = ["CodebookFit", "fit_codebook"]
 
 LATENTS_PER_CODE = 39
 """Below this many latents for each code a codebook follows the sample rather than what it was drawn from."""
 
-_REFILLS = 8
+_EARLY_LATENTS = 32  # per code: what the first rounds look at
+_EARLY_SHARE = 0.5  # of the budget
+
+Init: TypeAlias = Literal["k-means++", "random"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +52,8 @@ class CodebookFit:
         counts: (K,) int64 on the same device: how many of the latents that count `assign` gives to each code.
         inertia: sum of squared distances from these latents to their codes; with metric "cosine" from the normalised
             latents, which is 2 (1 - cos) each.
-        iterations: how often all latents were compared with all codes; 0 where every distinct latent is a code.
+        iterations: how often all latents were compared with all codes, rounds on a part of them counted as that part,
+            rounded up; 0 where every distinct latent is a code.
         seconds: wall time.
         backend: "faiss", "sklearn" or "torch".
         distinct: number of codes that latents back (count above 0), from 1 to K.
@@ -67,6 +74,15 @@ class CodebookFit:
         """Whether fewer than 39 latents a code were there: below that FAISS, too, warns of overfitting."""
         return int(self.counts.sum()) < LATENTS_PER_CODE * len(self.counts)
 
+    def __str__(self) -> str:
+        """Say what was fitted: `faiss, 4096 latents, few for 256 codes, error 0.0123`; the error is that of a latent.
+
+        Where weights were given it is the weighed sum over the number of latents.
+        """
+        n, K = int(self.counts.sum()), len(self.counts)
+        thin = f", few for {K} codes" if self.is_thin else ""
+        return f"{self.backend}, {n} latents{thin}, error {self.inertia / n:.4g}"
+
 
 @torch.no_grad()
 def fit_codebook(
@@ -75,9 +91,9 @@ def fit_codebook(
     *,
     backend: Backend = "auto",
     metric: Metric = "l2",
-    iterations: int = 20,
+    budget: int | Budget = Budget(),  # noqa: B008
     seed: int = 0,
-    init: Tensor | None = None,
+    init: Init | Tensor = "k-means++",
     weights: Tensor | None = None,
 ) -> CodebookFit:
     """Fit K codes to latents by k-means with relocation.
@@ -93,10 +109,11 @@ def fit_codebook(
         backend: "faiss", "sklearn", "torch", or "auto": torch on an accelerator, else FAISS where it is installed. All
             work with latents on any device; torch alone leaves them there.
         metric: "l2", or "cosine" for spherical k-means on normalised latents.
-        iterations: the budget, at least 1: at most this many comparisons of all latents with all codes.
+        budget: what to spend at most, in iterations, or a `Budget` that bounds the seconds too. One iteration is a
+            comparison of all latents with all codes.
         seed: of the start, and of the jitter of surplus rows.
-        init: (K, D) codebook to start from. Its rows keep their indices: none is relocated but those that no latent
-            comes near.
+        init: "k-means++", the backend's own way to draw a start by squared distances; "random" latents; or a (K, D)
+            codebook to start from. Its rows keep their indices: none jumps but those that no latent comes near.
         weights: (N,) finite, not negative: how much each latent counts in means and error; a latent of weight 0 is
             left out.
 
@@ -108,25 +125,32 @@ def fit_codebook(
     ([0.1, 5.1], [2, 2], 0.04)
     """
     began = time.perf_counter()
-    _check_arguments(latents, K, metric, iterations, init, weights)
+    allowance = Allowance(budget if isinstance(budget, Budget) else Budget(budget))
+    _check_arguments(latents, K, metric, init, weights)
     name, start = resolve_backend(backend, latents.device)
+    seed %= 2**31  # what every generator takes
     usable, weighing = _usable(latents, metric, weights)
-    first = None if init is None else _rows(init, metric).to(usable.device)
+    first = _rows(init, metric).to(usable.device) if isinstance(init, Tensor) else None
     few = distinct_rows(usable, K)
     moved = 0
     if few is None:
-        table, iterations, moved = _fitted(usable, K, metric, iterations, seed, first, start, weighing)
+        start = drawn_at_random if init == "random" else start
+        found = _fitted(usable, K, metric, allowance, seed, first, start, weighing)
+        table, moved = found.table, found.moved
     else:
-        table, iterations = torch.full((K, usable.shape[1]), torch.nan, device=usable.device), 0
+        table = torch.full((K, usable.shape[1]), torch.nan, device=usable.device)
         table[place_rows(few, first, K).to(usable.device)] = few
-    table, codes = _with_surplus(table, usable, metric, seed)
+    codes = assign(usable, table, metric)
+    if few is None:
+        table, codes = refilled(table, codes, usable, metric)
+    table, codes = with_surplus(table, codes, usable, metric, seed)
     counts = codes.bincount(minlength=K)
     errors = squared_errors(usable, table, codes)
     return CodebookFit(
         codebook=table,
         counts=counts,
         inertia=float((errors if weighing is None else errors * weighing).cpu().double().sum()),
-        iterations=iterations,
+        iterations=math.ceil(allowance.spent - 1e-6),
         seconds=time.perf_counter() - began,
         backend=name,
         distinct=int((counts > 0).sum()),
@@ -134,9 +158,7 @@ def fit_codebook(
     )
 
 
-def _check_arguments(
-    latents: Tensor, K: int, metric: str, iterations: int, init: Tensor | None, weights: Tensor | None
-) -> None:
+def _check_arguments(latents: Tensor, K: int, metric: str, init: Init | Tensor, weights: Tensor | None) -> None:
     if latents.ndim != 2 or latents.shape[1] == 0:
         raise ValueError(
             f"latents: expected shape (N, D) with D at least 1, got {tuple(latents.shape)}; "
@@ -148,12 +170,16 @@ def _check_arguments(
         raise ValueError(f"metric: expected one of {', '.join(METRICS)}, got {metric!r}")
     if metric == "cosine" and latents.shape[1] == 1 and K > 2:
         raise ValueError(f'metric "cosine": one dimension has two directions, got K={K}; use metric "l2"')
-    if iterations < 1:
-        raise ValueError(f"iterations: expected at least 1, got {iterations}")
-    if init is not None and tuple(init.shape) != (K, latents.shape[1]):
+    if not isinstance(init, Tensor) and init not in get_args(Init):
+        raise ValueError(f"init: expected {', '.join(get_args(Init))} or a (K, D) tensor, got {init!r}")
+    if isinstance(init, Tensor) and tuple(init.shape) != (K, latents.shape[1]):
         raise ValueError(f"init: expected a codebook of shape {(K, latents.shape[1])}, got {tuple(init.shape)}")
-    if weights is not None and (weights.shape != latents.shape[:1] or not bool((weights >= 0).all())):
-        raise ValueError(f"weights: expected ({len(latents)},) numbers from 0, got {tuple(weights.shape)}: {weights}")
+    if weights is not None and (
+        weights.shape != latents.shape[:1] or not bool(((weights >= 0) & weights.isfinite()).all())
+    ):
+        raise ValueError(
+            f"weights: expected ({len(latents)},) finite numbers from 0, got {tuple(weights.shape)}: {weights}"
+        )
 
 
 def _rows(values: Tensor, metric: Metric) -> Tensor:
@@ -182,13 +208,13 @@ def _fitted(
     points: Tensor,
     K: int,
     metric: Metric,
-    iterations: int,
+    allowance: Allowance,
     seed: int,
     init: Tensor | None,
     start: Start,
     weights: Tensor | None,
-) -> tuple[Tensor, int, int]:
-    """Fit points of which more than K are distinct; return the codebook, the passes and the relocations.
+) -> Refinement:
+    """Fit points of which more than K are distinct.
 
     With metric "l2" they are seen around the origin at unit spread: k-means does not mind, float32 does.
     """
@@ -198,16 +224,31 @@ def _fitted(
         shift = points.mean(dim=0)
         scale = max(spread_of(points), torch.finfo(torch.float32).tiny)
         framed = (points - shift) / scale
+    every = Comparison(framed, weights)
     if init is not None:
-        table, spent = _finite_start((init - shift) / scale, framed, seed), 0
+        begun = _finite_start((init - shift) / scale, framed, seed)
+        found = refine(every, begun, metric, allowance, relocate=False)
     else:
-        table, spent = start(framed, K, metric, iterations, seed, weights)
-        table = _rows(table.to(framed.device), metric)
-    moved = 0
-    if iterations > spent:
-        refined = refine(framed, table, metric, passes=iterations - spent, relocate=init is None, weights=weights)
-        table, spent, moved = refined.table, spent + refined.passes, refined.moved
-    return _refilled(table, framed, metric) * scale + shift, spent, moved
+        found = _from_start(every, K, metric, allowance, seed, start)
+    return replace(found, table=found.table * scale + shift)
+
+
+def _from_start(every: Comparison, K: int, metric: Metric, allowance: Allowance, seed: int, start: Start) -> Refinement:
+    """Fit from nothing: start and first rounds on a part of the points where there are many for each code, then on all.
+
+    Most of what relocation does a few latents of each code can tell; what they cannot, the later rounds make good.
+    """
+    few = every.part(_EARLY_LATENTS * K, seed) if len(every) >= 2 * _EARLY_LATENTS * K else every
+    share = len(few) / len(every)
+    begun, passes = start(few.points, K, metric, allowance.budget.iterations, seed, few.weights)
+    table, moved = _rows(begun.to(few.points.device), metric), 0
+    allowance.spent += passes * share
+    if few is not every:
+        reserve = (1 - _EARLY_SHARE) * allowance.budget.iterations
+        found = refine(few, table, metric, allowance, relocate=True, share=share, reserve=reserve)
+        table, moved = found.table, found.moved
+    found = refine(every, table, metric, allowance, relocate=True)
+    return Refinement(found.table, moved + found.moved)
 
 
 def _finite_start(values: Tensor, points: Tensor, seed: int) -> Tensor:
@@ -217,48 +258,3 @@ def _finite_start(values: Tensor, points: Tensor, seed: int) -> Tensor:
     drawn = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[: int(broken.sum())]
     start[broken] = points[drawn.to(points.device)]
     return start
-
-
-def _refilled(table: Tensor, points: Tensor, metric: Metric) -> Tensor:
-    """Move every code without a latent onto the worst served ones, and look again, a few times.
-
-    A cosine code of length zero, the mean of opposite directions, counts as one without.
-    """
-    for _ in range(_REFILLS):
-        codes = assign(points, table, metric)
-        empty = codes.bincount(minlength=len(table)) == 0
-        if metric == "cosine":
-            empty |= (table == 0).all(dim=1)
-        missing = int(empty.sum())
-        if not missing:
-            break
-        table[empty] = _worst_served(points, squared_errors(points, table, codes), missing)
-    return table
-
-
-def _worst_served(points: Tensor, errors: Tensor, most: int) -> Tensor:
-    """Return (at most `most`, D) distinct points, those of the largest error first."""
-    order = errors.argsort(descending=True, stable=True)
-    _, first = torch.unique(points[order], dim=0, return_inverse=True)
-    at = torch.full((len(order),), len(order), device=order.device)
-    at.scatter_reduce_(0, first, torch.arange(len(order), device=order.device), "amin")
-    return points[order[at.sort().values[:most]]]
-
-
-def _with_surplus(table: Tensor, usable: Tensor, metric: Metric, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the table, rows that no latent backs made jittered copies of rows that one does; and (n,) the codes."""
-    codes = assign(usable, table, metric)
-    counts = codes.bincount(minlength=len(table))
-    backed = counts > 0
-    if backed.all():
-        return table, codes
-    copies = jittered_copies(
-        table[backed].cpu().numpy(),
-        counts[backed].float().cpu().numpy(),
-        int((~backed).sum()),
-        spread_of(usable),
-        seed,
-        unit=metric == "cosine",
-    )
-    table[~backed] = torch.from_numpy(copies).to(table.device)
-    return table, assign(usable, table, metric)

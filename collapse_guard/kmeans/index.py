@@ -49,7 +49,7 @@ class ApproximateIndex:
     def __init__(self, codebook: Tensor, metric: Metric, settings: IndexSettings) -> None:
         """Build the index; the same codebook and settings give the same index."""
         self.settings = settings
-        self._metric = metric
+        self._metric: Metric = metric
         self._index = _built(_rows(codebook, metric), settings.cells)
         self._index.nprobe = settings.probes
 

@@ -2,12 +2,14 @@
 
 Lloyd's algorithm ends where no code can move a little and gain. What is left to gain are jumps: of two codes that
 share one cluster, one is nearly useless, while elsewhere one code serves two clusters. Each round ranks the codes by
-*utility*, the error that would be added if the code were gone and its latents went to their second nearest, after the
-LBG-U of Fritzke (Neural Processing Letters, 1997); ranks them by the *gain* of splitting, the error that a 2-means
-among a code's own latents would remove; and gives the place of the least useful code to one half of the most rewarding
-split for as long as gain exceeds utility. Both numbers are exact only while neighbours stay, so a code next to one that
-moved waits for the next round, as in I-k-means-+ (Ismkhan, Pattern Recognition 2018). Lloyd steps follow each round, as
-between the breaths of Fritzke's breathing k-means (arXiv:2006.15666, 2020).
+*utility*, the error that would be added if the code were gone, its latents went to their second nearest and those
+codes moved to their new means (the first two after the LBG-U of Fritzke, Neural Processing Letters, 1997; the last,
+which halves the price of merging two equal codes, by the formula of Ward, J. Am. Stat. Assoc. 1963); ranks them by the
+*gain* of splitting, the error that a 2-means among a code's own latents would remove; and gives the place of the least
+useful code to one half of the most rewarding split for as long as gain exceeds utility. Both numbers hold only while
+neighbours stay, so a code next to one that moved waits for the next round, as in I-k-means-+ (Ismkhan, Pattern
+Recognition 2018). Lloyd steps follow each round, as between the breaths of Fritzke's breathing k-means
+(arXiv:2006.15666, 2020).
 
 Nothing is drawn at random here.
 """
@@ -19,13 +21,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .search import Metric, assign, nearest_two, unit_rows
+from .budget import Allowance
+from .search import Comparison, Metric, unit_rows
 
 __all__ = ["Refinement", "mean_rows", "refine"]
 
 _LLOYD_AFTER = 2
 _MOST_MOVED = 0.25  # share of the codes in one round: the more move at once, the less their numbers mean
 _SPLIT_STEPS = 2
+_SUMMED = 1 << 17
 _CONVERGED = 1e-4  # mean squared move of a code in one Lloyd step, relative to the variance of the codes
 
 
@@ -35,51 +39,82 @@ class Refinement:
 
     Attributes:
         table: (K, D).
-        passes: how often all points were compared with all codes.
         moved: how many codes were relocated, over all rounds.
     """
 
     table: Tensor
-    passes: int
     moved: int
 
 
 def refine(
-    points: Tensor, table: Tensor, metric: Metric, *, passes: int, relocate: bool, weights: Tensor | None = None
+    points: Comparison,
+    table: Tensor,
+    metric: Metric,
+    allowance: Allowance,
+    *,
+    relocate: bool,
+    share: float = 1.0,
+    reserve: float = 0.0,
 ) -> Refinement:
-    """Improve a codebook by Lloyd steps and, between them, relocations, until neither helps or the passes are spent.
+    """Improve a codebook by Lloyd steps and, between them, relocations, until neither helps or all is spent.
 
     Args:
-        points: (n, D) finite float32; unit rows with metric "cosine".
+        points: what to fit; unit rows with metric "cosine".
         table: (K, D) to start from, on the same device.
         metric: "l2", or "cosine", with which means are projected to length 1.
-        passes: at most this many comparisons of all points with all codes, at least 1.
-        relocate: whether codes may jump; without, rows keep their identity.
-        weights: (n,) how much each point counts; 1 where not given.
+        allowance: what may be spent, and is; a comparison of all these points with all codes costs `share`.
+        relocate: whether any code may jump; without, only those do that no point comes near, and the rest keep their
+            identity.
+        share: of all latents, what these points are.
+        reserve: iterations over all latents to leave for later.
     """
-    spent = moved = 0
+    moved = 0
     relocate = relocate and len(table) > 1
+
+    def lloyd(most: int | None = None) -> None:
+        nonlocal table, moved
+        while (most is None or most > 0) and allowance.left(share, reserve):
+            table, jumps, shift = _lloyd_step(points, table, metric)
+            allowance.spent += share
+            moved += jumps
+            most = None if most is None else most - 1
+            if not jumps and shift < _CONVERGED:
+                break
+
     if relocate:
-        table, spent = _lloyd(points, table, metric, weights, min(2, passes))
-    while relocate and spent + 1 + _LLOYD_AFTER <= passes:
-        table, jumps = _relocated(points, table, metric, weights)
-        table, done = _lloyd(points, table, metric, weights, _LLOYD_AFTER)
-        spent, moved = spent + 1 + done, moved + jumps
+        lloyd(_LLOYD_AFTER)
+    while relocate and allowance.left(share, reserve) > _LLOYD_AFTER:
+        table, jumps = _relocated(points, table, metric)
+        allowance.spent += share
+        moved += jumps
+        lloyd(_LLOYD_AFTER)
         if jumps <= len(table) // 1000:
             break
-    table, done = _lloyd(points, table, metric, weights, passes - spent)
-    return Refinement(table, spent + done, moved)
+    lloyd()
+    return Refinement(table, moved)
 
 
-def _lloyd(points: Tensor, table: Tensor, metric: Metric, weights: Tensor | None, most: int) -> tuple[Tensor, int]:
-    """Run Lloyd steps until one moves the codes by next to nothing; return the codebook and the steps."""
-    for step in range(most):
-        updated = mean_rows(points, assign(points, table), table, metric, weights)
-        shift = (updated - table).square().sum() / table.var(dim=0, correction=0).sum().clamp(min=1e-30) / len(table)
-        table = updated
-        if shift < _CONVERGED:
-            return table, step + 1
-    return table, most
+def _lloyd_step(points: Comparison, table: Tensor, metric: Metric) -> tuple[Tensor, int, float]:
+    """Return the codebook after one Lloyd step, the jumps, and the mean squared move relative to the codes' variance.
+
+    A code that no point comes near has no place to keep: it goes to half of a split.
+    """
+    codes = points.nearest(table)
+    updated = mean_rows(points.points, codes, table, metric, points.weights)
+    updated, jumps = _with_unused_placed(points, codes, updated, metric)
+    spread = table.var(dim=0, correction=0).sum().clamp(min=1e-30)
+    return updated, jumps, float((updated - table).square().sum() / spread / len(table))
+
+
+def _with_unused_placed(points: Comparison, codes: Tensor, table: Tensor, metric: Metric) -> tuple[Tensor, int]:
+    """Return the codebook with each unused code at half of one of the most rewarding splits, and how many there are."""
+    unused = (codes.bincount(minlength=len(table)) == 0).nonzero().flatten()
+    if not len(unused):
+        return table, 0
+    gain, halves = _split(points, codes, table, torch.ones(len(table), dtype=torch.bool, device=table.device))
+    split = gain.argsort(descending=True, stable=True)[: len(unused)]
+    split = split[gain[split] > 0]
+    return _projected(_jumped(table, unused[: len(split)], split, halves), table, metric), len(split)
 
 
 def mean_rows(
@@ -94,7 +129,10 @@ def mean_rows(
     """
     K = len(table)
     weighed = points if weights is None else points * weights.unsqueeze(-1)
-    sums = torch.zeros_like(table).index_add_(0, codes, weighed)
+    sums = torch.zeros_like(table)
+    for start in range(0, len(points), _SUMMED):  # one by one, a sum of millions would lose its last digits
+        part = slice(start, start + _SUMMED)
+        sums += torch.zeros_like(table).index_add_(0, codes[part], weighed[part])
     counts = torch.bincount(codes, weights, minlength=K).to(table.dtype).unsqueeze(-1)
     means = torch.where(counts > 0, sums / counts.clamp(min=torch.finfo(table.dtype).tiny), table)
     return _projected(means, table, metric)
@@ -107,23 +145,37 @@ def _projected(rows: Tensor, table: Tensor, metric: Metric) -> Tensor:
     return torch.where((rows != 0).any(dim=1, keepdim=True), unit_rows(rows), table)
 
 
-def _relocated(points: Tensor, table: Tensor, metric: Metric, weights: Tensor | None) -> tuple[Tensor, int]:
+def _relocated(points: Comparison, table: Tensor, metric: Metric) -> tuple[Tensor, int]:
     """Return the codebook after one round of jumps, and their number."""
     K = len(table)
-    codes, second, nearest, further = nearest_two(points, table)
-    lost = further - nearest
+    codes, second, nearest, further = points.nearest_two(table)
+    pairs, pair, shared = torch.unique(codes * K + second, return_inverse=True, return_counts=True)
+    lost = (further - nearest) * _left_after_adapting(codes, second, shared[pair], K)
     errors = nearest
-    if weights is not None:
-        lost, errors = lost * weights, errors * weights
+    if points.weights is not None:
+        lost, errors = lost * points.weights, errors * points.weights
     utility = torch.zeros(K, device=table.device).index_add_(0, codes, lost)
     error = torch.zeros(K, device=table.device).index_add_(0, codes, errors)
-    table = mean_rows(points, codes, table, metric, weights)
-    gain, halves = _split(points, codes, table, weights, _worth_splitting(error, utility))
-    taken, split = _pair(utility, gain, codes, second)
+    table = mean_rows(points.points, codes, table, metric, points.weights)
+    gain, halves = _split(points, codes, table, _worth_splitting(error, utility))
+    taken, split = _pair(utility, gain, pairs)
+    return _projected(_jumped(table, taken, split, halves), table, metric), len(taken)
+
+
+def _left_after_adapting(codes: Tensor, second: Tensor, shared: Tensor, K: int) -> Tensor:
+    """Return (n,) what part of a point's loss is left once the code that takes it over has moved to its new mean.
+
+    By Ward's formula for merging m points into a code of n: n / (n + m), m being what this neighbour takes over.
+    """
+    own = codes.bincount(minlength=K)[second]
+    return own / (own + shared)
+
+
+def _jumped(table: Tensor, taken: Tensor, split: Tensor, halves: tuple[Tensor, Tensor]) -> Tensor:
     moved = table.clone()
     moved[split] = halves[0][split]
     moved[taken] = halves[1][split]
-    return _projected(moved, table, metric), len(taken)
+    return moved
 
 
 def _worth_splitting(error: Tensor, utility: Tensor) -> Tensor:
@@ -134,9 +186,7 @@ def _worth_splitting(error: Tensor, utility: Tensor) -> Tensor:
     return worth & (error > utility.min())
 
 
-def _split(
-    points: Tensor, codes: Tensor, table: Tensor, weights: Tensor | None, wanted: Tensor
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def _split(points: Comparison, codes: Tensor, table: Tensor, wanted: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Run 2-means among the points of each wanted code, from its mean towards its farthest point.
 
     Returns:
@@ -144,14 +194,14 @@ def _split(
     """
     K = len(table)
     chosen = wanted[codes].nonzero().flatten()
-    mine, offsets = codes[chosen], points[chosen] - table[codes[chosen]]
-    weight = torch.ones(len(chosen), device=points.device) if weights is None else weights[chosen]
+    mine, offsets = codes[chosen], points.points[chosen] - table[codes[chosen]]
+    weight = torch.ones(len(chosen), device=table.device) if points.weights is None else points.weights[chosen]
     far = _farthest(offsets, mine, K)
     direction = torch.where(far.unsqueeze(-1) >= 0, offsets[far.clamp(min=0)], 0.0) if len(chosen) else table * 0
     middle = torch.zeros_like(table)
     mass, mean = torch.zeros(2 * K, device=table.device), torch.zeros(2 * K, table.shape[1], device=table.device)
     for _ in range(1 + _SPLIT_STEPS):
-        along = ((offsets - middle[mine]) * direction[mine]).sum(dim=1)
+        along = (offsets * direction[mine]).sum(dim=1) - (middle * direction).sum(dim=1)[mine]
         half = 2 * mine + (along > 0)
         mass = torch.zeros(2 * K, device=table.device).index_add_(0, half, weight)
         sums = torch.zeros_like(mean).index_add_(0, half, offsets * weight.unsqueeze(-1))
@@ -170,14 +220,14 @@ def _farthest(offsets: Tensor, mine: Tensor, K: int) -> Tensor:
     return torch.full((K,), -1, device=offsets.device).scatter_reduce_(0, mine[at], at, "amax")
 
 
-def _pair(utility: Tensor, gain: Tensor, codes: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+def _pair(utility: Tensor, gain: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
     """Match the least useful codes with the most rewarding splits.
 
     Returns:
         (m,) codes whose place is taken away, and (m,) codes that are split.
     """
     K = len(utility)
-    neighbours, ends = _neighbours(codes, second, K)
+    neighbours, ends = _neighbours(pairs, K)
     worth, reward = utility.tolist(), gain.tolist()
     rewarding = iter(gain.argsort(descending=True, stable=True).tolist())
     busy = [False] * K
@@ -197,9 +247,8 @@ def _pair(utility: Tensor, gain: Tensor, codes: Tensor, second: Tensor) -> tuple
     return torch.tensor(taken, dtype=torch.int64, device=device), torch.tensor(split, dtype=torch.int64, device=device)
 
 
-def _neighbours(codes: Tensor, second: Tensor, K: int) -> tuple[list[int], list[int]]:
+def _neighbours(pairs: Tensor, K: int) -> tuple[list[int], list[int]]:
     """Return, one code after the other, the codes that are second nearest to its points; and where each one's begin."""
-    pairs = torch.unique(codes * K + second)
-    ends = torch.zeros(K + 1, dtype=torch.int64, device=codes.device)
+    ends = torch.zeros(K + 1, dtype=torch.int64, device=pairs.device)
     ends[1:] = torch.bincount(pairs // K, minlength=K).cumsum(0)
     return (pairs % K).tolist(), ends.tolist()

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["METRICS", "Metric", "assign", "nearest_two", "squared_errors", "unit_rows"]
+__all__ = ["METRICS", "Comparison", "Metric", "assign", "squared_errors", "unit_rows"]
 
 Metric: TypeAlias = Literal["l2", "cosine"]
 METRICS: tuple[Metric, ...] = ("l2", "cosine")
@@ -30,7 +30,9 @@ _WORTH_FAISS = 1 << 22  # products of latents and codes from which on loading an
 
 
 @torch.no_grad()
-def assign(latents: Tensor, codebook: Tensor, metric: Metric = "l2") -> Tensor:
+def assign(
+    latents: Tensor, codebook: Tensor, metric: Metric = "l2", *, backend: Literal["auto", "torch"] = "auto"
+) -> Tensor:
     """Return the index of the nearest codebook row for each latent; among equal rows the lowest.
 
     Distances are compared as |c|^2 / 2 - z.c in float32, after the origin has been moved among the codes, so that a
@@ -41,6 +43,7 @@ def assign(latents: Tensor, codebook: Tensor, metric: Metric = "l2") -> Tensor:
         latents: (N, D) floating point; N may be 0.
         codebook: (K, D) floating point, K at least 1, moved to the latents' device.
         metric: "l2" for the Euclidean distance, "cosine" for the angle.
+        backend: "auto" loads FAISS for large searches on the CPU; "torch" never does, for use inside a training step.
 
     Returns:
         (N,) int64 on the latents' device, from 0 to K - 1.
@@ -60,55 +63,89 @@ def assign(latents: Tensor, codebook: Tensor, metric: Metric = "l2") -> Tensor:
         bias = bias.masked_fill(~eligible, torch.inf)
         directions = directions.nan_to_num(0.0, 0.0, 0.0)
         first = _first_of_equals(directions)
-        through_faiss, parts = _parts(latents.device, N, K)
+        through_faiss, parts = _parts(latents.device, N, K, backend)
         for part in parts:
             block, comparable = _comparable(latents[part], metric)
             if through_faiss:
-                nearest = _faiss_nearest(block - origin, directions, bias, 1)[0][:, 0]
+                augmented = torch.ones(len(block), block.shape[1] + 1)
+                torch.sub(block, origin, out=augmented[:, :-1]).nan_to_num_(0.0, 0.0, 0.0)
+                nearest = _faiss_nearest(augmented, directions, bias, 1)[0][:, 0]
             else:
                 nearest = torch.addmm(bias, block - origin, directions.T, alpha=-1).argmin(dim=1)
             codes[part] = first[nearest].masked_fill(~comparable, 0)
     return codes
 
 
-@torch.no_grad()
-def nearest_two(points: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the nearest and the second nearest row of each point, and both squared distances.
+class Comparison:
+    """Points that are compared with one codebook after another: what stays the same is made ready once.
 
     Args:
-        points: (n, D) finite float32.
-        codebook: (K, D) finite float32 on the same device, K at least 2.
+        points: (n, D) finite float32 on any device; around the origin, where float32 tells them apart best.
+        weights: (n,) how much each counts; 1 where not given.
 
-    Returns:
-        (n,) nearest, (n,) second nearest, both int64; (n,) |z - c|^2 of the nearest and of the second, float32,
-        clamped at 0. Among equal distances either may come first.
+    Attributes:
+        points: (n, D) a copy of them. weights: as given.
     """
-    n, K = len(points), len(codebook)
-    both = torch.zeros(n, 2, dtype=torch.int64, device=points.device)
-    distances = torch.zeros(n, 2, device=points.device)
-    with _full_precision(points.device):
-        stride = max(1, K // _CENTRE_ROWS)
-        origin = codebook[::stride].mean(dim=0)
-        rows = codebook - origin
-        bias = rows.square().sum(dim=1) / 2
-        through_faiss, parts = _parts(points.device, n, K)
-        for part in parts:
-            block = points[part] - origin
-            if through_faiss:
-                found, scores = _faiss_nearest(block, rows, bias, 2)
-            else:
-                scores, found = torch.addmm(bias, block, rows.T, alpha=-1).topk(2, dim=1, largest=False)
-            both[part] = found
-            distances[part] = (2 * scores + block.square().sum(dim=1, keepdim=True)).clamp(min=0)
-    return both[:, 0], both[:, 1], distances[:, 0], distances[:, 1]
+
+    def __init__(self, points: Tensor, weights: Tensor | None = None) -> None:
+        """Copy the points once, beside the further column that FAISS needs."""
+        self._augmented = torch.ones(len(points), points.shape[1] + 1, device=points.device)
+        self.points = self._augmented[:, :-1].copy_(points)
+        self.weights = weights
+        self._squares = self.points.square().sum(dim=1, keepdim=True)
+
+    def __len__(self) -> int:
+        """Return the number of points."""
+        return len(self.points)
+
+    def part(self, n: int, seed: int) -> Comparison:
+        """Return `n` of the points, drawn at random: every second token, say, may be of one kind."""
+        device = self.points.device
+        order = torch.randperm(len(self), generator=torch.Generator(device=device).manual_seed(seed), device=device)
+        chosen = order[:n]
+        return Comparison(self.points[chosen], None if self.weights is None else self.weights[chosen])
+
+    @torch.no_grad()
+    def nearest(self, table: Tensor) -> Tensor:
+        """Return (n,) int64: the row of a (K, D) table around the origin nearest to each point."""
+        return self._search(table, 1)[0][:, 0]
+
+    @torch.no_grad()
+    def nearest_two(self, table: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the nearest and the second nearest row of each point, and both squared distances; K is at least 2.
+
+        (n,) int64 twice, (n,) float32 twice, clamped at 0. Among equal distances either may come first.
+        """
+        found, scores = self._search(table, 2)
+        distances = (2 * scores + self._squares).clamp(min=0)
+        return found[:, 0], found[:, 1], distances[:, 0], distances[:, 1]
+
+    def _search(self, table: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        n, K, device = len(self), len(table), table.device
+        bias = table.square().sum(dim=1) / 2
+        through_faiss, parts = _parts(device, n, K)
+        found = torch.empty(n, k, dtype=torch.int64, device=device)
+        scores = torch.empty(n, k, device=device)
+        with _full_precision(device):
+            for part in parts:
+                if through_faiss:
+                    found[part], scores[part] = _faiss_nearest(self._augmented[part], table, bias, k)
+                    continue
+                products = torch.addmm(bias, self.points[part], table.T, alpha=-1)
+                if k == 1:
+                    scores[part], found[part] = products.min(dim=1, keepdim=True)
+                else:
+                    scores[part], found[part] = products.topk(k, dim=1, largest=False)
+        return found, scores
 
 
-def _parts(device: torch.device, N: int, K: int) -> tuple[bool, Iterator[slice]]:
+def _parts(device: torch.device, N: int, K: int, backend: str = "auto") -> tuple[bool, Iterator[slice]]:
     """Return whether to search through FAISS, and the parts of the latents to search one after another.
 
     FAISS, where it is installed, beats a matrix product and its minimum on the CPU once there is enough to do.
     """
-    through_faiss = device.type == "cpu" and N * K >= _WORTH_FAISS and K >= _LEAST_FAISS_CODES and _has_faiss()
+    is_large = N * K >= _WORTH_FAISS and K >= _LEAST_FAISS_CODES
+    through_faiss = backend == "auto" and device.type == "cpu" and is_large and _has_faiss()
     step = _FAISS_ROWS if through_faiss else max(1, _BLOCK // K)
     return through_faiss, (slice(start, start + step) for start in range(0, N, step))
 
@@ -118,15 +155,14 @@ def _has_faiss() -> bool:
     return importlib.util.find_spec("faiss") is not None
 
 
-def _faiss_nearest(block: Tensor, rows: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return (n, k) the rows with the least bias - z.row, in order, and these values.
+def _faiss_nearest(augmented: Tensor, rows: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return (n, k) the rows with the least bias - z.row, in order, and these values, for points (z, 1).
 
     The bias goes in as one more dimension of an inner product: FAISS's own L2 adds |z|^2, which costs precision far
     from the origin.
     """
     import faiss
 
-    augmented = torch.cat([block, torch.ones(len(block), 1)], dim=1).nan_to_num(0.0, 0.0, 0.0)
     codes = torch.cat([rows, -bias.unsqueeze(1)], dim=1)
     codes[:, -1].clamp_(min=torch.finfo(torch.float32).min)
     scores, found = faiss.knn(augmented.numpy(), codes.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)

@@ -1,5 +1,6 @@
-"""Rows that no latent backs: with fewer distinct latents than codes, each is a code, and what is left stands near them.
+"""Rows that no latent backs: they move to latents, and where there are too few distinct ones, each of these is a code.
 
+What is then left stands near the codes that latents back.
 A surplus row is never zero and never equal to another row: of two equal rows only one can be chosen, and a zero row
 attracts every small latent. It stands off from the code that it copies by `JITTER` times the spread of the latents
 (root mean squared distance from their mean), at least by `JITTER_FLOOR` times the largest entry in each direction (by
@@ -18,12 +19,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .search import assign, squared_errors, unit_rows
+from .search import Metric, assign, squared_errors, unit_rows
 
-__all__ = ["distinct_rows", "jittered_copies", "place_rows", "spread_of"]
+__all__ = ["distinct_rows", "jittered_copies", "place_rows", "refilled", "spread_of", "with_surplus"]
 
 JITTER = 1e-2
 JITTER_FLOOR = 16 * float(np.finfo(np.float32).eps)
+
+_REFILLS = 8
 
 Points: TypeAlias = npt.NDArray[np.float32]
 
@@ -55,6 +58,62 @@ def place_rows(rows: Tensor, init: Tensor | None, K: int) -> Tensor:
     kept = {row: code for code, row in taken.items()}
     free = (code for code in range(K) if code not in taken)
     return torch.tensor([kept[row] if row in kept else next(free) for row in range(len(rows))])
+
+
+def refilled(table: Tensor, codes: Tensor, points: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
+    """Move every code without a point onto the worst served ones, and look again, a few times.
+
+    Args:
+        table: (K, D); fewer rows than there are distinct points.
+        codes: (n,) what `assign` gives for these points and this table.
+        points: (n, D) of length 1 with metric "cosine".
+        metric: that of `assign`. A cosine code of length zero, the mean of opposite directions, counts as one
+            without points.
+
+    Returns:
+        The table, and the codes of the points in it.
+    """
+    for _ in range(_REFILLS):
+        empty = codes.bincount(minlength=len(table)) == 0
+        if metric == "cosine":
+            empty |= (table == 0).all(dim=1)
+        missing = int(empty.sum())
+        if not missing:
+            break
+        table = table.clone()
+        table[empty] = _worst_served(points, squared_errors(points, table, codes), missing)
+        codes = assign(points, table, metric)
+    return table, codes
+
+
+def _worst_served(points: Tensor, errors: Tensor, most: int) -> Tensor:
+    """Return (at most `most`, D) distinct points, those of the largest error first."""
+    order = errors.argsort(descending=True, stable=True)
+    _, first = torch.unique(points[order], dim=0, return_inverse=True)
+    at = torch.full((len(order),), len(order), device=order.device)
+    at.scatter_reduce_(0, first, torch.arange(len(order), device=order.device), "amin")
+    return points[order[at.sort().values[:most]]]
+
+
+def with_surplus(table: Tensor, codes: Tensor, points: Tensor, metric: Metric, seed: int) -> tuple[Tensor, Tensor]:
+    """Make rows that no point backs jittered copies of rows that one does.
+
+    Args and returns are those of `refilled`, and the seed of the jitter.
+    """
+    counts = codes.bincount(minlength=len(table))
+    backed = counts > 0
+    if backed.all():
+        return table, codes
+    copies = jittered_copies(
+        table[backed].cpu().numpy(),
+        counts[backed].float().cpu().numpy(),
+        int((~backed).sum()),
+        spread_of(points),
+        seed,
+        unit=metric == "cosine",
+    )
+    table[~backed] = torch.from_numpy(copies).to(table.device)
+    return table, assign(points, table, metric)
 
 
 def jittered_copies(used: Points, weights: Points, surplus: int, spread: float, seed: int, *, unit: bool) -> Points:

@@ -112,7 +112,7 @@ class KMeansTokenizer(nn.Module):
 
         From 65,536 codes on an approximate index is built, see `build_index`.
         """
-        found = fit_codebook(latents, K, metric=metric, backend=backend, seed=seed, iterations=iterations)
+        found = fit_codebook(latents, K, metric=metric, backend=backend, seed=seed, budget=iterations)
         tokenizer = cls(found.codebook, metric=metric, provenance=_provenance(found, len(latents), seed))
         if K >= APPROXIMATE_FROM:
             tokenizer.build_index(latents)
@@ -198,10 +198,8 @@ class KMeansTokenizer(nn.Module):
         """
         rows = self._rows(latents)
         rows = rows[rows.isfinite().all(dim=1)]
-        init = self.codebook if start == "warm" else None
-        found = fit_codebook(
-            rows, self.K, metric=self.metric, backend=backend, iterations=iterations, seed=seed, init=init
-        )
+        init: Tensor | Literal["k-means++"] = self.codebook if start == "warm" else "k-means++"
+        found = fit_codebook(rows, self.K, metric=self.metric, backend=backend, budget=iterations, seed=seed, init=init)
         old = self.codebook.clone()
         order = match_codes(old, found.codebook, rows, self.metric)
         self.codebook.copy_(found.codebook[order.to(found.codebook.device)])

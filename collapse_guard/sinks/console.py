@@ -147,9 +147,10 @@ def _attached(event: Event) -> list[_Line]:
     for column in ("codebook", "K", "D", "adapter", "supports"):
         table.add_column(column, overflow="fold")
     for view in fields["codebooks"]:
-        adapter = f"{view['adapter']} ({view['kind']}, {view['metric']})"
-        cells = (view["name"], view["K"], view["D"], adapter, ", ".join(view["supports"]))
-        table.add_row(*(Text(plain(cell)) for cell in cells))
+        adapter = plain(f"{view['adapter']} ({view['kind']}, {view['metric']})")
+        cells = [Text(plain(cell)) for cell in (view["name"], view["K"], view["D"], ", ".join(view["supports"]))]
+        cells.insert(3, Text.assemble(adapter, "\n", (plain(view["confidence"]), "dim")))
+        table.add_row(*cells)
     lines: list[_Line] = [table]
     if fields.get("log"):
         lines.append(_more("event log", fields["log"]))
@@ -157,7 +158,9 @@ def _attached(event: Event) -> list[_Line]:
         for why in dict.fromkeys(view["lacks"].values()):
             lacking = ", ".join(name for name, reason in view["lacks"].items() if reason == why)
             lines.append(_more("cannot", f"{view['name']}: {lacking}: {why}"))
-    lines += [_more("not watched", f"{item['name']}: {item['reason']}") for item in fields["unrecognised"]]
+    for item in fields["unrecognised"]:
+        lines.append(_more("not watched", f"{item['name']}: {item['reason']}"))
+        lines += [_more("", item["advice"])] if item["advice"] else []
     for idle in fields.get("idle_rules", ()):
         which = " or ".join(idle["codebooks"])
         lines.append(_more("idle", f"{idle['rule']}: exists on no codebook here: none is called {which}"))
@@ -197,6 +200,7 @@ def _intervention(event: Event) -> list[_Line]:
 def _outcome(event: Event) -> list[_Line]:
     fields = event.fields
     undone = f"; undone: #{', #'.join(str(number) for number in fields['undone'])}" if fields["undone"] else ""
+    undone += "; kept" if fields.get("kept") else ""
     text = f"{_who(fields)}: {fields['action']} #{fields['attempt']}: {fields['reason']}{undone}"
     return [_at(event, fields["outcome"].upper(), _STYLES[fields["outcome"]], text)]
 

@@ -22,6 +22,7 @@ from transformers import ChameleonConfig, ChameleonForConditionalGeneration, GPT
 from collapse_guard import CodebookView, Guard, NoQuantizerError, discover
 from collapse_guard.adapters import Knob
 from collapse_guard.adapters.commitment import AddedCommitment
+from collapse_guard.adapters.families.embedding import match_embedding
 from collapse_guard.probe import Probe
 from tests.contract.diffusers import vq_model
 from tests.contract.taming import USED, images, quantize, remapped
@@ -481,9 +482,10 @@ def test_a_wrapped_token_embedding_is_none_and_its_table_is_not_copied() -> None
 
     tokens = Lookalike(lambda ids, table: functional.embedding(ids, table))
     tokens.embedding.weight = Heavy(torch.randn(16, 8))
+    assert match_embedding("tokens", tokens) is None
+    assert not copied
     with pytest.raises(NoQuantizerError):
         discover(nn.Sequential(tokens))
-    assert not copied
 
 
 @pytest.mark.parametrize(("K", "D"), [(300, 8), (300, 300), (2, 8), (1000, 4)])

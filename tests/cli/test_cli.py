@@ -42,7 +42,8 @@ def test_every_mistake_is_printed_with_file_line_and_column_and_exits_with_1(tmp
 def test_what_is_no_policy_is_said_and_exits_with_2(tmp_path: Path, source: str) -> None:
     done = run("check", source, "default", cwd=tmp_path)
     assert done.returncode == 2
-    assert f"{source}: there is no such file" in done.stdout
+    why = "that is a directory" if source == "." else "there is no such file"
+    assert f"{source}: {why}" in done.stdout
     assert "default: fine" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 

@@ -41,6 +41,8 @@ class Case:
         lacks: capabilities that it cannot have, by name; all other ones must be there.
         trains: whether the library updates the codebook in training, by averages or by gradients.
         described: how its owner describes it, where it is not recognised by itself.
+        calls: how often one forward searches each codebook; the codes of a run are then in the order of the calls.
+        nearest: whether a training forward gives each token the nearest row of the table as it was before.
         mode: what makes this row different from others of the class, for the support table.
     """
 
@@ -52,6 +54,8 @@ class Case:
     views: tuple[str, ...]
     lacks: frozenset[str] = field(default_factory=frozenset)
     trains: bool = True
+    calls: int = 1
+    nearest: bool = True
     mode: str = ""
     described: GenericVQ | None = None
 

@@ -86,10 +86,11 @@ def probes_on(model: Model) -> Iterator[dict[str, Probe]]:
 
 
 @contextmanager
-def observations_of(view: CodebookView) -> Iterator[list[Observation]]:
-    """Collect what a view's readers say of each call, through the probe's own hooks."""
+def observations_of(model: Model, view: CodebookView) -> Iterator[list[Observation]]:
+    """Collect what readers of their own say of each call, through the probe's own hooks."""
     seen: list[Observation] = []
-    probe = Probe(view, seed=0, on_error=_raise)
+    (own,) = (each for each in found(model) if each.name == view.name)
+    probe = Probe(own, seed=0, on_error=_raise)
     probe.window.add = lambda codes, latents: seen.append(Observation(codes, latents))  # type: ignore[method-assign]
     probe.install()
     try:
@@ -120,6 +121,16 @@ def assert_nearest(view: CodebookView, observation: Observation, table: Tensor) 
     chosen = np.take_along_axis(all_distances, observation.codes[is_token].numpy()[:, None], 1)[:, 0]
     scale = 1 + np.abs(all_distances).max(1)
     np.testing.assert_array_less(chosen - all_distances.min(1), 1e-5 * scale)
+
+
+def assert_seen(case: Case, view: CodebookView, seen: list[Observation], run: Run, table: Tensor | None) -> None:
+    """What was seen of one forward is what the library returned, and nearest in `table`."""
+    assert len(seen) == case.calls
+    codes = torch.cat([observation.codes for observation in seen])
+    assert torch.equal(codes.long(), run.codes[view.name].long())
+    if table is not None and case.nearest:
+        for observation in seen:
+            assert_nearest(view, observation, table)
 
 
 def site_of(view: CodebookView, probe: Probe, optimizer: torch.optim.Optimizer) -> Site:
@@ -168,13 +179,10 @@ def test_codes_are_the_librarys_own_and_the_nearest_rows_of_the_table(case: Case
     model, optimizer = build(case)
     train_for(case, model, optimizer, 3)
     for view in found(model):
-        with observations_of(view) as seen, torch.no_grad():
+        with observations_of(model, view) as seen:
             table = view.codebook().clone()  # an average moves after the search
             run = model(case.batch())
-        assert len(seen) == 1
-        assert torch.equal(seen[0].codes.long(), run.codes[view.name].long())
-        if "reset" not in case.lacks:
-            assert_nearest(view, seen[0], table)
+        assert_seen(case, view, seen, run, None if "reset" in case.lacks else table)
 
 
 @every_case
@@ -200,9 +208,12 @@ def test_a_reset_survives_the_next_training_forward_and_its_rows_are_selected(ca
         train_for(case, model, optimizer, 3)
         for name, probe in probes.items():
             view = probe.view
-            rows = spoil(view, probe.window.sample())
+            latents = probe.window.sample()
+            view.take_over()  # what the library itself replaces would not stay spoilt
+            rows = spoil(view, latents)
             probe.window.restart()
             train_for(case, model, optimizer, 2)
+            view.give_back()
             before = {role: tensor.clone() for role, tensor in view.tensors()}
             moments = rows_of_optimizer(view, optimizer)
             site = site_of(view, probe, optimizer)
@@ -220,9 +231,9 @@ def test_a_reset_survives_the_next_training_forward_and_its_rows_are_selected(ca
                 assert torch.equal(tensor[others], moments[key][others]), f"{name}: {key} of other rows"
                 assert not tensor[dead].any(), f"{name}: {key} of reset rows"
             written = view.codebook()[dead].clone()
-            with observations_of(view) as seen, torch.no_grad():
+            with observations_of(model, view) as seen:
                 model(case.batch()[:1])  # a training forward: averages move
-            hit = set(seen[0].codes.tolist())
+            hit = {code for observation in seen for code in observation.codes.tolist()}
             unhit = torch.tensor([index for index, row in enumerate(dead.tolist()) if row not in hit])
             if len(unhit):
                 torch.testing.assert_close(view.codebook()[dead][unhit], written[unhit], rtol=1e-4, atol=1e-4)
@@ -298,15 +309,14 @@ def test_the_fallback_gives_every_token_its_nearest_centroid(case: Case) -> None
             for probe in probes.values():
                 probe.view.hold()
 
-        for name, probe in probes.items():
+        for probe in probes.values():
             placed = probe.view.codebook().clone()
             for _ in train(case, model, optimizer, 2, after=hold):
                 pass
             assert torch.equal(probe.view.codebook(), placed)
-            with observations_of(probe.view) as seen, torch.no_grad():
+            with observations_of(model, probe.view) as seen:
                 run = model(case.batch())
-            assert torch.equal(seen[0].codes.long(), run.codes[name].long())
-            assert_nearest(probe.view, seen[0], placed)
+            assert_seen(case, probe.view, seen, run, placed)
         for probe in probes.values():
             probe.view.unfreeze()
 

@@ -105,7 +105,7 @@ def test_a_condition_that_is_one_already_is_taken_as_it_is() -> None:
 def test_an_explanation_shows_numbers_that_bear_it_out(condition: Any, fields: dict[str, Any], explained: str) -> None:
     values: dict[str, Any] = {"usage": 0.25} | fields
     seen = reading(1, 1.0, **values)
-    assert Condition.parse(condition).explain(seen) == explained
+    assert Condition.parse(condition).explainer()(seen) == explained
 
 
 def test_a_measurement_names_each_value_once_and_owns_up_to_what_is_unknown() -> None:

@@ -166,3 +166,9 @@ def test_after_observe_nothing_more_is_done_to_the_codebook() -> None:
     assert run.decisions[2].reason == "nothing more is done here since collapsed was exhausted: would alert()"
     assert run.told[3:5] == ["40 collapsed alert", "40 collapsed act #2 reset_codes"]
     assert run.engine.health("vq") is Health.DEGRADED
+
+
+def test_what_is_missing_is_no_reason_for_an_end_that_it_counts_against() -> None:
+    over = {"when": {"any": ["perplexity >= 10", "decay > 0.5"]}}
+    run = Run(policy(rule(clear=over, missing="fire"))).feed(series([1.0, 80.0]))
+    assert [each.reason for each in run.decisions][1:] == ["perplexity 80.00 >= 10 for 1 reading"]

@@ -92,7 +92,8 @@ def test_a_policy_is_returned_as_it_is() -> None:
 def test_a_name_that_is_neither_preset_nor_path_lists_the_presets() -> None:
     assert problems_of("defualt") == [
         "defualt: policy: expected a preset or the path of a file, got 'defualt'. "
-        "Did you mean `default`? Presets: conservative, default, large_codebook, observe, residual, semantic_ids."
+        "Did you mean `default`? "
+        "Presets: conservative, default, large_codebook, observe, residual, semantic_ids, upkeep."
     ]
 
 
@@ -120,7 +121,7 @@ def test_a_missing_file_names_what_lies_beside_it(tmp_path: Path) -> None:
         "Beside it: mine.yaml."
     ]
     assert problems_of(str(tmp_path / "nowhere" / "x.yaml"))[0].endswith(
-        "Presets: conservative, default, large_codebook, observe, residual, semantic_ids."
+        "Presets: conservative, default, large_codebook, observe, residual, semantic_ids, upkeep."
     )
 
 

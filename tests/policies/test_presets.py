@@ -87,7 +87,7 @@ def test_the_observe_preset_never_acts() -> None:
     assert DecisionKind.ACT not in {decision.kind for decision in run.decisions}
 
 
-PRESETS = ("conservative", "default", "large_codebook", "observe", "residual", "semantic_ids")
+PRESETS = ("conservative", "default", "large_codebook", "observe", "residual", "semantic_ids", "upkeep")
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -25,13 +25,22 @@ STORY = [
                     "K": 256,
                     "D": 64,
                     "adapter": "home-made",
+                    "confidence": "confirmed",
                     "kind": "ema",
                     "metric": "l2",
                     "supports": ["monitor", "reset"],
                     "lacks": {"commitment": "no weight found"},
                 },
             ],
-            "unrecognised": [{"name": "other", "reason": "returns no codes"}],
+            "unrecognised": [
+                {
+                    "name": "other",
+                    "confidence": "unconfirmed",
+                    "reason": "returns no codes",
+                    "table": "weight",
+                    "advice": "return them",
+                }
+            ],
             "idle_rules": [{"rule": "level_fallen", "codebooks": ["*.[1-9]", "*.[1-9][0-9]"]}],
         },
     ),
@@ -173,8 +182,10 @@ def test_readings_holds_and_skipped_candidates_are_for_the_log_not_for_people() 
 def test_tables_show_what_is_watched_and_what_came_of_it() -> None:
     text = shown(STORY)
     assert "home-made (ema, l2)" in text
+    assert "confirmed" in text
     assert "cannot        vq: commitment: no weight found" in text
     assert "not watched   other: returns no codes" in text
+    assert "                           return them" in text
     assert "idle          level_fallen: exists on no codebook here: none is called *.[1-9] or *.[1-9][0-9]" in text
     assert "1.0 > 80.0 of 256" in text
     assert "step 20 reset_codes failed, undone" in text

@@ -11,7 +11,7 @@ from .lucidrains import match_lucidrains
 from .parameter import match_parameter
 from .sum_usage import match_sum_usage
 
-__all__ = ["BUILT_IN"]
+__all__ = ["BUILT_IN", "BY_TRIAL"]
 
 BUILT_IN = (
     ("vector-quantize-pytorch", match_lucidrains, "VectorQuantize, also in residual, grouped and projected forms"),
@@ -21,6 +21,14 @@ BUILT_IN = (
     ("parameter", match_parameter, "diveq and nsvq, level by level; the space-filling forms are only watched"),
     ("embedding", match_embedding, "taming-transformers, diffusers; Chameleon, Janus, GlmImage, Emu3 of transformers"),
     ("fixed", match_fixed, "FSQ, LFQ, SimVQ and their residual forms, FSQ of XCodec2 and NeuCodec; only watched"),
-    ("home-made", match_home_made, "any quantizer whose trial forward returns the nearest codes of a (K, D) table"),
 )
-"""(name, match, covers) in the order in which they are asked: telling structures before trials."""
+"""(name, match, covers) in the order in which they are asked."""
+
+BY_TRIAL = (
+    (
+        "home-made",
+        match_home_made,
+        "any quantizer whose forward returns the nearest rows of a (K, D) table and their codes",
+    ),
+)
+"""The same of those that try copies of a module, asked after all others."""

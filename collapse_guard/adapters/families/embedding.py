@@ -22,8 +22,8 @@ from torch.nn import functional
 
 from collapse_guard.adapters.base import CodebookView, Metric, Observation, Reader, Unrecognised
 from collapse_guard.adapters.commitment import AddedCommitment, find_commitment
+from collapse_guard.adapters.nested import flatten_tensors
 from collapse_guard.adapters.refs import Knob, Switch, TensorRef
-from collapse_guard.adapters.trace import flatten_tensors
 from collapse_guard.kmeans import assign
 
 __all__ = ["match_embedding"]
@@ -183,7 +183,10 @@ def _search(twin: nn.Module, structure: _Structure, given: Tensor) -> _Search | 
     if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.numel() != len(latents):
         return None
     metrics: tuple[Metric, ...] = ("l2", "cosine")
-    found = {each: float((assign(latents, table, each) == codes.reshape(-1)).float().mean()) for each in metrics}
+    found = {
+        each: float((assign(latents, table, each, backend="torch") == codes.reshape(-1)).float().mean())
+        for each in metrics
+    }
     metric = max(metrics, key=lambda each: found[each])
     if found[metric] < 0.9:  # rounding may decide a token, no more
         return None

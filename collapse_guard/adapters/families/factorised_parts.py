@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from collapse_guard.adapters.base import Metric, Observation, Reader
-from collapse_guard.adapters.trace import flatten_tensors
+from collapse_guard.adapters.nested import flatten_tensors
 from collapse_guard.kmeans import assign
 
 __all__ = ["Form", "Parts", "alone", "as_rows", "confirm", "parts_of", "reader_of", "twin_of", "twin_of_parts"]
@@ -206,7 +206,7 @@ def _explain(twin: Parts, given: Tensor, output: Any, axis: Literal[1, -1]) -> F
         if codes.is_floating_point() or codes.is_complex() or codes.shape != latents[:, 0].shape:
             continue
         for metric in _METRICS:
-            nearest = assign(as_rows(latents), table, metric)
+            nearest = assign(as_rows(latents), table, metric, backend="torch")
             if float((nearest == codes.reshape(-1)).float().mean()) < _AGREES:
                 continue
             for raw in (True, False):

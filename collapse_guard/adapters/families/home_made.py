@@ -1,272 +1,229 @@
-"""Home-made EMA quantizers, recognised by what they are made of, whatever they call it.
+"""Home-made quantizers, recognised by what they do, whatever they call things: moved by averages, or by gradients.
 
-A K x D table, a moving sum of the same shape and a moving count of length K make a candidate; a trial forward of a
-copy then says which of the two is the table, what it is compared with, and where in the output the codes are. Only a
-candidate whose codes equal an independent nearest-code search is accepted; any other is reported with the reason.
+A stored (K, D) tensor makes a candidate. Trials on copies then say whether it is a codebook, what it is compared with
+and where in the output the codes are (`recognition`). Only a candidate whose codes equal an independent nearest-code
+search, whose output holds the rows of these codes, and whose codes follow when the rows are rolled, is accepted. Any
+other is reported with the reason if it looks or acts like a quantizer, and passed over if it does not.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from collapse_guard.adapters.base import K_OF_ONE, CodebookView, Metric, Observation, Reader, Unrecognised
+from collapse_guard.adapters.base import K_OF_ONE, CodebookView, Confidence, Observation, Reader, Unrecognised
+from collapse_guard.adapters.nested import flatten_tensors
+from collapse_guard.adapters.recognition import (
+    Bench,
+    CannotTryError,
+    Doubt,
+    Explanation,
+    Findings,
+    Layout,
+    Structure,
+    Trial,
+    entries_of,
+    explain_trials,
+    find_codes,
+    find_commitment,
+    look_at,
+    nearest,
+    read_codes,
+)
 from collapse_guard.adapters.refs import Knob, TensorRef
-from collapse_guard.adapters.trace import Comparison, Trial, flatten_tensors, run_trials
-from collapse_guard.kmeans import assign
 
 __all__ = ["match_home_made"]
 
 _DECAY_NAMES = ("decay", "ema_decay", "_decay", "gamma", "_gamma", "momentum")
-_COMMITMENT_NAMES = (
-    "commitment_weight",
-    "commitment_cost",
-    "_commitment_cost",
-    "commitment",
-    "commitment_loss_weight",
-    "commit_weight",
-    "beta",
-    "_beta",
+_RAW_LENGTH = "it searches normalised rows and decodes with raw ones: the length to write is not known"
+_UNIT_DECODE = "it searches raw rows and decodes with normalised ones: a row serves two lengths"
+_FIXED = "neither gradients nor averages move its table: one that is meant to stay is only watched"
+_MOVES = "its forward itself moves codes, by no average that was recognised: two must not move the rows of one table"
+_NO_TRAINING_CODES = "its forward returns codes in evaluation and none in training, where they are counted"
+_IN_A_LIST = (
+    "its forward searches {} and looks their rows up; stacked or in a list, they cannot be told apart by one view"
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Structure:
-    """The tensors of a candidate: two (K, D) tensors, either may be the table, and (K,) counts."""
-
-    pair: tuple[str, str]
-    counts: tuple[str, ...]
-    K: int
-    D: int
-    transposed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """How a forward's input becomes (n, D) latents."""
-
-    D: int
-    channel_first_ndims: frozenset[int]
-    normalise: bool
-
-    def latents(self, given: Tensor) -> Tensor:
-        first = given.ndim in self.channel_first_ndims or given.shape[-1] != self.D
-        rows = (given.movedim(1, -1) if first and given.ndim > 2 else given).detach().reshape(-1, self.D)
-        return functional.normalize(rows, dim=-1) if self.normalise else rows
-
-
 def match_home_made(name: str, module: nn.Module) -> Sequence[CodebookView | Unrecognised] | None:
-    """Recognise a home-made EMA quantizer; `None` where the module does not even look like one."""
-    structures = list(_structures(module))
-    if not structures:
+    """Recognise a home-made quantizer; `None` where the module does not even look like one."""
+    structure = look_at(module)
+    if structure is None:
         return None
-    if structures[0].K < 2:
+    if structure.tables and structure.tables[0].K < 2:
         return [Unrecognised(name, K_OF_ONE)]
-    reasons = []
-    for structure in structures:
-        stored = _stored(module)
-        trials = list(run_trials(module, {key: stored[key] for key in structure.pair}, structure.D))
-        view = _confirm(name, module, structure, trials)
-        if isinstance(view, CodebookView):
-            return [view]
-        reasons.append(view)
-    return [Unrecognised(name, "; ".join(dict.fromkeys(reasons)))]
+    try:
+        bench = Bench(module, structure)
+    except CannotTryError as error:
+        return [_unrecognised(name, str(error), structure, Doubt.NOT_COMPARED)] if structure.is_telling else None
+    found: dict[str, Findings] = {}
+    for entry in entries_of(module):
+        found[entry] = explain_trials(bench, structure, entry)
+        explanation = found[entry].explanation
+        if explanation is not None:
+            return [_view(name, module, bench, entry, explanation)]
+    return _report(name, structure, found)
 
 
-def _stored(module: nn.Module) -> dict[str, Tensor]:
-    """Return floating tensors of the module itself and of its embeddings, by dotted name."""
-    own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
-    for child_name, child in module.named_children():
-        if isinstance(child, nn.Embedding):
-            own[f"{child_name}.weight"] = child.weight
-    return {key: tensor for key, tensor in own.items() if tensor.is_floating_point()}
+def _report(name: str, structure: Structure, found: Mapping[str, Findings]) -> list[Unrecognised] | None:
+    """Say how far a candidate came; `None` for what neither looks nor acts like a quantizer."""
+    entry = max(found, key=lambda each: list(Doubt).index(found[each].doubt))
+    furthest = found[entry]
+    looked_up = frozenset().union(*(each.looked_up for each in found.values()))
+    listed = sorted(looked_up & set(structure.deeper))
+    if listed:
+        reason = _IN_A_LIST.format(", ".join(repr(each) for each in listed[:3]) + (", ..." if listed[3:] else ""))
+        advice = "make each level a module of its own that returns its vectors and its codes"
+        return [Unrecognised(name, reason, table=listed[0], advice=advice)]
+    acts = looked_up or furthest.doubt in (Doubt.PROJECTED, Doubt.NO_VECTORS, Doubt.NOT_ROLLED)
+    if not acts and not structure.is_telling:
+        return None
+    reason = furthest.doubt.value if entry == "forward" else f"{furthest.doubt.value} (tried: {entry})"
+    table = furthest.table.name if furthest.table is not None else None
+    return [_unrecognised(name, reason, structure, furthest.doubt, next(iter(sorted(looked_up)), table))]
 
 
-def _structures(module: nn.Module) -> list[_Structure]:
-    stored = _stored(module)
-    counts = [key for key, t in stored.items() if t.ndim == 1 and not t.requires_grad]
-    tables = [key for key, t in stored.items() if t.ndim == 2]
-    found = []
-    for first, second in itertools.combinations(tables, 2):
-        shape = stored[first].shape
-        if shape != stored[second].shape:
-            continue
-        for transposed, (K, D) in enumerate(((shape[0], shape[1]), (shape[1], shape[0]))):
-            matching = tuple(key for key in counts if stored[key].shape[0] == K)
-            if matching:
-                found.append(_Structure((first, second), matching, K, D, bool(transposed)))
-    return found
+def _unrecognised(name: str, reason: str, structure: Structure, doubt: Doubt, table: str | None = None) -> Unrecognised:
+    """Report a candidate with what to write if it is a quantizer."""
+    table = table or next(iter([*(each.name for each in structure.tables), *structure.deeper]))
+    latents = ", latents=lambda x: ..." if doubt in (Doubt.PROJECTED, Doubt.OTHER_LATENTS) else ""
+    advice = f"adapters={{'{name}': GenericVQ(table='{table}', codes=lambda output: ...{latents})}}"
+    if doubt is Doubt.NO_CODES:
+        advice = "let its forward return its codes too"
+    return Unrecognised(name, reason, table=table, advice=f"if it is a quantizer: {advice}")
 
 
-def _confirm(name: str, module: nn.Module, structure: _Structure, trials: list[Trial]) -> CodebookView | str:
-    """Build a view from trials that agree with an independent search, or say why there is none."""
-    doubts = {_Doubt.NOT_COMPARED}
-    found: _Explanation | None = None
-    channel_first: set[int] = set()
-    for trial in trials:
-        for comparison in trial.comparisons:
-            explanation = _explain(comparison, trial, structure)
-            if isinstance(explanation, _Doubt):
-                doubts.add(explanation)
-                continue
-            found = explanation
-            channel_first |= explanation.layout.channel_first_ndims
-            break
-    if found is None:  # several layouts were tried: the trial that came furthest tells most
-        return max(doubts, key=list(_Doubt).index).value
-    layout = _Layout(structure.D, frozenset(channel_first), found.layout.normalise)
-    other = structure.pair[1] if found.source == structure.pair[0] else structure.pair[0]
-    codes_index = _find_training_codes(module, structure, layout, found)
-    reader = _reader(layout, codes_index, structure.K)
-    count = _pick_count(module, structure, reader)
-    commitment, lack = _commitment(module)
-    lacks = {} if lack is None else {"commitment": lack}
-    if found.metric == "cosine":
-        why_not = "it searches normalised rows and decodes with raw ones: the length to write is not known"
-        lacks |= dict.fromkeys(("reset", "fallback"), why_not)
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """What a copy showed that trained.
+
+    Attributes:
+        trial: the run, with gradients where it has some; `None` where no run in training mode went through.
+        settled: a run by a copy that had run before, whose start is behind it.
+    """
+
+    trial: Trial | None
+    settled: Trial | None
+
+    def moves(self, name: str) -> bool:
+        """Whether a run itself changes a stored tensor."""
+        trial = self.settled or self.trial
+        if trial is None:
+            return False
+        after = trial.after.get(name)
+        return after is not None and not torch.equal(after, trial.before[name])
+
+
+def _rehearse(bench: Bench, entry: str, explanation: Explanation) -> _Training:
+    """Train a copy for one run on the first input that it takes, and another one for two."""
+    for shape in explanation.shapes:
+
+        def run_once(twin: nn.Module, shape: tuple[int, ...] = shape) -> None:
+            given = torch.randn(shape, device=next(iter([*twin.parameters(), *twin.buffers()])).device)
+            (twin if entry == "forward" else getattr(twin, entry))(given)
+
+        trial = bench.run(entry, shape, training=True, gradients=True) or bench.run(entry, shape, training=True)
+        if trial is not None:
+            return _Training(trial, bench.run(entry, shape, training=True, edit=run_once))
+    return _Training(None, None)
+
+
+def _view(
+    name: str, module: nn.Module, bench: Bench, entry: str, explanation: Explanation
+) -> CodebookView | Unrecognised:
+    """Make the view of a confirmed quantizer."""
+    table, layout = explanation.table, explanation.layout
+    training = _rehearse(bench, entry, explanation)
+    reader = _reader(layout, _training_index(training.trial, explanation), table.K)
+    if training.trial is not None and reader((training.trial.given,), {}, training.trial.output) is None:
+        return Unrecognised(name, _NO_TRAINING_CODES, table=table.name)
+    averages = _averages(module, training, explanation, reader)
+    ref = _ref(module, table.name, table.transposed)
+    lacks = _lacks(explanation, training, is_averaged=averages is not None, is_trained=ref.is_parameter)
+    knob: Knob | str = "no run of a copy in training mode went through, so that no weight could be tried"
+    if training.trial is not None:
+        knob = find_commitment(bench, module, entry, training.trial, table)
     return CodebookView(
         name=name,
         adapter="home-made",
         module=module,
-        metric=found.metric,
-        readers={"forward": reader},
-        table=_ref(module, found.source, structure.transposed),
-        ema_sum=_ref(module, other, structure.transposed),
-        ema_count=_ref(module, count, False),
-        commitment=commitment,
-        decay=_knob(module, _DECAY_NAMES),
-        lacks=lacks,
+        confidence=Confidence.CONFIRMED,
+        metric=explanation.metric,
+        decodes_raw=explanation.metric == "cosine" and explanation.decodes == "raw",
+        readers={entry: reader},
+        table=ref,
+        ema_sum=None if averages is None else _ref(module, averages[0], table.transposed),
+        ema_count=None if averages is None else _ref(module, averages[1], False),
+        commitment=knob if isinstance(knob, Knob) else None,
+        decay=None if averages is None else _decay(module),
+        moves_outside=averages is not None and entry != "forward",
+        lacks=lacks if isinstance(knob, Knob) else lacks | {"commitment": knob},
     )
 
 
-class _Doubt(Enum):
-    """Why a candidate was not confirmed, in the order in which a trial may come to it."""
-
-    NOT_COMPARED = "no trial forward on random latents ran and compared one of its tables with them"
-    TABLE_TRANSFORMED = "its table is transformed before the comparison, by more than L2 normalisation"
-    OTHER_LATENTS = "what it compares with its table is neither its input nor its L2-normalised input"
-    NO_CODES = "its forward returns no codes (indices or one-hot) that equal the nearest codes"
-
-
-@dataclass(frozen=True, slots=True)
-class _Explanation:
-    """What a comparison turned out to be: which table, how searched, from which latents, where the codes are."""
-
-    source: str
-    metric: Metric
-    layout: _Layout
-    codes_index: int
+def _lacks(explanation: Explanation, training: _Training, *, is_averaged: bool, is_trained: bool) -> dict[str, str]:
+    """Return what must not be done to the table, with the reason."""
+    if not is_averaged and training.moves(explanation.table.name):
+        return {"reset": _MOVES}
+    if not is_averaged and not is_trained:
+        return dict.fromkeys(("reset", "fallback"), _FIXED)
+    if explanation.metric == "cosine" and explanation.decodes == "raw":
+        return dict.fromkeys(("reset", "fallback"), _RAW_LENGTH)
+    if explanation.metric == "l2" and explanation.decodes == "unit":
+        return dict.fromkeys(("reset", "fallback"), _UNIT_DECODE)
+    return {}
 
 
-def _explain(comparison: Comparison, trial: Trial, structure: _Structure) -> _Explanation | _Doubt:
-    """Read one comparison, or say why it is not the search of a quantizer."""
-    raw = trial.before[comparison.source]
-    raw = raw.t() if structure.transposed else raw
-    used = [rows for rows in _as_rows(comparison.table, structure.K, structure.D) if rows.shape == raw.shape]
-    plain = any(_same_up_to_scale(raw, rows) for rows in used)
-    unit = functional.normalize(raw, dim=-1)
-    if not plain and not any(_same_up_to_scale(unit, rows) for rows in used):
-        return _Doubt.TABLE_TRANSFORMED
-    others = _as_rows(comparison.other, trial.given.numel() // structure.D, structure.D)
-    for layout in _layouts(trial.given, structure.D):
-        latents = layout.latents(trial.given)
-        if any(_same_up_to_scale(latents, other) for other in others):
-            codes = assign(latents, raw if plain else unit)
-            index = _find_codes(trial.output, codes, structure.K)
-            if index is None:
-                return _Doubt.NO_CODES
-            return _Explanation(comparison.source, "l2" if plain else "cosine", layout, index)
-    return _Doubt.OTHER_LATENTS
+def _averages(
+    module: nn.Module, training: _Training, explanation: Explanation, reader: Reader
+) -> tuple[str, str] | None:
+    """Return the names of the moving sum and the moving count; `None` for a table that no averages move."""
+    table, trial = explanation.table, training.trial
+    if not table.looks_averaged:
+        return None
+    moving = [name for name in table.sums if training.moves(name)]
+    if trial is not None and not moving and _ref(module, table.name, False).is_parameter:
+        return None  # gradients move it, and what has its shape is something else
+    sums, counts = moving or list(table.sums), list(table.counts)
+    return sums[0], counts[0] if len(counts) == 1 or trial is None else _pick_count(counts, trial, reader, table.K)
 
 
-def _find_training_codes(module: nn.Module, structure: _Structure, layout: _Layout, found: _Explanation) -> int:
-    """Return where a training forward returns its codes: those are observed, and it may return more than others."""
-    stored = {key: _stored(module)[key] for key in structure.pair}
-    for trial in run_trials(module, stored, structure.D, training=True):
-        latents = layout.latents(trial.given)
-        searches = (comparison for comparison in trial.comparisons if comparison.source == found.source)
-        for table in (rows for search in searches for rows in _as_rows(search.table, structure.K, structure.D)):
-            index = _find_codes(trial.output, assign(latents, table), structure.K)
-            if index is not None:
-                return index
-    return found.codes_index
-
-
-def _pick_count(module: nn.Module, structure: _Structure, reader: Reader) -> str:
+def _pick_count(counts: Sequence[str], trial: Trial, reader: Reader, K: int) -> str:
     """Of several (K,) tensors, take the one that follows the codes when a copy trains."""
-    if len(structure.counts) == 1:
-        return structure.counts[0]
-    stored = _stored(module)
-    names = (*structure.pair, *structure.counts)
-    best, winner = -1.0, structure.counts[0]
-    for trial in run_trials(module, {key: stored[key] for key in names}, structure.D, training=True):
-        observation = reader((trial.given,), {}, trial.output)
-        if observation is None:
-            continue
-        hits = torch.bincount(observation.codes, minlength=structure.K).float()
-        for count in structure.counts:
-            change = (
-                trial.after[count] - trial.before[count] * trial.after[count].sum() / trial.before[count].sum()
-            ).float()
-            agreement = float(
-                functional.cosine_similarity(change - change.mean(), hits - hits.mean(), dim=0).nan_to_num()
-            )
-            if agreement > best:
-                best, winner = agreement, count
-    return winner
+    observation = reader((trial.given,), {}, trial.output)
+    assert observation is not None
+    hits = torch.bincount(observation.codes, minlength=K).float()
+
+    def agreement(name: str) -> float:
+        before, after = trial.before[name], trial.after.get(name, trial.before[name])
+        change = (after - before * after.sum() / before.sum()).float()
+        cosine = functional.cosine_similarity(change - change.mean(), hits - hits.mean(), dim=0)
+        return float(cosine.nan_to_num())
+
+    return max(counts, key=agreement)
 
 
-def _layouts(given: Tensor, D: int) -> list[_Layout]:
-    """Ways in which this input may have become latents."""
-    options = []
-    for normalise in (False, True):
-        if given.shape[-1] == D:
-            options.append(_Layout(D, frozenset(), normalise))
-        if given.ndim > 2 and given.shape[1] == D:
-            options.append(_Layout(D, frozenset({given.ndim}), normalise))
-    return options
+def _training_index(trial: Trial | None, explanation: Explanation) -> int:
+    """Return where a training forward returns its codes: those are observed, and it may return more than others."""
+    table = explanation.table
+    for comparison in trial.comparisons if trial is not None else ():
+        rows = table.rows(comparison.table) if comparison.table.ndim == 2 else comparison.table
+        for each in (rows, comparison.table.t() if comparison.table.ndim == 2 else rows):
+            if comparison.source == table.name and each.shape == (table.K, table.D):
+                assert trial is not None
+                codes = nearest(explanation.layout.latents(trial.given), each)
+                index = find_codes(trial.output, codes, table.K)
+                if index is not None:
+                    return index
+    return explanation.codes_index
 
 
-def _as_rows(tensor: Tensor, rows: int, D: int) -> list[Tensor]:
-    """Return the readings of a tensor as (rows, D): as it lies, and transposed; none where the size is another."""
-    if tensor.numel() != rows * D:
-        return []
-    options = [tensor.reshape(rows, D)] if tensor.shape[-1] == D else []
-    squeezed = tensor.squeeze()
-    return [*options, squeezed.t()] if squeezed.shape == (D, rows) else options
-
-
-def _same_up_to_scale(latents: Tensor, other: Tensor) -> bool:
-    """Whether two (n, D) operands are equal up to the factors that expanded squares put in front."""
-    return any(torch.allclose(latents * factor, other, rtol=1e-4, atol=1e-5) for factor in (1.0, 2.0, -2.0))
-
-
-def _find_codes(output: Any, codes: Tensor, K: int) -> int | None:
-    """Return the position, among the output's tensors, of the one that holds these codes."""
-    for index, tensor in enumerate(flatten_tensors(output)):
-        read = _read_codes(tensor, codes.numel(), K)
-        if read is not None and bool((read == codes).float().mean() >= 0.99):
-            return index
-    return None
-
-
-def _read_codes(tensor: Tensor, n: int, K: int) -> Tensor | None:
-    """Return (n,) codes from indices or from a one-hot tensor; `None` where the tensor is neither by its size."""
-    if not tensor.is_floating_point() and not tensor.is_complex() and tensor.numel() == n:
-        return tensor.detach().reshape(-1).long()
-    if tensor.numel() == n * K and tensor.shape[-1] == K:
-        return tensor.detach().reshape(n, K).argmax(-1)
-    return None
-
-
-def _reader(layout: _Layout, index: int, K: int) -> Reader:
+def _reader(layout: Layout, index: int, K: int) -> Reader:
     """Return the reader of a confirmed quantizer."""
 
     def read(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Observation | None:
@@ -275,7 +232,7 @@ def _reader(layout: _Layout, index: int, K: int) -> Reader:
         if given is None or index >= len(tensors):
             return None
         latents = layout.latents(given)
-        codes = _read_codes(tensors[index], latents.shape[0], K)
+        codes = read_codes(tensors[index], latents.shape[0], K)
         return None if codes is None else Observation(codes, latents)
 
     return read
@@ -286,19 +243,11 @@ def _ref(module: nn.Module, dotted: str, transposed: bool) -> TensorRef:
     return TensorRef(module.get_submodule(path), attribute, transposed=transposed)
 
 
-def _knob(module: nn.Module, names: tuple[str, ...]) -> Knob | None:
-    for name in names:
-        value = getattr(module, name, None)
+def _decay(module: nn.Module) -> Knob | None:
+    for name in _DECAY_NAMES:
+        value: Tensor | Any = getattr(module, name, None)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return Knob(module, name)
         if isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point():
             return Knob(module, name)
     return None
-
-
-def _commitment(module: nn.Module) -> tuple[Knob | None, str | None]:
-    # An EMA table takes no gradient, so a weight of the loss can only be that of the commitment, even one named beta.
-    knob = _knob(module, _COMMITMENT_NAMES)
-    if knob is not None:
-        return knob, None
-    return None, f"no commitment weight found under any of {', '.join(_COMMITMENT_NAMES)}"

@@ -1,14 +1,20 @@
-"""vector-quantize-pytorch: `VectorQuantize`, with EMA, learnable and cosine codebooks, shared and separate heads.
+"""vector-quantize-pytorch: `VectorQuantize` in all its modes, by itself and inside its residual and random forms.
 
 The inner module (`EuclideanCodebook` and `CosineSimCodebook` up to 1.26, `Codebook` since) is matched by its tensors
-`embed`, `embed_avg` and `cluster_size`; the library is not imported. It sees latents after projection, head split and
-normalisation, so its input *is* the codebook's own space. Modes in which the stored table is not the one that is
-searched, or in which the table is updated out of sight of a forward, are watched where possible and not written.
+`embed` and `cluster_size`; the library is not imported. It sees latents after projection, head split and
+normalisation, so its input *is* the codebook's own space. Modes in which the rows that are searched are not the rows
+that are stored are watched and not written.
+
+What surrounds the quantizer matters where it changes who moves the table: a `ResidualVQ` whose levels share one
+codebook, search with a beam or transform their codebooks is recognised as a whole, and so is a
+`RandomProjectionQuantizer`, which keeps its quantizer in evaluation mode.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -16,51 +22,120 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from collapse_guard.adapters.base import CodebookView, Observation, Reader, Unrecognised
-from collapse_guard.adapters.refs import Knob, Switch, TensorRef
+from collapse_guard.adapters.refs import Derived, Knob, Switch, TensorRef
 
 __all__ = ["match_lucidrains"]
 
+_AFFINE = "cannot be reset because of affine_param: the searched table is a re-scaled copy of the stored one"
+_BRIDGE = "cannot be reset because of vq_bridge: the searched table is computed from the stored one"
+_IMPLICIT = "cannot be reset because of implicit_neural_codebook: each token searches a table made for it alone"
+_BEAM = "cannot be reset because of beam_size: the residuals of the codes that the beam chose are not shown"
+_NO_TERM = (
+    "its loss has no commitment term (commitment_weight was 0 at construction, which left has_commitment_loss off)"
+)
+_BOTH = "learnable codebook: commitment_weight scales the term that the codebook learns from, too"
+_IN_EVAL = "its quantizer is kept in evaluation mode, where it has no loss"
+
+
+@dataclass(frozen=True, slots=True)
+class _Surroundings:
+    """What a `VectorQuantize` cannot know of itself.
+
+    Attributes:
+        owner: whose training mode says that the model trains, if not the inner module's own.
+        is_implicit: its table is transformed for each token before the search.
+        beam: the residual that searches with a beam: its levels see candidates, only its own output has the codes.
+        level: of that residual, from 0; `None` where all levels share one codebook.
+    """
+
+    owner: nn.Module | None = None
+    is_implicit: bool = False
+    beam: nn.Module | None = None
+    level: int | None = None
+
 
 def match_lucidrains(name: str, module: nn.Module) -> Sequence[CodebookView | Unrecognised] | None:
-    """Recognise a `VectorQuantize`; one view per head where heads have codebooks of their own."""
+    """Recognise a `VectorQuantize`, one view per head where heads have codebooks of their own, or what surrounds it."""
+    if _is_quantizer(module):
+        return _views(name, module, _Surroundings())
+    inner = getattr(module, "vq", None)
+    if isinstance(getattr(module, "rand_projs", None), Tensor) and _is_quantizer(inner):
+        return _views(f"{name}.vq", cast(nn.Module, inner), _Surroundings(owner=module))
+    return _residual(name, module)
+
+
+def _residual(name: str, module: nn.Module) -> Sequence[CodebookView] | None:
+    """Recognise a `ResidualVQ` of which the levels cannot be understood one by one; any other is left to its levels."""
+    layers = getattr(module, "layers", None)
+    shares, implicit = (getattr(module, key, False) is True for key in ("shared_codebook", "implicit_neural_codebook"))
+    has_beam = getattr(module, "beam_size", None) is not None
+    if not isinstance(layers, nn.ModuleList) or not (shares or implicit or has_beam):
+        return None
+    if not len(layers) or not all(map(_is_quantizer, layers)):
+        return None
+    views = []
+    for level, layer in enumerate(layers[:1] if shares else layers):
+        around = _Surroundings(
+            is_implicit=implicit and (shares or level > 0),
+            beam=module if has_beam else None,
+            level=None if shares else level,
+        )
+        (view,) = _views(f"{name}.layers.{level}", layer, around)
+        if not shares and len(layers) > 1:
+            view.group, view.level = f"{name}.layers", level
+        views.append(view)
+    return views
+
+
+def _is_quantizer(module: Any) -> bool:
     leaf = getattr(module, "_codebook", None)
-    if not isinstance(leaf, nn.Module) or not all(
-        isinstance(getattr(leaf, key, None), Tensor) for key in ("embed", "embed_avg", "cluster_size")
-    ):
-        return None
-    embed = cast(Tensor, leaf.embed)
-    if embed.ndim != 3:
-        return None
-    heads = embed.shape[0]
-    return [_view(name if heads == 1 else f"{name}.{head}", module, leaf, head) for head in range(heads)]
+    embed, count = getattr(leaf, "embed", None), getattr(leaf, "cluster_size", None)
+    return (
+        isinstance(leaf, nn.Module)
+        and isinstance(embed, Tensor)
+        and isinstance(count, Tensor)
+        and embed.ndim == 3
+        and count.shape == embed.shape[:2]
+    )
 
 
-def _view(name: str, module: nn.Module, leaf: nn.Module, head: int) -> CodebookView:
-    learnable = isinstance(leaf.embed, nn.Parameter)
+def _views(name: str, module: nn.Module, around: _Surroundings) -> list[CodebookView]:
+    heads = cast(Tensor, cast(nn.Module, module._codebook).embed).shape[0]
+    return [_view(name if heads == 1 else f"{name}.{head}", module, head, around) for head in range(heads)]
+
+
+def _view(name: str, module: nn.Module, head: int, around: _Surroundings) -> CodebookView:
+    leaf = cast(nn.Module, module._codebook)
+    cosine = _is_cosine(module, leaf)
+    averages = bool(getattr(leaf, "ema_update", True))
+    sums = isinstance(getattr(leaf, "embed_avg", None), Tensor)  # the cosine codebooks of 1.0 average rows themselves
     lacks: dict[str, str] = {}
-    if why := _why_not_writable(module, leaf):
+    if why := _why_not_writable(leaf, around):
         lacks |= dict.fromkeys(("reset", "freeze", "fallback"), why)
-    commitment: Knob | None = Knob(module, "commitment_weight")
-    if not getattr(module, "has_commitment_loss", True) or not getattr(module, "commitment_weight", 0.0):
-        commitment = None
-        lacks["commitment"] = "its loss has no commitment term (commitment_weight was 0 at construction)"
-    elif learnable:
-        commitment = None
-        lacks["commitment"] = "with a learnable codebook its commitment_weight also scales what moves the codebook"
+    if why := _why_no_commitment(module, around):
+        lacks["commitment"] = why
+    readers = {"forward": _forward_reader(module, head, cosine)}
+    if around.beam is not None:
+        readers = {"forward": _chosen_reader(around.level)}
+    optimizer = getattr(module, "in_place_codebook_optimizer", None)
     return CodebookView(
         name=name,
         adapter="vector-quantize-pytorch",
-        module=leaf,
-        readers={"forward": _reader(leaf, head)},
-        table=TensorRef(leaf, "embed", head),
-        ema_sum=None if learnable else TensorRef(leaf, "embed_avg", head),
-        ema_count=None if learnable else TensorRef(leaf, "cluster_size", head),
-        metric="cosine" if _is_cosine(module, leaf) else "l2",
-        commitment=commitment,
-        decay=None if learnable else Knob(leaf, "decay"),
+        module=leaf if around.beam is None else around.beam,
+        readers=readers,
+        table=_table(leaf, head),
+        ema_sum=TensorRef(leaf, "embed_avg", head) if averages and sums else None,
+        ema_count=TensorRef(leaf, "cluster_size", head) if averages or _counts_to_replace(leaf) else None,
+        metric="cosine" if cosine else "l2",
+        decodes_raw=cosine and not sums,
+        commitment=None if "commitment" in lacks else Knob(module, "commitment_weight"),
+        decay=Knob(leaf, "decay") if averages else None,
         replacement=_replacement(leaf),
         is_initialised=lambda: bool(getattr(leaf, "initted", True)),
         lacks=lacks,
+        owner=around.owner,
+        moves_outside=optimizer is not None or bool(getattr(leaf, "manual_ema_update", False)),
+        optimizers=() if optimizer is None else (optimizer,),
     )
 
 
@@ -69,47 +144,110 @@ def _is_cosine(module: nn.Module, leaf: nn.Module) -> bool:
     return any(flag is True for flag in flags) or type(leaf).__name__ == "CosineSimCodebook"
 
 
+def _table(leaf: nn.Module, head: int) -> TensorRef | Derived:
+    """Return the table that is searched."""
+    bridge = getattr(leaf, "vq_bridge", None)
+    if isinstance(bridge, nn.Module):
+        return Derived(bridge, lambda: bridge(cast(Tensor, leaf.embed).float())[head])
+    if getattr(leaf, "affine_param", False):
+        return Derived(leaf, lambda: _affine(leaf)[head])
+    return TensorRef(leaf, "embed", head)
+
+
+def _affine(leaf: Any) -> Tensor:
+    """Return the stored (heads, K, D) table moved to the batches' mean and variance, as the search moves it."""
+    table: Tensor = leaf.embed.detach()
+    if leaf.batch_mean is None or leaf.batch_variance is None or bool(leaf.codebook_mean_needs_init):
+        return table  # no batch was seen yet
+    wide, own = (variance.clamp(min=1e-5).sqrt() for variance in (leaf.batch_variance, leaf.codebook_variance))
+    moved: Tensor = (table - leaf.codebook_mean) * (wide / own) + leaf.batch_mean
+    return moved
+
+
 def _replacement(leaf: nn.Module) -> Switch | None:
     off = {"threshold_ema_dead_code": 0, "has_dead_code_replacement": False}
     present = {name: value for name, value in off.items() if hasattr(leaf, name)}
     return Switch(leaf, present) if present else None
 
 
-def _why_not_writable(module: nn.Module, leaf: nn.Module) -> str | None:
-    """Say why rows written to `embed` would not be the rows that are searched, or would not stay."""
+def _counts_to_replace(leaf: nn.Module) -> bool:
+    """Whether a table that no average moves has counts all the same, by which its dead rows are told."""
+    return bool(getattr(leaf, "has_dead_code_replacement", False))
+
+
+def _why_not_writable(leaf: nn.Module, around: _Surroundings) -> str | None:
+    """Say why rows written to `embed` would not be the rows that are searched."""
     if getattr(leaf, "affine_param", False):
-        return "affine_param: the searched table is a re-scaled copy of the stored one"
+        return _AFFINE
     if getattr(leaf, "vq_bridge", None) is not None:
-        return "vq_bridge: the searched table is computed from the stored one"
-    if getattr(module, "in_place_codebook_optimizer", None) is not None:
-        return "in_place_codebook_optimizer: an optimizer inside the forward moves the table"
-    if getattr(leaf, "manual_ema_update", False):
-        return "manual_ema_update: the table is updated outside of the forward"
-    return None
+        return _BRIDGE
+    if around.beam is not None:
+        return _BEAM
+    return _IMPLICIT if around.is_implicit else None
 
 
-def _reader(leaf: nn.Module, head: int) -> Reader:
-    """Return the reader of the inner module: (quantized, codes, distances) from (x, mask=...)."""
+def _why_no_commitment(module: nn.Module, around: _Surroundings) -> str | None:
+    """Say why there is no number that pulls the encoder and nothing else."""
+    if around.owner is not None:
+        return _IN_EVAL
+    if not getattr(module, "has_commitment_loss", True):
+        return _NO_TERM
+    return _BOTH if getattr(module, "learnable_codebook", False) else None
+
+
+def _forward_reader(module: nn.Module, head: int, cosine: bool) -> Reader:
+    """Return the reader of the inner module: (quantized, codes, distances) from (x, mask=...).
+
+    With an optimizer inside the forward the same latents are searched twice, before and after its step: the second
+    search gives the codes. With `topk` there are candidates, and no token is given a code by this call.
+    """
+    first: list[weakref.ReferenceType[Tensor]] = []
 
     def read(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Observation | None:
-        given = args[0] if args else kwargs.get("x")
-        codes = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-        if not isinstance(given, Tensor) or not isinstance(codes, Tensor) or kwargs.get("topk") is not None:
+        given, codes = args[0] if args else kwargs["x"], output[1]
+        if kwargs.get("topk") is not None:
             return None
-        latents, codes = given.detach(), codes.detach()
-        if latents.ndim == 4:  # (heads, batch, tokens, D) and codes (heads, batch, tokens); one head where shared
-            latents, codes = latents[head], codes[head]
-        flat = latents.reshape(-1, latents.shape[-1])
-        if getattr(leaf, "use_cosine_sim", False):
-            flat = functional.normalize(flat.float(), dim=-1)
-        codes = codes.reshape(-1)
-        mask = kwargs.get("mask")
-        if isinstance(mask, Tensor):
-            repeats = codes.numel() // mask.numel()
-            codes = torch.where(_expand_mask(mask, repeats), codes, -1)
-        return Observation(codes, flat)
+        if _searches_twice(module, kwargs):
+            is_second = bool(first) and first.pop()() is given
+            if not is_second:
+                first[:] = [weakref.ref(given)]
+                return None
+        seen = _observation(given, codes, kwargs.get("mask"), head, cosine)
+        own_table = kwargs.get("codebook_transform_fn") is not None
+        return Observation(seen.codes, None) if own_table else seen
 
     return read
+
+
+def _searches_twice(module: nn.Module, kwargs: Mapping[str, Any]) -> bool:
+    inside = getattr(module, "in_place_codebook_optimizer", None) is not None
+    return inside and module.training and not kwargs.get("freeze_codebook")
+
+
+def _chosen_reader(level: int | None) -> Reader:
+    """Return the reader of a residual's own (quantized, codes (..., levels), losses): one level's codes, or all."""
+
+    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Observation | None:
+        codes = output[1]
+        if codes.is_floating_point():  # `indices` were given: a loss stands where the codes do
+            return None
+        return Observation((codes if level is None else codes[..., level]).detach().reshape(-1), None)
+
+    return read
+
+
+def _observation(given: Tensor, codes: Tensor, mask: Any, head: int, cosine: bool) -> Observation:
+    latents, codes = given.detach(), codes.detach()
+    if latents.ndim == 4:  # (heads, batch, tokens, D) and codes (heads, batch, tokens); one head where shared
+        latents, codes = latents[head], codes[head]
+    flat = latents.reshape(-1, latents.shape[-1])
+    if cosine:
+        flat = functional.normalize(flat.float(), dim=-1)
+    codes = codes.reshape(-1)
+    if isinstance(mask, Tensor):
+        repeats = codes.numel() // mask.numel()
+        codes = torch.where(_expand_mask(mask, repeats), codes, -1)
+    return Observation(codes, flat)
 
 
 def _expand_mask(mask: Tensor, repeats: int) -> Tensor:

@@ -1,0 +1,71 @@
+"""How a model is being executed: what a hook cannot see there, said in words. Nothing is changed.
+
+torch.compile traces a model when it first runs. Hooks that were there before are called, between two graphs; those of
+a guard that is attached later are not, and nothing tells them. `nn.DataParallel` runs copies of the model that last
+for one forward, in threads, so that what their hooks count belongs to nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch.distributed
+from torch import nn
+
+__all__ = ["compiled_parts", "explain_compiled", "has_compiled", "refuse_replicas", "unwrap_compiled", "world_size"]
+
+
+def unwrap_compiled(model: nn.Module) -> nn.Module:
+    """Return the module that `torch.compile` wrapped, whose names are the user's own; any other as it is."""
+    inner = getattr(model, "_orig_mod", None)
+    return inner if type(model).__name__ == "OptimizedModule" and isinstance(inner, nn.Module) else model
+
+
+def compiled_parts(model: nn.Module) -> list[str]:
+    """Return the paths of modules that are compiled: wrapped by `torch.compile(part)`, or in place by `part.compile()`.
+
+    A wrapper that stands outside of the model, and a compiled function that calls it, leave no trace in it.
+    """
+    return [
+        path or "the model"
+        for path, module in model.named_modules()
+        if unwrap_compiled(module) is not module or getattr(module, "_compiled_call_impl", None) is not None
+    ]
+
+
+def explain_compiled(parts: Iterable[str]) -> str:
+    """Say why a codebook may be silent where parts of its model are compiled, or where anything at all was."""
+    named = ", ".join(parts)
+    who = f"compiled: {named}" if named else "torch.compile is in use"
+    return (
+        f"{who}; if it had run before the guard was attached, its graphs do not know the guard's hooks. Attach before "
+        f"the first forward, or call torch.compiler.reset() after attaching"
+    )
+
+
+def has_compiled() -> bool:
+    """Whether torch.compile has traced anything in this process."""
+    dynamo = getattr(torch, "_dynamo", None)
+    counters = getattr(getattr(dynamo, "utils", None), "counters", {})
+    return bool(counters.get("frames"))
+
+
+def refuse_replicas(model: nn.Module) -> None:
+    """Refuse a model that runs as copies.
+
+    Raises:
+        ValueError: a part of it is an `nn.DataParallel` of several devices.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+            raise ValueError(
+                f"expected a model that runs itself, got nn.DataParallel over {len(module.device_ids)} devices at "
+                f"{path or 'the top'}: its forwards run on copies that are thrown away. Use DistributedDataParallel, "
+                f"or one device"
+            )
+
+
+def world_size() -> int:
+    """Return how many ranks train together; 1 where none do."""
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if ready else 1

@@ -1,0 +1,219 @@
+"""What upkeep is worth: a tended codebook against a quantizer's own prevention; `make bench-upkeep` runs it.
+
+A small autoencoder codes colour patches of scikit-learn's photographs through vector-quantize-pytorch's EMA quantizer.
+The library's prevention is its k-means start together with its replacement of dead codes (`threshold_ema_dead_code=2`);
+the guarded arms are the plain quantizer, which has neither, under the preset `upkeep`. Both at two decays; of each, the
+better one is compared, seed by seed. One line for each run goes to `docs/benchmarks/upkeep.jsonl`, the table to
+`upkeep.md`; what the file holds is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from collapse_guard import Guard
+
+__all__ = ["UPKEEP_ARMS", "UpkeepRun", "main", "read_upkeep_runs", "run_upkeep_arm", "upkeep_as_markdown"]
+
+_NOTES = Path("docs/benchmarks")
+_SIDE, _D, _TOKENS = 4, 64, 1024
+_OWN: dict[str, Any] = {"kmeans_init": True, "threshold_ema_dead_code": 2}
+UPKEEP_ARMS: dict[str, dict[str, Any]] = {
+    "own 0.8": _OWN | {"decay": 0.8},
+    "own 0.99": _OWN | {"decay": 0.99},
+    "guard 0.8": {"decay": 0.8},
+    "guard 0.99": {"decay": 0.99},
+    "plain 0.99": {"decay": 0.99},
+}
+"""Arm -> options of `VectorQuantize`; those that begin with `guard` are guarded."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpkeepRun:
+    """How one run ended, on patches that it was not trained on.
+
+    Attributes:
+        arm: of `UPKEEP_ARMS`. K, seed, steps: of the run.
+        error: mean squared error of the decoded patches, whose values lie from 0 to 1.
+        perplexity, usage: of the codes. cpu_seconds: of the process, for the training.
+        interventions: what the guard did, in order, as `step action result`.
+    """
+
+    arm: str
+    K: int
+    seed: int
+    steps: int
+    error: float
+    perplexity: float
+    usage: float
+    cpu_seconds: float
+    interventions: list[str]
+
+
+class _Coder(nn.Module):
+    def __init__(self, K: int, options: dict[str, Any]) -> None:
+        super().__init__()
+        from vector_quantize_pytorch import VectorQuantize  # of the dev extra: only this bench wants it
+
+        width = 3 * _SIDE * _SIDE
+        self.encoder = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, _D))
+        self.quantizer = VectorQuantize(dim=_D, codebook_size=K, **options)
+        self.decoder = nn.Sequential(nn.Linear(_D, 128), nn.GELU(), nn.Linear(128, width))
+
+    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        quantised, codes, loss = self.quantizer(self.encoder(patches)[None])
+        return self.decoder(quantised[0]), codes.flatten(), loss.sum()
+
+
+def _patches() -> tuple[Tensor, Tensor]:
+    """Return (n, 48) patches to train on and (8192, 48) to judge by, the same on every call."""
+    from sklearn.datasets import load_sample_images
+
+    found = []
+    for image in load_sample_images().images:
+        windows = torch.tensor(image).float().permute(2, 0, 1).div(255).unfold(1, _SIDE, 2).unfold(2, _SIDE, 2)
+        found.append(windows.permute(1, 2, 0, 3, 4).reshape(-1, 3 * _SIDE * _SIDE))
+    every = torch.cat(found)
+    every = every[torch.randperm(len(every), generator=torch.Generator().manual_seed(99))]
+    return every[8192:], every[:8192]
+
+
+def run_upkeep_arm(arm: str, K: int, seed: int, steps: int) -> UpkeepRun:
+    """Train one arm; the same seed gives all arms the same patches in the same order."""
+    train, held_out = _patches()
+    torch.manual_seed(seed)
+    model = _Coder(K, UPKEEP_ARMS[arm])
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    order = torch.Generator().manual_seed(seed)
+    guard = Guard("upkeep", console=False, total_steps=steps, seed=seed)
+    if arm.startswith("guard"):
+        guard.attach(model, optimizer)
+    began = time.process_time()
+    with guard:
+        for _ in range(steps):
+            batch = train[torch.randint(len(train), (_TOKENS,), generator=order)]
+            decoded, _, loss = model(batch)
+            optimizer.zero_grad()
+            (functional.mse_loss(decoded, batch) + loss).backward()
+            optimizer.step()
+            guard.step()
+        done = [f"{each['step']} {each['action']} {each['result']}" for each in guard.interventions]
+    seconds = time.process_time() - began
+    model.eval()
+    with torch.no_grad():
+        decoded, codes, _ = model(held_out)
+    shares = torch.bincount(codes, minlength=K).double() / len(codes)
+    used = shares[shares > 0]
+    return UpkeepRun(
+        arm=arm,
+        K=K,
+        seed=seed,
+        steps=steps,
+        error=float(functional.mse_loss(decoded, held_out)),
+        perplexity=float(torch.exp(-(used * used.log()).sum())),
+        usage=len(used) / K,
+        cpu_seconds=seconds,
+        interventions=done,
+    )
+
+
+def read_upkeep_runs(path: Path) -> list[UpkeepRun]:
+    """Return the runs that a file holds; none where there is no file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [UpkeepRun(**json.loads(line)) for line in lines]
+
+
+def _best(runs: list[UpkeepRun], kind: str) -> dict[int, UpkeepRun]:
+    """Return by seed the run of an arm whose decay has the least mean error over the seeds that all decays have."""
+    arms = {run.arm for run in runs if run.arm.startswith(kind)}
+    by_arm = {arm: {run.seed: run for run in runs if run.arm == arm} for arm in arms}
+    common = set.intersection(*(set(each) for each in by_arm.values())) if by_arm else set()
+    if not common:
+        return {}
+    best = min(sorted(by_arm), key=lambda arm: statistics.mean(by_arm[arm][seed].error for seed in common))
+    return {seed: by_arm[best][seed] for seed in sorted(common)}
+
+
+def _interval(values: list[float]) -> str:
+    """Return mean and 95 % interval of Student's t for up to ten values; the mean alone of one."""
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}[len(values)]
+    half = t * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{statistics.mean(values):.3f} +- {half:.3f}"
+
+
+def upkeep_as_markdown(runs: list[UpkeepRun]) -> str:
+    """Return the table: for each K, guard and own prevention, paired by seed."""
+    lines = [
+        "# Upkeep: a tended codebook against the quantizer's own prevention",
+        "",
+        "Written by `make bench-upkeep`. What is compared is said in `demos/bench_upkeep.py`; every run is in",
+        "`upkeep.jsonl`. The ratio is that of the evaluation errors, paired by seed, with the 95 % interval of its",
+        "mean; below 1 the guarded quantizer is better. Of both kinds the better decay is taken. Columns with two",
+        "numbers: guarded / own prevention.",
+        "",
+        "| K | seeds | error ratio | error | perplexity | usage | decay |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for K in sorted({run.K for run in runs}):
+        ours, own = (_best([run for run in runs if run.K == K], kind) for kind in ("guard", "own"))
+        seeds = sorted(ours.keys() & own.keys())
+        if not seeds:
+            continue
+        ratio = _interval([ours[seed].error / own[seed].error for seed in seeds])
+        cells = [f"{_mean(ours, seeds, name):{form}} / {_mean(own, seeds, name):{form}}" for name, form in _COLUMNS]
+        decays = f"{ours[seeds[0]].arm.split()[1]} / {own[seeds[0]].arm.split()[1]}"
+        lines.append(f"| {K} | {len(seeds)} | {ratio} | {' | '.join(cells)} | {decays} |")
+    return "\n".join(lines) + "\n"
+
+
+_COLUMNS = (("error", ".5f"), ("perplexity", ".0f"), ("usage", ".1%"))
+
+
+def _mean(runs: dict[int, UpkeepRun], seeds: list[int], name: str) -> float:
+    return float(statistics.mean(getattr(runs[seed], name) for seed in seeds))
+
+
+def _missing(runs: list[UpkeepRun], codes: list[int], seeds: int, steps: int) -> Iterator[tuple[str, int, int]]:
+    """Yield what is to be run, arm by arm within a seed, so that a study that is cut off has whole pairs."""
+    have = {(run.arm, run.K, run.seed, run.steps) for run in runs}
+    for seed in range(seeds):
+        for K in codes:
+            yield from ((arm, K, seed) for arm in UPKEEP_ARMS if (arm, K, seed, steps) not in have)
+
+
+def main() -> None:
+    """Run what is missing, then write the table."""
+    parser = argparse.ArgumentParser(prog="bench-upkeep", description="a tended codebook against own prevention")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--codes", type=int, nargs="+", default=[512, 1024, 2048])
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--folder", type=Path, default=_NOTES)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    path = asked.folder / "upkeep.jsonl"
+    for arm, K, seed in _missing(read_upkeep_runs(path), asked.codes, asked.seeds, asked.steps):
+        run = run_upkeep_arm(arm, K, seed, asked.steps)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(run)) + "\n")
+        print(
+            f"K {K}, seed {seed}, {arm}: error {run.error:.5f}, usage {run.usage:.1%}, {run.cpu_seconds:.0f} s",
+            flush=True,
+        )
+    text = upkeep_as_markdown([run for run in read_upkeep_runs(path) if run.steps == asked.steps])
+    (asked.folder / "upkeep.md").write_text(text, encoding="utf-8")
+    print(text)
