@@ -25,6 +25,7 @@ from .interventions import ladders_on
 from .ledger import Ledger
 from .measure import Loss, number_of
 from .reports import (
+    describe_environment,
     describe_idle_rules,
     describe_unrecognised,
     describe_views,
@@ -141,6 +142,7 @@ class Guard:
             mode=self.policy.mode,
             policy_fingerprint=self.policy.fingerprint(),
             policy_as_run=self.policy.model_dump(mode="json", by_alias=True),
+            environment=describe_environment(),
             log=str(log.path) if log is not None else None,
             codebooks=describe_views(found.views),
             unrecognised=describe_unrecognised(found.unrecognised),

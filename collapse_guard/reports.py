@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 from collapse_guard.policies import Policy, PolicyEngine, absences_in, idle_rules
 
@@ -11,9 +14,24 @@ from .adapters import CAPABILITIES, CodebookView, Unrecognised
 from .ledger import Ledger
 from .watch import Watch
 
-__all__ = ["describe_idle_rules", "describe_unrecognised", "describe_views", "describe_without_epoch", "summarise"]
+__all__ = [
+    "describe_environment",
+    "describe_idle_rules",
+    "describe_unrecognised",
+    "describe_views",
+    "describe_without_epoch",
+    "summarise",
+]
 
 _SHOWN = ("step", "perplexity", "ceiling", "usage", "norm_ratio", "relative_error")
+
+
+def describe_environment() -> dict[str, str]:
+    """Return the versions that a run depends on and the kind of platform; no path and no host name."""
+    import collapse_guard
+
+    versions = {"collapse_guard": collapse_guard.__version__, "torch": str(torch.__version__)}
+    return versions | {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
 
 
 def describe_views(views: Sequence[CodebookView]) -> list[dict[str, Any]]:

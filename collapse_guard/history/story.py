@@ -1,0 +1,175 @@
+"""The story of one run: an event log, folded into what a report shows. Plain data; it draws nothing.
+
+Memory: four numbers for each reading (about 40 bytes), and the first `MOST_KEPT` interventions and faults;
+what is left out is counted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from collapse_guard.events import SCHEMA
+
+__all__ = ["FIELDS", "MOST_KEPT", "Series", "Story", "read_story", "thinned", "visible"]
+
+FIELDS = ("perplexity", "usage", "norm_ratio")
+"""What is kept of each reading."""
+
+MOST_KEPT = 500
+"""Interventions, outcomes and faults that are kept of a run, of each kind."""
+
+_PLACES = ("collapse_guard/events.jsonl", "collapse_guard_log/events.jsonl", "events.jsonl")
+_HIDDEN = {
+    *range(0x20),
+    *range(0x7F, 0xA0),
+    *range(0xD800, 0xE000),
+    0x200E,
+    0x200F,
+    0x2028,
+    0x2029,
+    *range(0x202A, 0x202F),
+    *range(0x2066, 0x206A),
+}
+
+
+def visible(value: Any) -> str:
+    """Return a text with its control characters written out, so that no reader's terminal or browser obeys them."""
+    text = value if isinstance(value, str) else "" if value is None else str(value)
+    if text.isprintable():  # nearly always; a log may hold a million names
+        return text
+    return "".join(f"\\u{ord(each):04x}" if ord(each) in _HIDDEN else each for each in text)
+
+
+@dataclass(slots=True)
+class Series:
+    """The readings of one codebook; a value that is missing or not finite is NaN."""
+
+    steps: array[float] = field(default_factory=lambda: array("d"))
+    values: dict[str, array[float]] = field(default_factory=lambda: {name: array("d") for name in FIELDS})
+    health: str = ""
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Take one reading."""
+        self.steps.append(number(record.get("step")))
+        for name, kept in self.values.items():
+            kept.append(number(record.get(name)))
+        self.health = visible(record.get("health"))
+
+
+@dataclass(slots=True)
+class Story:
+    """What one run's log says.
+
+    Attributes:
+        run: its name in the log. runs: how many the log holds. skipped: lines of the file that are no events.
+        series: readings by codebook. counts: events by kind.
+        dropped: interventions, outcomes and faults beyond `MOST_KEPT` of each kind.
+    """
+
+    run: str
+    runs: int = 1
+    skipped: int = 0
+    series: dict[str, Series] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    kept: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    dropped: int = 0
+    attached: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Take one event; what this version does not know is counted only."""
+        kind = visible(record.get("event")) or "(no event)"
+        self.counts[kind] += 1
+        if kind == "reading":
+            self.series.setdefault(visible(record.get("codebook")) or "(no name)", Series()).add(record)
+        elif kind == "attached":
+            self.attached = record
+        elif kind == "summary":
+            self.summary = record
+        elif kind in ("alert", "intervention", "outcome", "fault", "exhausted"):
+            those = self.kept.setdefault(kind, [])
+            if len(those) < MOST_KEPT:
+                those.append(record)
+            else:
+                self.dropped += 1
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """Return the kept events of a kind."""
+        return self.kept.get(kind, [])
+
+
+def read_story(path: Path) -> Story:
+    """Read the latest run of an event log; lines that are no events are counted and skipped.
+
+    Args:
+        path: an `events.jsonl`, the folder that holds it, or the log directory of a run.
+
+    Raises:
+        FileNotFoundError: there is no event log.
+        ValueError: a record has a newer schema than this version reads.
+    """
+    if path.is_dir():
+        path = next((path / place for place in _PLACES if (path / place).is_file()), path / _PLACES[0])
+    runs: dict[str, Story] = {}
+    skipped = 0
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                skipped += bool(line.strip())
+                continue
+            if not isinstance(record, dict):
+                skipped += 1
+                continue
+            schema = record.get("schema", 0)
+            if isinstance(schema, (int, float)) and schema > SCHEMA:
+                raise ValueError(f"expected schema {SCHEMA} or older, got {schema}; upgrade collapse_guard.")
+            run = visible(record.get("run"))
+            if run not in runs:
+                runs[run] = Story(run)
+            runs[run].add(record)
+    latest = list(runs.values())[-1] if runs else Story("")
+    latest.runs, latest.skipped = len(runs), skipped
+    return latest
+
+
+def thinned(steps: array[float], values: array[float], most: int) -> tuple[list[float | None], list[float | None]]:
+    """Return at most about `most` points: of each stretch of readings its lowest and highest, in their order.
+
+    A stretch without a number leaves a gap (`None`).
+    """
+    size = len(steps)
+    if size <= most:
+        return [_or_none(each) for each in steps], [_or_none(each) for each in values]
+    picked: list[int] = []
+    width = -(-size // max(1, most // 2))
+    for start in range(0, size, width):
+        known = [at for at in range(start, min(start + width, size)) if math.isfinite(values[at])]
+        if not known:
+            picked.append(start)
+            continue
+        ends = {min(known, key=values.__getitem__), max(known, key=values.__getitem__)}
+        picked += sorted(ends)
+    return [_or_none(steps[at]) for at in picked], [_or_none(values[at]) for at in picked]
+
+
+def number(value: Any) -> float:
+    """Return a number of the log, NaN for what is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
+
+
+def _or_none(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) and value % 1 else value if math.isfinite(value) else None
