@@ -517,8 +517,9 @@ def test_a_commitment_that_cannot_be_told_apart_is_refused_with_the_reason() -> 
 
 
 def test_a_frozen_table_is_watched_and_never_written() -> None:
-    model = nn.Sequential(nn.Conv2d(8, 8, 1), Diffusers(16, 8, beta=0.25))
-    frozen = model[1].embedding.weight.requires_grad_(False)
+    quantizer: Any = Diffusers(16, 8, beta=0.25)
+    model = nn.Sequential(nn.Conv2d(8, 8, 1), quantizer)
+    frozen = quantizer.embedding.weight.requires_grad_(False)
     (view,) = discover(model).views
     assert view.table.get().data_ptr() == frozen.data_ptr()
     assert {each: "requires_grad is False" in (view.why_not(each) or "") for each in ("reset", "fallback")} == {
