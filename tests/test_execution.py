@@ -202,15 +202,6 @@ compiles = pytest.mark.filterwarnings(
 """What torch.compile warns of inside of itself while it traces."""
 
 
-@pytest.fixture
-def fresh_compiler() -> Any:
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    yield
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-
-
 def train_small(run: Callable[[Tensor], Any], model: nn.Module, guard: Guard, steps: int = 3) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     for _ in range(steps):

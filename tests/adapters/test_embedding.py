@@ -151,6 +151,7 @@ def test_a_copy_of_a_model_with_another_commitment_weight_computes_its_own_loss(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # where the hooks break the graph
+@pytest.mark.usefixtures("fresh_compiler")
 def test_a_compiled_model_follows_each_change_of_the_commitment_weight() -> None:
     torch._dynamo.reset()
     module, z = SCALES_THE_CODEBOOK["taming 2"](), images()

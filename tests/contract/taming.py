@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,17 @@ def images() -> Tensor:
 
 def remapped(cls: type[nn.Module], *args: Any, **options: Any) -> nn.Module:
     """Make a quantizer that re-maps its ids to `USED`, which it reads from a file."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "used.npy"
-        np.save(file, np.array(USED))
-        return cls(*args, remap=str(file), **options)
+    return cls(*args, remap=str(_file_of_ids()), **options)
+
+
+@cache
+def _file_of_ids() -> Path:
+    """Write the file once: a quantizer keeps its name, and two of the same case are to be alike."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    file = Path(folder.name) / "used.npy"
+    np.save(file, np.array(USED))
+    return file
 
 
 def _run(module: nn.Module, x: Tensor) -> Run:
