@@ -70,7 +70,7 @@ def _figure(story: Story, name: str, most: int, data: Mapping[str, Any]) -> str:
     from plotly.subplots import make_subplots
 
     series = story.series[name]
-    figure = make_subplots(rows=len(FIELDS), cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    figure: Any = make_subplots(rows=len(FIELDS), cols=1, shared_xaxes=True, vertical_spacing=0.06)
     for row, key in enumerate(FIELDS, start=1):
         x, y = thinned(series.steps, series.values[key], most)
         mode = "lines+markers" if len(x) < 60 else "lines"
