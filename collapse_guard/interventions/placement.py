@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from collapse_guard.adapters import CodebookView
-from collapse_guard.kmeans import assign, mean_rows, spread_out, squared_errors
+from collapse_guard.kmeans import assign, draw_by_odds, mean_rows, spread_out, squared_errors
 
-__all__ = ["are_distinct", "as_decoded", "place_beside", "scale_counts", "why_nowhere"]
+__all__ = ["are_distinct", "as_decoded", "beside_the_living", "place_beside", "scale_counts", "why_nowhere"]
 
 _REFINEMENTS = 5
 
@@ -30,13 +30,44 @@ def why_nowhere(view: CodebookView, latents: Tensor) -> str | None:
     return None
 
 
+def beside_the_living(
+    view: CodebookView, rows: Tensor, latents: Tensor, *, source: str, refill: float, seed: int
+) -> tuple[Tensor, Tensor | None]:
+    """Choose what to write for some codes of a codebook while the others stay.
+
+    Args:
+        view: the codebook.
+        rows: (m,) code indices to place.
+        latents: (n, D) finite, n >= 1.
+        source: as for `place_beside`.
+        refill: moving-average count of each placed code, as a fraction of the mean count.
+        seed: of the draw.
+
+    Returns:
+        (m, D) vectors as the view's rows are decoded, and (m,) counts where the codebook keeps any.
+    """
+    living = torch.ones(view.K, dtype=torch.bool)
+    living[rows] = False
+    table = view.codebook().float()
+    table, found = table[living.to(table.device)], latents
+    if view.metric == "cosine":
+        table, found = functional.normalize(table, dim=-1), functional.normalize(latents, dim=-1)
+    places = place_beside(table, found, len(rows), source=source, seed=seed)
+    counts = None
+    if view.ema_count is not None:
+        # A quantizer that updates nothing may count nothing.
+        mean = float(view.ema_count.get().float().mean()) or len(latents) / view.K
+        counts = torch.full((len(rows),), refill * mean)
+    return as_decoded(view, places, latents, living=table), counts
+
+
 def place_beside(living: Tensor, latents: Tensor, m: int, *, source: str, seed: int) -> Tensor:
     """Choose places for `m` codes given those that live.
 
     `reservoir` draws latents at random; `distortion` draws them in proportion to their squared distance from the codes
-    that live. `kmeans` draws them in proportion to their squared distance from what is
-    already placed (the D^2 sampling of k-means++, Arthur & Vassilvitskii 2007) and then refines the new places, and
-    only those, by Lloyd iterations among all codes.
+    that live. `kmeans` draws them in proportion to their squared distance from what is already placed (the D^2 sampling
+    of k-means++, Arthur & Vassilvitskii 2007) and then refines the new places, and only those, by Lloyd iterations
+    among all codes.
 
     Args:
         living: (k, D) codes that stay, k may be 0.
@@ -69,10 +100,7 @@ def _draw_by_distortion(living: Tensor, latents: Tensor, m: int, generator: torc
     if not len(living):
         return _draw(latents, m, generator)
     errors = squared_errors(latents, living, assign(latents, living))
-    # the m least of E / w, E exponential, are a draw without replacement in proportion to w (Efraimidis, Spirakis 2006)
-    keys = torch.empty_like(errors).exponential_(generator=generator) / errors
-    served_worst = keys.sort().indices[:m]
-    chosen = latents[served_worst]
+    chosen = latents[draw_by_odds(errors, min(m, len(latents)), generator)]
     return chosen if len(chosen) == m else torch.cat([chosen, _draw(latents, m - len(chosen), generator)])
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional
 
 from collapse_guard.kmeans import fit_codebook
 from collapse_guard.policies import ResetCodes
 
 from .base import Intervention, clear_moments
-from .placement import as_decoded, place_beside, scale_counts, why_nowhere
+from .placement import as_decoded, beside_the_living, scale_counts, why_nowhere
 
 __all__ = ["ResetCodesIntervention"]
 
@@ -34,33 +33,19 @@ class ResetCodesIntervention(Intervention[ResetCodes]):
         site, view = self.site, self.site.view
         latents = site.window.sample()
         rows = torch.arange(view.K) if self.params.scope == "all" else self._dead()
-        present = view.ema_count.get() if view.ema_count is not None else None
-        if self.params.scope == "all" and self.params.source == "kmeans":
+        source, refill = self.params.source, self.params.refill
+        if self.params.scope == "all" and source == "kmeans":
             fit = fit_codebook(latents, view.K, metric=view.metric, seed=site.seed)
-            vectors, found = as_decoded(view, fit.codebook, latents), fit.counts
-            counts = None if present is None else scale_counts(found.to(present.device), present, self.params.refill)
+            vectors, counts = as_decoded(view, fit.codebook, latents), None
+            if view.ema_count is not None:
+                present = view.ema_count.get()
+                counts = scale_counts(fit.counts.to(present.device), present, refill)
         else:
-            vectors = self._beside_the_living(rows, latents)
-            counts = None
-            if present is not None:
-                # A quantizer that updates nothing may count nothing.
-                mean = float(present.float().mean()) or len(latents) / view.K
-                counts = torch.full((len(rows),), self.params.refill * mean)
+            vectors, counts = beside_the_living(view, rows, latents, source=source, refill=refill, seed=site.seed)
         view.take_over()
         view.write_rows(rows, vectors, counts)
         clear_moments(site, rows)
-        return f"{len(rows)} of {view.K} codes placed by {self.params.source} on {len(latents)} latents"
-
-    def _beside_the_living(self, rows: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        site, view = self.site, self.site.view
-        living = torch.ones(view.K, dtype=torch.bool)
-        living[rows] = False
-        table = view.codebook().float()
-        table, found = table[living.to(table.device)], latents
-        if view.metric == "cosine":
-            table, found = functional.normalize(table, dim=-1), functional.normalize(latents, dim=-1)
-        places = place_beside(table, found, len(rows), source=self.params.source, seed=site.seed)
-        return as_decoded(view, places, latents, living=table)
+        return f"{len(rows)} of {view.K} codes placed by {source} on {len(latents)} latents"
 
     def _dead(self) -> torch.Tensor:
         counts = torch.as_tensor(self.site.counts)

@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from collapse_guard.policies import Upkeep
 
 from .base import Intervention, Site, clear_moments
-from .placement import are_distinct, as_decoded, place_beside, why_nowhere
+from .placement import are_distinct, beside_the_living, why_nowhere
 
 __all__ = ["UpkeepIntervention"]
 
@@ -83,18 +81,12 @@ class UpkeepIntervention(Intervention[Upkeep]):
         latents = site.window.latest(_LATENTS)
         if not len(rows) or len(rows) == view.K or not are_distinct(latents):
             return
-        living = torch.ones(view.K, dtype=torch.bool)
-        living[rows] = False
-        table, found = view.codebook().float()[living.to(latents.device)], latents
-        if view.metric == "cosine":
-            table, found = functional.normalize(table, dim=-1), functional.normalize(latents, dim=-1)
         self._rounds += 1
         seed = site.seed + 7919 * self._rounds
-        vectors = place_beside(table, found, len(rows), source="distortion", seed=seed)
-        counts = None
-        if view.ema_count is not None:
-            counts = torch.full((len(rows),), self.params.refill * float(view.ema_count.get().float().mean()))
-        view.write_rows(rows, as_decoded(view, vectors, latents), counts)
+        vectors, counts = beside_the_living(
+            view, rows, latents, source="distortion", refill=self.params.refill, seed=seed
+        )
+        view.write_rows(rows, vectors, counts)
         clear_moments(site, rows)
         self._moved += len(rows)
         self.writes += 1

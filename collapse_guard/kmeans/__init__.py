@@ -3,7 +3,7 @@
 It knows tensors and nothing of quantizers. FAISS and scikit-learn are loaded when a codebook is fitted, not before.
 """
 
-from .backends import spread_out
+from .backends import draw_by_odds, spread_out
 from .budget import Budget
 from .fit import CodebookFit, fit_codebook
 from .matching import match_codes
@@ -18,6 +18,7 @@ __all__ = [
     "Metric",
     "Refit",
     "assign",
+    "draw_by_odds",
     "fit_codebook",
     "match_codes",
     "mean_rows",

@@ -129,7 +129,7 @@ def spread_out(
         odds = odds if bool(odds.sum() > 0) else torch.ones_like(odds)
         first = len(chosen) == 0 and bool(nearest.isinf().all())
         wanted = 1 if first else min(block, m - len(chosen), int((odds > 0).sum()))
-        drawn = points[_pick(odds, wanted, generator)]
+        drawn = points[draw_by_odds(odds, wanted, generator)]
         chosen = torch.cat([chosen, drawn])
         nearest = torch.minimum(nearest, squared_errors(points, drawn, assign(points, drawn)))
     return chosen
@@ -141,10 +141,10 @@ def drawn_at_random(
     """Points drawn without replacement, in proportion to their weights; the start that needs no look at distances."""
     generator = torch.Generator(device=points.device).manual_seed(seed)
     odds = torch.ones(len(points), device=points.device) if weights is None else weights
-    return points[_pick(odds, K, generator)], 0
+    return points[draw_by_odds(odds, K, generator)], 0
 
 
-def _pick(odds: Tensor, m: int, generator: torch.Generator) -> Tensor:
+def draw_by_odds(odds: Tensor, m: int, generator: torch.Generator) -> Tensor:
     """Return (m,) indices drawn without replacement in proportion to the odds, any number of them.
 
     By the Gumbel trick, since `torch.multinomial` refuses more than 2^24 categories.

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from vector_quantize_pytorch import VectorQuantize
 
-from collapse_guard import Guard, discover
+from collapse_guard import GenericVQ, Guard, discover
 from collapse_guard.interventions import Site, find_intervention
 from collapse_guard.policies import Upkeep
 from collapse_guard.probe import Probe
+from collapse_guard.window import Window
 from tests.loops import Recorder
 
 K, D = 64, 8
@@ -138,6 +140,26 @@ def test_moments_of_moved_rows_are_cleared_and_others_are_left() -> None:
     assert int(moved.sum()) == 6
     assert not moments[moved].any()
     assert torch.equal(moments[~moved], kept[~moved])
+
+
+def test_a_row_that_is_decoded_raw_gets_the_length_of_its_own_latents() -> None:
+    """Half the latents are long and served; codes move to the short ones, and no long one makes their length."""
+    generator = torch.Generator().manual_seed(0)
+    served = torch.tensor([100.0, 0.0, 0.0]).expand(64, 3)
+    short = functional.normalize(torch.tensor([0.0, 1.0, 0.0]) + 0.1 * torch.randn(64, 3, generator=generator), dim=1)
+    quantizer = nn.Module()
+    quantizer.rows = nn.Parameter(torch.tensor([[100.0, 0, 0], [0, 0, -5.0], [0, 0, -6.0], [0, 0, -7.0]]))
+    described = GenericVQ(table="rows", codes=lambda output: output, metric="cosine", decodes_raw=True)
+    window = Window(4, 3)
+    window.add(torch.zeros(128, dtype=torch.int64), torch.cat([served, short]))
+    params = Upkeep.model_validate({"every": "1 steps", "most": 1.0})
+    upkeep = find_intervention("upkeep")(params, Site(described.view("vq", quantizer), window, [], np.zeros(4), seed=1))
+    upkeep.apply()
+    window.add(torch.zeros(128, dtype=torch.int64), torch.cat([served, short]))
+    window.restart()
+    upkeep.tend(1)
+    assert upkeep.writes == 1
+    torch.testing.assert_close(quantizer.rows[1:].norm(dim=1), torch.ones(3), atol=0.05, rtol=0)
 
 
 POLICY: dict[str, Any] = {
