@@ -22,13 +22,13 @@ from collapse_guard.policies import (
     recording_of_rows,
     recordings_of_events,
 )
+from collapse_guard.sinks import find_log
 
 from .tensorboard_log import event_files, folders_with_event_files, scalars_in
 
 __all__ = ["Given", "Log", "read_log"]
 
 _STEP = "step"
-_EVENT_LOGS = ("collapse_guard/events.jsonl", "collapse_guard_log/events.jsonl", "events.jsonl")
 _LOOKED_AT = 20  # lines of a text before it is said to be no event log
 _MOST_NAMED = 8
 
@@ -90,7 +90,7 @@ def read_log(path: Path, given: Given) -> Log:
         if path.suffix.lower() == ".csv":
             return _from_csv(path, given)
         return _from_tensorboard([path], given) if "tfevents" in path.name else _from_events(path)
-    event_log = next((path / name for name in _EVENT_LOGS if (path / name).is_file()), None)
+    event_log = find_log(path)
     files = event_files(path)
     if event_log is not None and not (given.columns and files):
         return _from_events(event_log)

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from collapse_guard.history.follow import find_log
 from collapse_guard.history.view import LogView
+from collapse_guard.sinks import find_log, locate_log
 
 from .console import complain
 from .live.frame import Screen, draw
@@ -70,4 +70,4 @@ def _log_of(run: Path, *, must_exist: bool) -> Path:
     if must_exist:
         inside = ", ".join(sorted(each.name for each in run.iterdir())[:_MOST_NAMED]) or "an empty one"
         complain(f"{run}: expected a directory with an event log, got {inside}. It comes with the run's first event.")
-    return run / "collapse_guard" / "events.jsonl"
+    return locate_log(run)

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from collapse_guard.events import SCHEMA
 
-__all__ = ["Follower", "Lost", "find_log"]
+__all__ = ["Follower", "Lost", "parsed"]
 
-_PLACES = ("collapse_guard/events.jsonl", "collapse_guard_log/events.jsonl", "events.jsonl")
 _HEAD = 16_384  # bytes by which a file is known again: the first line, with the name of its run
 _LONGEST = 1 << 22  # bytes of a line; a longer one is no event
 
@@ -32,13 +31,6 @@ class Lost:
 
     malformed: int = 0
     newer: int = 0
-
-
-def find_log(path: Path) -> Path | None:
-    """Return the event log that a path means: itself, or the one in a run's directory; `None` where there is none."""
-    if path.is_file():
-        return path
-    return next((path / place for place in _PLACES if (path / place).is_file()), None)
 
 
 class Follower:
@@ -142,7 +134,7 @@ class Follower:
         yield from parsed(lines, self.lost)
 
 
-def parsed(lines: Sequence[bytes], lost: Lost) -> Iterator[dict[str, Any]]:
+def parsed(lines: Iterable[bytes], lost: Lost) -> Iterator[dict[str, Any]]:
     """Yield the records of lines; what cannot be used is counted."""
     for line in lines:
         if not line.strip():

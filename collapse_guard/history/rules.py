@@ -7,14 +7,12 @@ has stopped, follows from the next reading where the policy is known.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from collapse_guard.policies import (
-    Comparison,
-    Condition,
     Phase,
     PolicyError,
     Reading,
@@ -69,7 +67,7 @@ class PolicyFacts:
             Bound(each.threshold, rule.name, rule.severity)
             for rule in self.rules.values()
             if rule.applies_to(codebook)
-            for each in _comparisons(rule.when)
+            for each in rule.when.comparisons()
             if each.field == "perplexity" and each.function == "value" and each.sign in ("<", "<=")
         )
 
@@ -100,14 +98,6 @@ def stated_bound(record: Mapping[str, Any]) -> Bound | None:
     found = _STATED.search(str(record.get("reason")))
     value = number(float(found[1])) if found and found[1].count(".") < 2 and found[1] != "." else None
     return None if value is None else Bound(value, str(record.get("rule")), str(record.get("severity")))
-
-
-def _comparisons(condition: Condition) -> Iterator[Comparison]:
-    for part in condition.parts:
-        if isinstance(part, Condition):
-            yield from _comparisons(part)
-        else:
-            yield part
 
 
 @dataclass(frozen=True, slots=True)

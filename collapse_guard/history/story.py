@@ -6,7 +6,6 @@ what is left out is counted.
 
 from __future__ import annotations
 
-import json
 import math
 from array import array
 from collections import Counter
@@ -16,6 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from collapse_guard.events import SCHEMA
+from collapse_guard.sinks import locate_log
+
+from .follow import Lost, parsed
+from .rules import number as finite
 
 __all__ = ["FIELDS", "MOST_KEPT", "Series", "Story", "read_story", "thinned", "visible"]
 
@@ -25,7 +28,6 @@ FIELDS = ("perplexity", "usage", "norm_ratio")
 MOST_KEPT = 500
 """Interventions, outcomes and faults that are kept of a run, of each kind."""
 
-_PLACES = ("collapse_guard/events.jsonl", "collapse_guard_log/events.jsonl", "events.jsonl")
 _HIDDEN = {
     *range(0x20),
     *range(0x7F, 0xA0),
@@ -115,29 +117,18 @@ def read_story(path: Path) -> Story:
         FileNotFoundError: there is no event log.
         ValueError: a record has a newer schema than this version reads.
     """
-    if path.is_dir():
-        path = next((path / place for place in _PLACES if (path / place).is_file()), path / _PLACES[0])
     runs: dict[str, Story] = {}
-    skipped = 0
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                skipped += bool(line.strip())
-                continue
-            if not isinstance(record, dict):
-                skipped += 1
-                continue
-            schema = record.get("schema", 0)
-            if isinstance(schema, (int, float)) and schema > SCHEMA:
-                raise ValueError(f"expected schema {SCHEMA} or older, got {schema}; upgrade collapse_guard.")
+    lost = Lost()
+    with locate_log(path).open("rb") as lines:
+        for record in parsed(lines, lost):
             run = visible(record.get("run"))
             if run not in runs:
                 runs[run] = Story(run)
             runs[run].add(record)
+    if lost.newer:
+        raise ValueError(f"expected schema {SCHEMA} or older, got {lost.newer} newer lines; upgrade collapse_guard.")
     latest = list(runs.values())[-1] if runs else Story("")
-    latest.runs, latest.skipped = len(runs), skipped
+    latest.runs, latest.skipped = len(runs), lost.malformed
     return latest
 
 
@@ -162,13 +153,9 @@ def thinned(steps: array[float], values: array[float], most: int) -> tuple[list[
 
 
 def number(value: Any) -> float:
-    """Return a number of the log, NaN for what is none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return math.nan
-    try:
-        return float(value)
-    except OverflowError:
-        return math.nan
+    """Return a finite number of the log, NaN for what is none."""
+    known = finite(value)
+    return math.nan if known is None else known
 
 
 def _or_none(value: float) -> float | None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from collapse_guard.events import Sink
 
 from .console import ConsoleSink
-from .jsonl import JsonLinesSink, log_folder, read_events
+from .jsonl import JsonLinesSink, find_log, locate_log, log_folder, read_events
 
-__all__ = ["ConsoleSink", "JsonLinesSink", "log_folder", "open_sinks", "read_events"]
+__all__ = ["ConsoleSink", "JsonLinesSink", "find_log", "locate_log", "log_folder", "open_sinks", "read_events"]
 
 
 def open_sinks(

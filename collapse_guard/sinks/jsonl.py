@@ -12,12 +12,13 @@ from typing import Any, TextIO
 
 from collapse_guard.events import SCHEMA, Event
 
-__all__ = ["JsonLinesSink", "log_folder", "read_events"]
+__all__ = ["JsonLinesSink", "find_log", "locate_log", "log_folder", "read_events"]
 
 _logger = logging.getLogger("collapse_guard")
 
 
 _FOLDER = "collapse_guard"
+_FILE = "events.jsonl"
 
 
 class JsonLinesSink:
@@ -33,7 +34,7 @@ class JsonLinesSink:
 
     def __init__(self, log_dir: str | Path) -> None:
         """Store the path; nothing is created yet."""
-        self.path = log_folder(log_dir) / "events.jsonl"
+        self.path = log_folder(log_dir) / _FILE
         self.run = uuid.uuid4().hex[:8]
         self._file: TextIO | None = None
 
@@ -73,6 +74,19 @@ def _ends_with_newline(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
+def find_log(path: Path) -> Path | None:
+    """Return the event log that a path means: itself, or the one in a run's directory; `None` where there is none."""
+    if path.is_file():
+        return path
+    places = (path / folder / _FILE for folder in (_FOLDER, f"{_FOLDER}_log", "."))
+    return next((place for place in places if place.is_file()), None)
+
+
+def locate_log(path: Path) -> Path:
+    """Return the event log that a path means, or where it would be; see `find_log`."""
+    return find_log(path) or (path / _FOLDER / _FILE if path.is_dir() else path)
+
+
 def read_events(path: str | Path) -> Iterator[dict[str, Any]]:
     """Yield the records of an event log; a torn or foreign line is skipped with a warning.
 
@@ -83,10 +97,7 @@ def read_events(path: str | Path) -> Iterator[dict[str, Any]]:
         FileNotFoundError: there is no event log there.
         ValueError: a record has a newer schema than this version reads.
     """
-    path = Path(path)
-    if path.is_dir():
-        places = [path / folder / "events.jsonl" for folder in (_FOLDER, f"{_FOLDER}_log", ".")]
-        path = next((place for place in places if place.is_file()), places[0])
+    path = locate_log(Path(path))
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():

@@ -11,8 +11,9 @@ from typing import Protocol, TypeVar
 
 import pytest
 
-from collapse_guard.history.follow import Follower, Lost, find_log
+from collapse_guard.history.follow import Follower, Lost
 from collapse_guard.history.view import LogView
+from collapse_guard.sinks import find_log
 from tests.history.records import attached, lines, reading, write
 
 ALL = 1 << 20
