@@ -96,6 +96,7 @@ class Guard:
         self._engine = PolicyEngine(self.policy)
         self._is_attached = False
         self._state_at_close: dict[str, Any] | None = None
+        self._without_epoch = ""  # what a loop that does not say its epoch makes of the policy
         self._watch = Watch((), seed=seed, fault=self._fault)
         self._optimizers: Sequence[Optimizer] = ()
         self._ledger: Ledger | None = None
@@ -129,6 +130,7 @@ class Guard:
             self.policy = self.policy.with_mode("observe")
         self._log.sinks, log = open_sinks(self._log_dir, console=self._console, further=self._extra_sinks)
         ladders = ladders_on(self.policy, found.views)
+        self._without_epoch = describe_without_epoch(self.policy)
         self._is_attached, self._state_at_close = True, None
         self._watch = watch
         self._attached_at, self._seconds = time.perf_counter(), 0.0
@@ -234,7 +236,7 @@ class Guard:
             self._watch.notice_silence()
             if self._is_due():
                 self._read(number_of(loss), epoch)
-            self._ledger.tend(self._step, after_reading=True)
+                self._ledger.tend(self._step, after_reading=True)
         except Exception as error:  # the one place that catches broadly: the run is not the victim of its guard
             self._fault("guard", f"{type(error).__name__}: {error}")
             _logger.debug("guard failed", exc_info=error)
@@ -259,8 +261,8 @@ class Guard:
         assert self._ledger is not None
         self._read_at = self._step
         sample = self.policy.sample
-        if epoch is None and (lacking := describe_without_epoch(self.policy)):
-            self._fault("epoch", lacking)
+        if epoch is None and self._without_epoch:
+            self._fault("epoch", self._without_epoch)
         enough = sample.min_tokens if self._step >= self.policy.warmup_steps else 0
         readings = self._watch.read(
             step=self._step, epoch=epoch, loss=loss, dead_below=sample.dead_below, min_tokens=enough

@@ -7,7 +7,6 @@ in training: that of the module that is named, and that of the factory.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path

@@ -70,7 +70,7 @@ class Intervention(ABC, Generic[Params]):
     stays: ClassVar[bool] = False
     """Whether it stays in force after it recovered the codebook, and wants `tend` at each step before it is read."""
     tends: ClassVar[bool] = False
-    """Whether it ends with its outcome, and until then wants `tend` at each step after it was read."""
+    """Whether it ends with its outcome, and until then wants `tend` after each reading."""
 
     def __init__(self, params: Params, site: Site) -> None:
         """Store the parts."""
