@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .case import Case, Run, flat, offset_data
+from .case import Case, Run
+from .encodec_line import LEVELS, audio, leaf_case, levels_of, single_case
 from .packages import import_inside
 
 __all__ = ["CASES", "audio", "core", "vq"]
@@ -23,24 +24,9 @@ core = import_inside("audiocraft", "quantization.core_vq", flashy=_flashy)
 vq = import_inside("audiocraft", "quantization.vq")
 
 
-def audio() -> Tensor:
-    return offset_data(4, 8, 64, channel=1)
-
-
-def _leaf(module: nn.Module, x: Tensor) -> Run:
-    _, codes = module(x.transpose(1, 2))
-    return Run({"quantizer": flat(codes)}, None)
-
-
-def _single(module: nn.Module, x: Tensor) -> Run:
-    _, codes, loss = module(x)
-    return Run({"quantizer": flat(codes)}, loss.sum())
-
-
 def _residual(module: nn.Module, x: Tensor) -> Run:
     result = module(x, 50)
-    codes = {f"quantizer.vq.layers.{level}": flat(result.codes[:, level]) for level in range(3)}
-    return Run(codes, result.penalty)
+    return levels_of(result.codes.unbind(1), result.penalty)
 
 
 def _started(module: nn.Module) -> nn.Module:
@@ -51,31 +37,15 @@ def _started(module: nn.Module) -> nn.Module:
 
 
 CASES = (
-    Case(
-        package="audiocraft",
-        cls="EuclideanCodebook",
-        build=lambda: core.EuclideanCodebook(dim=8, codebook_size=16),
-        batch=audio,
-        run=_leaf,
-        views=("quantizer",),
-        lacks=frozenset({"commitment"}),
-    ),
-    Case(
-        package="audiocraft",
-        cls="VectorQuantization",
-        build=lambda: core.VectorQuantization(dim=8, codebook_size=16, codebook_dim=4),
-        batch=audio,
-        run=_single,
-        views=("quantizer",),
-        mode="projected",
-    ),
+    leaf_case("audiocraft", core),
+    single_case("audiocraft", core, mode="projected", codebook_dim=4),
     Case(
         package="audiocraft",
         cls="ResidualVectorQuantizer",
         build=lambda: _started(vq.ResidualVectorQuantizer(dimension=8, n_q=3, bins=16)),
         batch=audio,
         run=_residual,
-        views=tuple(f"quantizer.vq.layers.{level}" for level in range(3)),
+        views=LEVELS,
         mode="k-means start",
     ),
 )

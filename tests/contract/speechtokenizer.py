@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .case import Case, Run, flat, offset_data
+from .case import Case, Run
+from .encodec_line import LEVELS, audio, leaf_case, levels_of, single_case
 from .packages import import_inside
 
 __all__ = ["CASES"]
@@ -13,49 +14,20 @@ core = import_inside("speechtokenizer", "quantization.core_vq")
 vq = import_inside("speechtokenizer", "quantization.vq")
 
 
-def _audio() -> Tensor:
-    return offset_data(4, 8, 64, channel=1)
-
-
-def _leaf(module: nn.Module, x: Tensor) -> Run:
-    _, codes = module(x.transpose(1, 2))
-    return Run({"quantizer": flat(codes)}, None)
-
-
-def _single(module: nn.Module, x: Tensor) -> Run:
-    _, codes, loss = module(x)
-    return Run({"quantizer": flat(codes)}, loss.sum())
-
-
 def _residual(module: nn.Module, x: Tensor) -> Run:
     _, codes, loss, _ = module(x)
-    return Run({f"quantizer.vq.layers.{level}": flat(codes[level]) for level in range(3)}, loss)
+    return levels_of(codes, loss)
 
 
 CASES = (
-    Case(
-        package="speechtokenizer",
-        cls="EuclideanCodebook",
-        build=lambda: core.EuclideanCodebook(dim=8, codebook_size=16),
-        batch=_audio,
-        run=_leaf,
-        views=("quantizer",),
-        lacks=frozenset({"commitment"}),
-    ),
-    Case(
-        package="speechtokenizer",
-        cls="VectorQuantization",
-        build=lambda: core.VectorQuantization(dim=8, codebook_size=16, kmeans_init=False),
-        batch=_audio,
-        run=_single,
-        views=("quantizer",),
-    ),
+    leaf_case("speechtokenizer", core),
+    single_case("speechtokenizer", core, kmeans_init=False),
     Case(
         package="speechtokenizer",
         cls="ResidualVectorQuantizer",
         build=lambda: vq.ResidualVectorQuantizer(dimension=8, n_q=3, bins=16, kmeans_init=False),
-        batch=_audio,
+        batch=audio,
         run=_residual,
-        views=tuple(f"quantizer.vq.layers.{level}" for level in range(3)),
+        views=LEVELS,
     ),
 )
