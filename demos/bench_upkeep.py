@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from collapse_guard import Guard
+from collapse_guard.statistics import perplexity, usage
 
 __all__ = ["UPKEEP_ARMS", "UpkeepRun", "main", "read_upkeep_runs", "run_upkeep_arm", "upkeep_as_markdown"]
 
@@ -114,16 +115,15 @@ def run_upkeep_arm(arm: str, K: int, seed: int, steps: int) -> UpkeepRun:
     model.eval()
     with torch.no_grad():
         decoded, codes, _ = model(held_out)
-    shares = torch.bincount(codes, minlength=K).double() / len(codes)
-    used = shares[shares > 0]
+    counts = torch.bincount(codes, minlength=K).numpy()
     return UpkeepRun(
         arm=arm,
         K=K,
         seed=seed,
         steps=steps,
         error=float(functional.mse_loss(decoded, held_out)),
-        perplexity=float(torch.exp(-(used * used.log()).sum())),
-        usage=len(used) / K,
+        perplexity=perplexity(counts),
+        usage=usage(counts),
         cpu_seconds=seconds,
         interventions=done,
     )
@@ -147,11 +147,12 @@ def _best(runs: list[UpkeepRun], kind: str) -> dict[int, UpkeepRun]:
 
 
 def _interval(values: list[float]) -> str:
-    """Return mean and 95 % interval of Student's t for up to ten values; the mean alone of one."""
+    """Return the mean and its 95 % interval by Student's t; the mean alone of one value."""
+    from scipy.stats import t
+
     if len(values) == 1:
         return f"{values[0]:.3f}"
-    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}[len(values)]
-    half = t * statistics.stdev(values) / math.sqrt(len(values))
+    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return f"{statistics.mean(values):.3f} +- {half:.3f}"
 
 
