@@ -26,6 +26,8 @@ from torch.nn import functional
 from collapse_guard import Guard
 from collapse_guard.statistics import perplexity, usage
 
+from .kmeans_data import photo_windows
+
 __all__ = ["UPKEEP_ARMS", "UpkeepRun", "main", "read_upkeep_runs", "run_upkeep_arm", "upkeep_as_markdown"]
 
 _NOTES = Path("docs/benchmarks")
@@ -80,13 +82,7 @@ class _Coder(nn.Module):
 
 def _patches() -> tuple[Tensor, Tensor]:
     """Return (n, 48) patches to train on and (8192, 48) to judge by, the same on every call."""
-    from sklearn.datasets import load_sample_images
-
-    found = []
-    for image in load_sample_images().images:
-        windows = torch.tensor(image).float().permute(2, 0, 1).div(255).unfold(1, _SIDE, 2).unfold(2, _SIDE, 2)
-        found.append(windows.permute(1, 2, 0, 3, 4).reshape(-1, 3 * _SIDE * _SIDE))
-    every = torch.cat(found)
+    every = torch.from_numpy(photo_windows(_SIDE, step=2))
     every = every[torch.randperm(len(every), generator=torch.Generator().manual_seed(99))]
     return every[8192:], every[:8192]
 

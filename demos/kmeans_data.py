@@ -21,7 +21,7 @@ from torch.nn import functional
 from .digits import DigitsClassifier, digits_loaders
 from .quantizer import ReferenceQuantizer
 
-__all__ = ["BENCH_DATA", "Points", "blobs", "latents", "patches"]
+__all__ = ["BENCH_DATA", "Points", "blobs", "latents", "patches", "photo_windows"]
 
 Points: TypeAlias = npt.NDArray[np.float32]
 
@@ -36,12 +36,17 @@ def blobs(N: int, seed: int, *, D: int = 64, centres: int = 1024) -> Points:
     return places[draw.integers(centres, size=N)] + draw.standard_normal((N, D), dtype=np.float32)
 
 
+def photo_windows(side: int, *, step: int = 1) -> Points:
+    """Return (n, 3 side^2) windows of the two photos that scikit-learn ships, from 0 to 1, every `step` pixels."""
+    images = [image.astype(np.float32) / 255 for image in load_sample_images().images]
+    windows = [np.lib.stride_tricks.sliding_window_view(image, (side, side), axis=(0, 1)) for image in images]
+    return np.concatenate([window[::step, ::step].reshape(-1, 3 * side * side) for window in windows])
+
+
 def patches(N: int, seed: int) -> Points:
     """Return patches of 5 x 5 pixels in three colours, from 0 to 1, of the two photos that scikit-learn ships."""
     draw = np.random.default_rng(seed)
-    images = [image.astype(np.float32) / 255 for image in load_sample_images().images]
-    windows = [np.lib.stride_tricks.sliding_window_view(image, (_SIDE, _SIDE), axis=(0, 1)) for image in images]
-    every = np.concatenate([window.reshape(-1, _SIDE * _SIDE * 3) for window in windows])
+    every = photo_windows(_SIDE)
     return np.ascontiguousarray(every[draw.choice(len(every), N, replace=len(every) < N)])
 
 
