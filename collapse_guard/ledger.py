@@ -10,13 +10,14 @@ from torch.optim import Optimizer
 
 from collapse_guard.policies import Decision, DecisionKind, Outcome, PolicyEngine, actions
 
-from .acting import Deed, act_together
+from .acting import Deed, act_together, share_codebook
 from .entries import Entry, tries_of
 from .events import EventLog
-from .interventions import Site, Transaction, find_intervention
+from .interventions import Intervention, Site, Transaction, find_intervention
 from .probe import Probe
+from .ranks import Alone, Pool, Recorded
 from .requests import REQUESTABLE, Request, Requests
-from .residual import Levels
+from .residual import Levels, members_of
 from .telling import TOLD_AS, fields_of_act, fields_of_outcome, fields_of_word
 
 __all__ = ["Entry", "Ledger"]
@@ -32,6 +33,7 @@ class Ledger:
         dead_below: share of the uniform share under which a code is dead.
         requests: where to ask for what only the training loop can do.
         progress: returns the share of the planned training that is done, or `None` where no plan is known.
+        ranks: that act together.
     """
 
     def __init__(
@@ -43,8 +45,11 @@ class Ledger:
         dead_below: float = 0.1,
         requests: Requests | None = None,
         progress: Callable[[], float | None] = lambda: None,
+        ranks: Alone | None = None,
     ) -> None:
         """Store the parts."""
+        self._ranks = ranks if ranks is not None else Alone()
+        self._pool = Pool(self._ranks)
         self._progress = progress
         self._requests = requests if requests is not None else Requests(log)
         self.entries: list[Entry] = []
@@ -92,15 +97,17 @@ class Ledger:
                 reason = f"holding its codebook raised {type(error).__name__}: {error}; it is no longer held"
                 self._log.emit("fault", step, where=name, reason=reason)
 
-    def tend(self, step: int, *, after_reading: bool) -> None:
+    def tend(self, step: int, probes: Mapping[str, Probe], *, after_reading: bool) -> None:
         """At a step boundary: let interventions keep themselves up to date, before or after anything is read."""
         for entry in self.entries:
             intervention = entry.intervention
             if intervention is None or not (intervention.tends if after_reading else intervention.stays):
                 continue
+            if not intervention.is_due(step - entry.step):
+                continue
             before = intervention.writes
             try:
-                done = intervention.tend(step - entry.step)
+                done = self._tended(intervention, probes[entry.codebook], step - entry.step)
             except Exception as error:
                 entry.intervention = None
                 reason = f"tending {entry.action} raised {type(error).__name__}: {error}; it is no longer tended"
@@ -110,6 +117,15 @@ class Ledger:
                 self._versions[entry.codebook] = self._versions.get(entry.codebook, 0) + 1
             self._tell_tended(entry, step, done)
 
+    def _tended(self, intervention: Intervention[Any], probe: Probe, steps: int) -> str | None:
+        """Tend one intervention on all ranks, and make its codebook the same on all of them."""
+        self._pool.gather([probe])
+        try:
+            return self._ranks.together(lambda: intervention.tend(steps))
+        finally:  # also where it raised on some of them
+            if "codebook" in intervention.touches:
+                share_codebook(probe.view, self._optimizers, self._ranks)
+
     def _tell_tended(self, entry: Entry, step: int, done: str | None) -> None:
         if done is not None:
             facts = {"codebook": entry.codebook, "action": entry.action, "attempt": entry.attempt, "summary": done}
@@ -117,9 +133,11 @@ class Ledger:
 
     def _act(self, decision: Decision, parts: Sequence[Decision], probes: Mapping[str, Probe]) -> list[Deed]:
         """Apply one intervention as a transaction, on each of its codebooks; tell, and return what became of it."""
-        deeds = [Deed(part, Entry.of(part), probes[part.codebook]) for part in parts]
+        recorded = self._pool.gather(members_of(probes[parts[0].codebook], probes))
+        by_name = {each.view.name: each for each in recorded}
+        deeds = [Deed(part, Entry.of(part), by_name[part.codebook]) for part in parts]
         self.entries += [deed.entry for deed in deeds]
-        levels = Levels.of(deeds[0].probe, probes)
+        levels = Levels(recorded)
         asked: set[str] = set()
 
         def ask(kind: str) -> None:  # once, however many levels do
@@ -128,7 +146,7 @@ class Ledger:
                 reason = f"rung {(decision.rung or 0) + 1}: {kind}"
                 self._ask(kind, decision.step, decision.codebook, decision.rule, reason)
 
-        act_together(deeds, levels, self._optimizers, lambda deed: self._site(deed.entry, deed.probe, ask))
+        act_together(deeds, levels, self._optimizers, lambda deed: self._site(deed.entry, deed.probe, ask), self._ranks)
         for deed in deeds:
             if "commitment" in deed.touches:
                 self._decayed.add(deed.entry.codebook)
@@ -138,7 +156,7 @@ class Ledger:
         self._log.emit("intervention", decision.step, **fields_of_act(decision, deeds, self._versions, probes))
         return deeds
 
-    def _site(self, entry: Entry, probe: Probe, ask: Callable[[str], None]) -> Site:
+    def _site(self, entry: Entry, probe: Recorded, ask: Callable[[str], None]) -> Site:
         counts = self._counts.get(entry.codebook, np.zeros(probe.view.K, dtype=np.int64))
         return Site(
             view=probe.view,
@@ -182,12 +200,14 @@ class Ledger:
             if entry.transaction is None:
                 continue
             try:
-                entry.transaction.undo()
+                self._ranks.together(entry.transaction.undo)
                 entry.undone = True
                 undone.append(entry.attempt)
             except Exception as error:
                 reason = f"undoing {entry.action} raised {type(error).__name__}: {error}"
                 self._log.emit("fault", step, where=entry.codebook, reason=reason)
+                if writes:  # on some ranks it was undone
+                    share_codebook(probe.view, self._optimizers, self._ranks)
             entry.transaction = entry.intervention = None
         if writes and undone:
             levels.refresh(probe)
@@ -249,7 +269,9 @@ class Ledger:
                 entry.transaction = Transaction.restore(record["transaction"], probe.view, self._optimizers)
             if record["in_force"] is not None:
                 params = actions()[entry.action].model_validate(entry.params)
-                entry.intervention = find_intervention(entry.action)(params, self._site(entry, probe, _asked_already))
+                entry.intervention = find_intervention(entry.action)(
+                    params, self._site(entry, self._pool.of(probe), _asked_already)
+                )
                 entry.intervention.load_state_dict(record["in_force"])
                 if entry.intervention.stays:
                     probe.view.freeze()

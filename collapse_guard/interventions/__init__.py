@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Intervention, InterventionError, Site, Transaction
+from .base import Intervention, InterventionError, Site, Transaction, tensors_of
 from .catalogue import INTERVENTIONS, find_intervention
 from .support import LadderSupport, RungSupport, ladders_on
 
@@ -16,4 +16,5 @@ __all__ = [
     "Transaction",
     "find_intervention",
     "ladders_on",
+    "tensors_of",
 ]

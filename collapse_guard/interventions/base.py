@@ -21,7 +21,7 @@ from collapse_guard.adapters import CodebookView, TensorRef
 from collapse_guard.optimizer import moment_rows, unknown_state
 from collapse_guard.window import Window
 
-__all__ = ["Intervention", "InterventionError", "Site", "Transaction"]
+__all__ = ["Intervention", "InterventionError", "Site", "Transaction", "clear_moments", "tensors_of"]
 
 Params = TypeVar("Params")
 
@@ -92,6 +92,13 @@ class Intervention(ABC, Generic[Params]):
     def apply(self) -> str:
         """Act, in place, and say what was done with numbers."""
 
+    def is_due(self, steps: int) -> bool:
+        """Whether `tend` may do anything after so many steps; where several ranks act, they then gather first.
+
+        The same on all ranks: told from what is planned, never from what was recorded.
+        """
+        return type(self).tend is not Intervention.tend
+
     def tend(self, steps: int) -> str | None:
         """Keep up while in force, told after each step how many it has been; say what was done, if anything."""
         return None
@@ -131,10 +138,7 @@ class Transaction:
     def _live(self) -> dict[str, Tensor]:
         if "codebook" not in self._touches:
             return {}
-        live = dict(self._view.tensors())
-        if (moments := _moments(self._view, self._optimizers)) is not None:
-            live |= moments
-        return live
+        return tensors_of(self._view, self._optimizers)
 
     def check(self) -> None:
         """Refuse a codebook that could not work.
@@ -224,6 +228,11 @@ class Transaction:
         transaction._was_frozen = bool(state["was_frozen"])
         transaction._was_taken_over = bool(state["was_taken_over"])
         return transaction
+
+
+def tensors_of(view: CodebookView, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+    """Return what makes up a codebook, by name, as views on the model: table, EMA, optimizer moments of its rows."""
+    return dict(view.tensors()) | (_moments(view, optimizers) or {})
 
 
 def _moments(view: CodebookView, optimizers: Sequence[Optimizer]) -> dict[str, Tensor] | None:
