@@ -9,7 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench bench-kmeans bench-upkeep peers readme support coverage clean
+.PHONY: help demo test test-all lint format docs bench bench-kmeans bench-upkeep peers readme support coverage clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,9 @@ lint: $(STAMP)  ## check style, layout and types
 format: $(STAMP)  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP)  ## build the documentation's site into build/site; any warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(STAMP)  ## time what guarding costs, and the policy engine alone
 	$(BIN)/python -c "from collapse_guard.demos.bench import main; main()"
