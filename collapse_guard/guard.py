@@ -8,6 +8,7 @@ Where several ranks train together, each has a guard, and all of them decide and
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 import zlib
@@ -24,6 +25,7 @@ from torch.optim import Optimizer
 from collapse_guard.policies import Decision, Policy, PolicyEngine, Reading, load_policy, taken_together
 
 from .adapters import GenericVQ, discover
+from .diagnosis import Clinic
 from .events import EventLog, Sink
 from .execution import compiled_parts, refuse_replicas, unwrap_compiled
 from .interventions import ladders_on
@@ -106,8 +108,10 @@ class Guard:
         self._ranks = Alone()
         self._story = 0  # a checksum of all decisions: the same on all ranks
         self._watch = Watch((), seed=seed, fault=self._fault)
+        self._model: nn.Module | None = None
         self._optimizers: Sequence[Optimizer] = ()
         self._ledger: Ledger | None = None
+        self._clinic = Clinic(self._fault)
         self._broken: set[str] = set()
 
     # Lifetime
@@ -160,8 +164,10 @@ class Guard:
         self._is_attached, self._state_at_close = True, None
         self._watch = watch
         self._attached_at, self._seconds = time.perf_counter(), 0.0
-        self._optimizers = optimizers
+        self._model, self._optimizers = unwrap_compiled(model), optimizers
         self._begin_afresh()
+        self._clinic = Clinic(self._fault)
+        self._clinic.begin(watch.probes, unwrap_compiled(model))
         self._log.emit(
             "attached",
             self._step,
@@ -236,6 +242,8 @@ class Guard:
         except Exception as error:
             _logger.warning("the summary could not be written: %s: %s", type(error).__name__, error)
         finally:
+            if self._ledger is not None:
+                self._ledger.release()
             self._watch.release()
             self._ranks.leave()
             self._is_attached = False
@@ -323,6 +331,8 @@ class Guard:
         if self._is_due():
             self._read(self._number_of(loss), epoch)
             self._ledger.tend(self._step, self._watch.probes, after_reading=True)
+        if self._is_due(ahead=1):
+            self._clinic.arm()
 
     def _number_of(self, loss: Loss) -> float | None:
         """Return the loss as a number; one rank that cannot say its own must not keep the others waiting."""
@@ -357,10 +367,10 @@ class Guard:
         """Time spent in the guard since it was attached: hooks, readings and interventions."""
         return self._seconds + self._watch.seconds
 
-    def _is_due(self) -> bool:
+    def _is_due(self, ahead: int = 0) -> bool:
         sample = self.policy.sample
         every = sample.when_suspect_steps if self._engine.is_suspect else sample.every_steps
-        return self._step - self._read_at >= every
+        return self._step + ahead - self._read_at >= every
 
     def _read(self, loss: float | None, epoch: int | None) -> None:
         assert self._ledger is not None
@@ -374,8 +384,10 @@ class Guard:
         taken = []
         for reading, counts in readings:
             self._ledger.note(reading.codebook, counts)
+            self._clinic.note(reading, counts, version=self._ledger.version_of(reading.codebook))
             taken.append(reading)
-        for together in taken_together(taken):
+        for bundle in taken_together(taken):
+            together = self._explained(bundle)
             decisions = self._remembered(self._engine.observe_together(together))
             for reading in together:
                 fields = {key: value for key, value in reading.as_record().items() if key != "step"}
@@ -384,6 +396,14 @@ class Guard:
 
         if self.requests.are_open:
             self._ranks.words("")  # all ranks have come this far: what is asked for is asked for on all
+
+    def _explained(self, readings: Sequence[Reading]) -> Sequence[Reading]:
+        """Return readings with their causes, where somebody wants to know them; on several ranks the first one's."""
+        if self._ranks.size == 1 or not self._engine.wants_causes(readings):
+            return self._clinic.explain(readings, self._engine.wants_causes)
+        found = self._clinic.explain(readings, self._engine.wants_causes) if self._ranks.is_first else ()
+        said = self._ranks.tell(json.dumps([each.as_dict() for each in found]))
+        return [Reading.from_dict(each) for each in json.loads(said)]
 
     def _remembered(self, decisions: Iterable[Decision]) -> list[Decision]:
         """Return decisions; ranks that have not made the same ones find out at the next reading."""
@@ -411,6 +431,7 @@ class Guard:
             "policy": {"name": self.policy.name, "fingerprint": self.policy.fingerprint()},
             "engine": self._engine.state_dict(),
             "watch": self._watch.state_dict(),
+            "clinic": self._clinic.state_dict(),
             "ledger": self._ledger.state_dict(self._watch.probes) if self._ledger is not None else {},
             "requests": self.requests.state_dict(),
         }
@@ -435,6 +456,7 @@ class Guard:
         self._step, self._read_at = int(state["step"]), int(state["read_at"])
         self._engine.load_state_dict(state["engine"])
         self._watch.load_state_dict(state["watch"])
+        self._clinic.load_state_dict(state.get("clinic", {}))
         rules = {rule.name for rule in self.policy.rules}
         self._ledger.load_state_dict(state["ledger"], self._watch.probes, rules)
         self.requests.load_state_dict(state["requests"])
@@ -454,6 +476,7 @@ class Guard:
             dead_below=dead_below,
             requests=self.requests,
             progress=self._progress,
+            model=self._model,
             ranks=self._ranks,
         )
 

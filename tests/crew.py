@@ -92,7 +92,9 @@ def _serve(orders: Any, results: Any) -> None:
         function, rank, size, store, arguments = orders.get()
         result, error = None, ""
         try:
-            dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=_PATIENCE)
+            dist.init_process_group(
+                "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=_PATIENCE
+            )
             result = function(rank=rank, size=size, **arguments)
         except BaseException:
             error = traceback.format_exc()

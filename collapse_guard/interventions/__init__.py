@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .base import Intervention, InterventionError, Site, Transaction, tensors_of
+from .base import Intervention, InterventionError, Site, Transaction
 from .catalogue import INTERVENTIONS, find_intervention
+from .parts import Part, tensors_of
 from .support import LadderSupport, RungSupport, ladders_on
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Intervention",
     "InterventionError",
     "LadderSupport",
+    "Part",
     "RungSupport",
     "Site",
     "Transaction",

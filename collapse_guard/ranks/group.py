@@ -73,6 +73,10 @@ class Alone:
         """Return the first rank's tensor; all have one shape and type and lie in host memory."""
         return tensor
 
+    def tell(self, text: str) -> str:
+        """Return what the first rank says, of any length."""
+        return text
+
     def word(self, word: str) -> str:
         """Return what one of the ranks says: the first that says anything, named where not all say the same."""
         said = self.words(word)
@@ -151,6 +155,12 @@ class Ranks(Alone):
         tensor = tensor.clone()
         self._exchange(lambda group: dist.broadcast(tensor, group=group, group_src=0))
         return tensor
+
+    def tell(self, text: str) -> str:
+        """See `Alone`."""
+        data = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
+        length = int(self.spread(torch.tensor([len(data)])))
+        return bytes(self.spread(data if self.is_first else data.new_zeros(length)).numpy()).decode()
 
     def together(self, work: Callable[[], T]) -> T:
         """See `Alone`."""
