@@ -107,13 +107,18 @@ class Ledger:
                 self._log.emit("fault", step, where=entry.codebook, reason=reason)
                 continue
             if intervention.writes > before:
-                self._versions[entry.codebook] = self._versions.get(entry.codebook, 0) + 1
+                self._versions[entry.codebook] = self.version_of(entry.codebook) + 1
             self._tell_tended(entry, step, done)
 
     def _tell_tended(self, entry: Entry, step: int, done: str | None) -> None:
         if done is not None:
             facts = {"codebook": entry.codebook, "action": entry.action, "attempt": entry.attempt, "summary": done}
-            self._log.emit("tended", step, **facts, codebook_version=self._versions.get(entry.codebook, 0))
+            facts |= entry.intervention.facts if entry.intervention is not None else {}
+            self._log.emit("tended", step, **facts, codebook_version=self.version_of(entry.codebook))
+
+    def version_of(self, codebook: str) -> int:
+        """Return how often the guard has written a codebook: each time, token ids may have changed."""
+        return self._versions.get(codebook, 0)
 
     def _act(self, decision: Decision, parts: Sequence[Decision], probes: Mapping[str, Probe]) -> list[Deed]:
         """Apply one intervention as a transaction, on each of its codebooks; tell, and return what became of it."""
@@ -133,8 +138,8 @@ class Ledger:
             if "commitment" in deed.touches:
                 self._decayed.add(deed.entry.codebook)
             if "codebook" in deed.touches:
-                self._versions[deed.entry.codebook] = self._versions.get(deed.entry.codebook, 0) + 1
-                deed.summary += "; token ids are permuted"
+                self._versions[deed.entry.codebook] = self.version_of(deed.entry.codebook) + 1
+                deed.summary += f"; {_what_ids_do(deed)}"
         self._log.emit("intervention", decision.step, **fields_of_act(decision, deeds, self._versions, probes))
         return deeds
 
@@ -258,6 +263,14 @@ class Ledger:
             if knob is not None:
                 knob.set(value)
                 self._decayed.add(name)
+
+
+def _what_ids_do(deed: Deed) -> str:
+    """Say what became of token ids where an intervention wrote the codebook."""
+    facts = deed.entry.intervention.facts if deed.entry.intervention is not None else {}
+    if "ids_changed" not in facts:
+        return "token ids are permuted"
+    return f"{facts['ids_changed']} of {facts['ids_compared']} token ids changed"
 
 
 def _asked_already(kind: str) -> None:

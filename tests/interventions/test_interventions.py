@@ -224,6 +224,27 @@ def test_a_refit_follows_the_latents_and_keeps_most_ids() -> None:
 
 
 @pytest.mark.parametrize("name", ["reset_codes", "fallback_tokenizer"])
+@pytest.mark.parametrize("kind", ["spread", "broken"])
+def test_a_codebook_placed_anew_takes_over_the_ids_of_the_old_one(name: str, kind: str) -> None:
+    """Twelve clusters in an order of their own; or half of them, and codes without a number."""
+    module = quantizers.Plain(12, D).train()
+    (view,) = discover(module).views
+    data = latents(2000)
+    centres = torch.randn(12, D, generator=torch.Generator().manual_seed(0)) * 3
+    old = centres[torch.randperm(12, generator=torch.Generator().manual_seed(8))]
+    if kind == "broken":
+        old[[1, 4, 5]] = torch.nan
+    view.write_rows(torch.arange(12), old, None if view.ema_count is None else torch.full((12,), 5.0))
+    before = np.nanargmin(np.square(data.double().numpy()[:, None] - old.double().numpy()).sum(-1), axis=1)
+    params: Any = ResetCodes(scope="all") if name == "reset_codes" else FallbackTokenizer()
+    action = find_intervention(name)(params, site(view, data))
+    action.apply()
+    after = np.square(data.double().numpy()[:, None] - view.codebook().double().numpy()).sum(-1).argmin(1)
+    assert action.facts == {"ids_changed": int((before != after).sum()), "ids_compared": 2000}
+    assert action.facts["ids_changed"] <= (0 if kind == "spread" else 700)  # three clusters of twelve had no code
+
+
+@pytest.mark.parametrize("name", ["reset_codes", "fallback_tokenizer"])
 def test_without_distinct_latents_nothing_is_placed(name: str) -> None:
     _, view = plain()
     params: Any = ResetCodes() if name == "reset_codes" else FallbackTokenizer()
