@@ -45,7 +45,8 @@ def match_codes(old: Tensor, new: Tensor, latents: Tensor, metric: Metric = "l2"
     to be the best; a pair that shares no latents keeps no id, and goes by distance only among the last 4096.
 
     Args:
-        old: (K, D) codebook whose ids are to be kept. A row with NaN or Inf, or with "cosine" a zero one, had no latents.
+        old: (K, D) codebook whose ids are to be kept. A row with NaN or Inf, or with
+            "cosine" a zero one, had no latents.
         new: (K, D) finite codebook.
         latents: (N, D) finite, on which ids are compared; N may be 0, then rows are matched by distance.
         metric: how latents and rows are compared.
