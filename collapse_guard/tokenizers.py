@@ -15,6 +15,7 @@ from .probe import Probe
 
 __all__ = ["save_tokenizers", "tokenizers_of"]
 
+_FALLBACK = "fallback_tokenizer"
 _FOLDER = "tokenizers"
 _UNFIT = re.compile(r"[^\w.-]")  # for the name of a directory
 
@@ -30,7 +31,7 @@ def tokenizers_of(ledger: Ledger, probes: Mapping[str, Probe], fault: Fault) -> 
     made = {}
     for standing in ledger.in_force():
         name = standing["codebook"]
-        if name not in probes:
+        if standing["action"] != _FALLBACK or name not in probes:
             continue
         view = probes[name].view
         origin = {"made_by": standing["action"], "codebook": name, "since_step": standing["step"]}

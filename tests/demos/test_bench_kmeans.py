@@ -18,7 +18,6 @@ from collapse_guard.demos import (
     fits_as_markdown,
     measure_assignments,
     measure_fits,
-    read_fits,
     read_lines,
     scaling_as_markdown,
 )
@@ -51,7 +50,7 @@ def test_what_the_file_holds_is_not_fitted_again(tmp_path: Path, monkeypatch: py
         with path.open("a") as file:
             file.write('{"data": "blo')  # as a run leaves it that was broken off
     assert [call for call in calls if call[0] == 4] == [(4, 1), (4, 2), (4, 3)]
-    assert [each.seed for each in read_fits(path)] == [1, 2, 3]
+    assert [each.seed for each in read_lines(path, BenchFit)] == [1, 2, 3]
 
 
 def test_the_tables_say_who_is_better_and_who_dominates() -> None:
