@@ -22,7 +22,8 @@ def test_a_fallback_is_saved_at_the_end_and_encodes_as_the_model_did(tmp_path: P
         train(model, STEPS, guard)
         during = guard.tokenizer("quantizer")
     (tended,) = recorder.of("tended")
-    assert 0 < tended.fields["ids_changed"] < tended.fields["ids_compared"] / 2
+    # The encoder has only begun to learn; of an unmatched refit nearly all ids would be others.
+    assert 0 < tended.fields["ids_changed"] < 0.75 * tended.fields["ids_compared"]
     assert f"{tended.fields['ids_changed']} of {tended.fields['ids_compared']} ids changed" in tended.fields["summary"]
     (summary,) = [each for each in read_events(tmp_path) if each["event"] == "summary"]
     place = Path(summary["tokenizers"]["quantizer"])

@@ -61,13 +61,19 @@ def test_reset_of_all_codes_writes_table_sum_and_count_together() -> None:
     module, view = plain()
     reset = find_intervention("reset_codes")(ResetCodes(scope="all"), site(view, latents()))
     assert reset.refusal() is None
-    assert "16 of 16 codes placed by kmeans on 400 latents" in reset.apply()
+    assert reset.apply() == "16 of 16 codes placed by kmeans on 400 latents, few for 16 codes"
     counts = module.rho
     torch.testing.assert_close(module.alpha / counts.unsqueeze(1), module.omega, rtol=1e-5, atol=1e-6)
     assert float(counts.min()) >= 0.5 * float(counts.mean()) * 0.9
     assert len(torch.unique(module.omega, dim=0)) == K
     nearest = torch.cdist(latents(), module.omega).min(dim=1).values
     assert float(nearest.mean()) < 1.0
+
+
+def test_with_39_latents_a_code_a_reset_does_not_call_them_few() -> None:
+    _, view = plain()
+    reset = find_intervention("reset_codes")(ResetCodes(scope="all"), site(view, latents(39 * K)))
+    assert reset.apply() == "16 of 16 codes placed by kmeans on 624 latents"
 
 
 @pytest.mark.parametrize("source", ["kmeans", "reservoir"])
