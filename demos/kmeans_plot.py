@@ -104,7 +104,8 @@ def _panel(title: str, points: dict[str, tuple[float, float]]) -> list[str]:
     for tick in sorted({bottom, 1.0, top}):
         y = down(tick)
         parts.append(f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{end}" y2="{y:.1f}"{" class=one" * (tick == 1.0)}/>')
-        parts.append(f'<text class="m" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.2f}</text>')
+        if tick == 1.0 or abs(y - down(1.0)) > 12:  # labels that would lie on one another
+            parts.append(f'<text class="m" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.2f}</text>')
     parts.append(f'<text class="m" x="{end}" y="{_HEIGHT - 8}" text-anchor="end">time, relative</text>')
     parts.append(f'<text class="m" x="4" y="{_TOP - 8}">error</text>')
     for method, (time, error) in points.items():
