@@ -143,10 +143,6 @@ class Ledger:
             facts |= entry.intervention.facts if entry.intervention is not None else {}
             self._log.emit("tended", step, **facts, codebook_version=self.version_of(entry.codebook))
 
-    def version_of(self, codebook: str) -> int:
-        """Return how often the guard has written a codebook: each time, token ids may have changed."""
-        return self._versions.get(codebook, 0)
-
     def _act(self, decision: Decision, parts: Sequence[Decision], probes: Mapping[str, Probe]) -> list[Deed]:
         """Apply one intervention as a transaction, on each of its codebooks; tell, and return what became of it."""
         deeds = [Deed(part, Entry.of(part), probes[part.codebook]) for part in parts]
