@@ -29,6 +29,7 @@ from .diagnosis import Clinic
 from .events import EventLog, Sink
 from .execution import compiled_parts, refuse_replicas, unwrap_compiled
 from .interventions import ladders_on
+from .kmeans import KMeansTokenizer
 from .ledger import Ledger
 from .measure import Loss, number_of
 from .ranks import Alone, PartedError, Word, join_ranks
@@ -41,7 +42,8 @@ from .reports import (
     summarise,
 )
 from .requests import Requests
-from .sinks import open_sinks
+from .sinks import JsonLinesSink, open_sinks
+from .tokenizers import save_tokenizers, tokenizers_of
 from .watch import Watch
 
 __all__ = ["Guard"]
@@ -100,6 +102,8 @@ class Guard:
         self._seconds = 0.0
         self._attached_at = 0.0
         self._log = EventLog()
+        self._file: JsonLinesSink | None = None
+        self._kept: dict[str, KMeansTokenizer] = {}  # the fallbacks that were in force at the end
         self.requests = Requests(self._log)
         self._engine = PolicyEngine(self.policy)
         self._is_attached = False
@@ -154,14 +158,14 @@ class Guard:
             raise
         self._ranks, self._story = ranks, 0
         optimizers = (optimizers,) if isinstance(optimizers, Optimizer) else tuple(optimizers)
-        self._log.sinks, log = open_sinks(
+        self._log.sinks, self._file = open_sinks(
             self._log_dir if ranks.is_first else None,
             console=self._console and ranks.is_first,
             further=self._extra_sinks,
         )
         ladders = ladders_on(self.policy, found.views)
         self._without_epoch = describe_without_epoch(self.policy)
-        self._is_attached, self._state_at_close = True, None
+        self._is_attached, self._state_at_close, self._kept = True, None, {}
         self._watch = watch
         self._attached_at, self._seconds = time.perf_counter(), 0.0
         self._model, self._optimizers = unwrap_compiled(model), optimizers
@@ -178,7 +182,7 @@ class Guard:
             policy_as_run=self.policy.model_dump(mode="json", by_alias=True),
             environment=describe_environment(),
             ranks=ranks.size,
-            log=str(log.path) if log is not None else None,
+            log=str(self._file.path) if self._file is not None else None,
             codebooks=describe_views(found.views),
             unrecognised=describe_unrecognised(found.unrecognised),
             idle_rules=describe_idle_rules(self.policy, found.views),
@@ -264,12 +268,16 @@ class Guard:
         self._state_at_close = self.state_dict()
         self._ledger.carry_out(self._engine.finish(self._step), self._engine, self._watch.probes)
         self.requests.remind(self._step)
+        self._kept = tokenizers_of(self._ledger, self._watch.probes, self._fault)
+        file = self._file
+        saved = {} if file is None else save_tokenizers(self._kept, file.path.parent, file.run, self._fault)
         total = time.perf_counter() - self._attached_at
         self._log.emit(
             "summary",
             self._step,
             ended_by=ended_by,
             **summarise(self._ledger, self._watch, self._engine),
+            tokenizers=saved,
             guard_seconds=self.seconds,
             run_seconds=total,
             guard_share=self.seconds / total if total > 0 else 0.0,
@@ -296,6 +304,27 @@ class Guard:
     def interventions(self) -> list[dict[str, Any]]:
         """What was done so far, as plain data, in order: step, codebook, rule, action, params, result."""
         return [entry.as_dict() for entry in self._ledger.entries] if self._ledger is not None else []
+
+    def tokenizer(self, codebook: str) -> KMeansTokenizer:
+        """Return the fallback that stands in for a codebook, as a tokenizer of its own: a copy, as it is now.
+
+        After `close` it is the one that the run ended with, which is also saved below the log directory.
+
+        Args:
+            codebook: name, as `readings` and the log have it.
+
+        Raises:
+            ValueError: no fallback is in force there; lists the codebooks on which one is.
+        """
+        kept = self._kept
+        if self.is_attached and self._ledger is not None:
+            kept = tokenizers_of(self._ledger, self._watch.probes, self._fault)
+        if codebook not in kept:
+            raise ValueError(
+                f"codebook: expected one on which a fallback tokenizer is in force ({', '.join(kept) or 'none here'}), "
+                f"got {codebook!r}; to make a tokenizer of any latents, call KMeansTokenizer.fit"
+            )
+        return kept[codebook]
 
     def step(self, *, loss: Loss = None, epoch: int | None = None) -> None:
         """Tell the guard that one optimizer step is complete. Reads, decides and acts where due; never raises.

@@ -124,7 +124,7 @@ class Ledger:
                 self._log.emit("fault", step, where=entry.codebook, reason=reason)
                 continue
             if intervention.writes > before:
-                self._versions[entry.codebook] = self._versions.get(entry.codebook, 0) + 1
+                self._versions[entry.codebook] = self.version_of(entry.codebook) + 1
             self._tell_tended(entry, step, done)
             if intervention.is_over:
                 entry.intervention = None
@@ -160,7 +160,8 @@ class Ledger:
     def _tell_tended(self, entry: Entry, step: int, done: str | None) -> None:
         if done is not None:
             facts = {"codebook": entry.codebook, "action": entry.action, "attempt": entry.attempt, "summary": done}
-            self._log.emit("tended", step, **facts, codebook_version=self._versions.get(entry.codebook, 0))
+            facts |= entry.intervention.facts if entry.intervention is not None else {}
+            self._log.emit("tended", step, **facts, codebook_version=self.version_of(entry.codebook))
 
     def _act(self, decision: Decision, parts: Sequence[Decision], probes: Mapping[str, Probe]) -> list[Deed]:
         """Apply one intervention as a transaction, on each of its codebooks; tell, and return what became of it."""
@@ -180,8 +181,8 @@ class Ledger:
         act_together(deeds, levels, lambda deed: self._site(deed.entry, probes, ask), self._ranks)
         for deed in deeds:
             if "codebook" in deed.touches:
-                self._versions[deed.entry.codebook] = self._versions.get(deed.entry.codebook, 0) + 1
-                deed.summary += "; token ids are permuted"
+                self._versions[deed.entry.codebook] = self.version_of(deed.entry.codebook) + 1
+                deed.summary += f"; {_what_ids_do(deed)}"
         self._log.emit("intervention", decision.step, **fields_of_act(decision, deeds, self._versions, probes))
         return deeds
 
@@ -322,6 +323,14 @@ class Ledger:
         if in_force is not None:
             entry.intervention = intervention
             intervention.load_state_dict(in_force)
+
+
+def _what_ids_do(deed: Deed) -> str:
+    """Say what became of token ids where an intervention wrote the codebook."""
+    facts = deed.entry.intervention.facts if deed.entry.intervention is not None else {}
+    if "ids_changed" not in facts:
+        return "token ids are permuted"
+    return f"{facts['ids_changed']} of {facts['ids_compared']} token ids changed"
 
 
 def _asked_already(kind: str) -> None:

@@ -201,7 +201,8 @@ class Window:
             return None
         held = min(self._added, self.capacity, most)
         places = (self._added - held + torch.arange(held, device=self._latents.device)) % self.capacity
-        return Rows(self._latents[places], *self._origins[:, places], self._valid[places])
+        codes, forwards = self._origins[0, places], self._origins[1, places]
+        return Rows(self._latents[places], codes, forwards, self._valid[places])
 
     def forget(self) -> None:
         """Take nothing in the ring for a token: it is not what the codebook is compared with any more. Counts stay."""

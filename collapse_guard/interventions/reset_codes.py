@@ -8,7 +8,7 @@ from collapse_guard.kmeans import fit_codebook
 from collapse_guard.policies import ResetCodes
 
 from .base import Intervention, clear_moments
-from .placement import as_decoded, beside_the_living, scale_counts, why_nowhere
+from .placement import beside_the_living, in_place_of, why_nowhere
 
 __all__ = ["ResetCodesIntervention"]
 
@@ -34,18 +34,18 @@ class ResetCodesIntervention(Intervention[ResetCodes]):
         latents = site.window.sample()
         rows = torch.arange(view.K) if self.params.scope == "all" else self._dead()
         source, refill = self.params.source, self.params.refill
+        on = f"{len(latents)} latents"
         if self.params.scope == "all" and source == "kmeans":
             fit = fit_codebook(latents, view.K, metric=view.metric, seed=site.seed)
-            vectors, counts = as_decoded(view, fit.codebook, latents), None
-            if view.ema_count is not None:
-                present = view.ema_count.get()
-                counts = scale_counts(fit.counts.to(present.device), present, refill)
+            whole = in_place_of(view, fit, latents, refill)
+            vectors, counts, self.facts = whole.vectors, whole.counts, whole.facts
+            on += f", few for {view.K} codes" if fit.is_thin else ""
         else:
             vectors, counts = beside_the_living(view, rows, latents, source=source, refill=refill, seed=site.seed)
         view.take_over()
         view.write_rows(rows, vectors, counts)
         clear_moments(site, rows)
-        return f"{len(rows)} of {view.K} codes placed by {source} on {len(latents)} latents"
+        return f"{len(rows)} of {view.K} codes placed by {source} on {on}"
 
     def _dead(self) -> torch.Tensor:
         counts = torch.as_tensor(self.site.counts)

@@ -254,6 +254,7 @@ def _summary(event: Event) -> list[_Line]:
     share = f"the guard took {fields['guard_seconds']:.2f} s of {fields['run_seconds']:.2f} s"
     lines: list[_Line] = [table]
     lines += [_more("in force", _standing(alike)) for alike in _alike(fields["in_force"])]
+    lines += [_more("tokenizer", f"{book}: saved in {place}") for book, place in fields.get("tokenizers", {}).items()]
     return [*lines, Text(f"{share} ({fields['guard_share']:.1%})", style="dim")]
 
 
