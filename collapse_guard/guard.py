@@ -99,6 +99,7 @@ class Guard:
         self._state_at_close: dict[str, Any] | None = None
         self._without_epoch = ""  # what a loop that does not say its epoch makes of the policy
         self._watch = Watch((), seed=seed, fault=self._fault)
+        self._model: nn.Module | None = None
         self._optimizers: Sequence[Optimizer] = ()
         self._ledger: Ledger | None = None
         self._clinic = Clinic(self._fault)
@@ -136,7 +137,7 @@ class Guard:
         self._is_attached, self._state_at_close = True, None
         self._watch = watch
         self._attached_at, self._seconds = time.perf_counter(), 0.0
-        self._optimizers = optimizers
+        self._model, self._optimizers = unwrap_compiled(model), optimizers
         self._begin_afresh()
         self._clinic = Clinic(self._fault)
         self._clinic.begin(watch.probes, unwrap_compiled(model))
@@ -177,6 +178,8 @@ class Guard:
         except Exception as error:
             _logger.warning("the summary could not be written: %s: %s", type(error).__name__, error)
         finally:
+            if self._ledger is not None:
+                self._ledger.release()
             self._watch.release()
             self._is_attached = False
             self._log.close()
@@ -347,6 +350,7 @@ class Guard:
             dead_below=dead_below,
             requests=self.requests,
             progress=self._progress,
+            model=self._model,
         )
 
     def _progress(self) -> float | None:
