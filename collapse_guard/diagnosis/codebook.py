@@ -57,7 +57,7 @@ def shrinking(facts: Facts) -> Diagnosis | None:
 
     Codes out of use say nothing: under smoothed counts they fade by themselves.
     """
-    before = facts.start.code_norm
+    before = facts.start_norm
     if not facts.read or not bool(facts.used.any()) or not before > 0:
         return None
     mean = float(facts.code_norms[facts.used].median())
@@ -123,7 +123,8 @@ def left_behind(facts: Facts) -> Diagnosis | None:
         return None
     moved = _moved(facts, best)
     worse = error / max(best.relative_error, 0.02)
-    confidence = 0.9 * moved * ramp(worse, 2, 5) * (1 - ramp(math.log10(max(_own_growth(facts), 1e-9)), 0.5, 1.0))
+    calm = 1 - ramp(math.log10(max(_own_growth(facts), 1e-9)), 0.5, 1.0)
+    confidence = 0.9 * moved * ramp(worse, 1.3, 2.5) * ramp(error, 0.3, 0.6) * calm
     if confidence <= 0:
         return None
     distance = _distance(facts.now, best)
@@ -147,7 +148,8 @@ def starvation(facts: Facts) -> Diagnosis | None:
     """Most codes are unused although they lie well: there are too few tokens for so many, and nothing revives them."""
     reading = facts.reading
     error = reading.relative_error if reading.relative_error is not None else math.nan
-    well = ramp(error, 1.0, 0.6) * (1 - ramp(abs(math.log10(facts.ratio)) if facts.ratio > 0 else math.nan, 0.4, 0.8))
+    used = float(facts.code_norms[facts.used].median()) / facts.latent_norm if bool(facts.used.any()) else math.nan
+    well = ramp(error, 1.0, 0.6) * (1 - ramp(abs(math.log10(used)) if used > 0 else math.nan, 0.2, 0.5))
     confidence = 0.8 * ramp(reading.dead_fraction, 0.4, 0.75) * well * facts.trouble
     if confidence <= 0:
         return None
@@ -184,14 +186,16 @@ def replacement(facts: Facts) -> Diagnosis | None:
     dead = sum(int(old.dead.sum()) for old, _ in pairs if old.dead is not None)
     share, futile = rewritten / max(dead, 1), again / max(rewritten, 1)
     confidence = 0.9 * ramp(share, 0.15, 0.5) * ramp(futile, 0.4, 0.8) * ramp(facts.reading.dead_fraction, 0.3, 0.6)
-    threshold = _threshold(facts)
+    threshold, supply = _threshold(facts), _tokens_a_step(facts)
     demand = threshold * facts.reading.K
+    if threshold > 0 and supply > 0:
+        confidence = max(confidence, 0.9 * ramp(demand / supply, 1.5, 4))
     if confidence <= 0:
         return None
     says = f"{share:.0%} of the dead codes are rewritten between readings, and {futile:.0%} of those are dead again"
     line = ""
     if threshold > 0:
-        says += f"; its threshold asks for {demand:.0f} tokens in the moving counts"
+        says += f"; codes expire below a count of {threshold:g}: {demand:.0f} tokens, and a step has {supply:.0f}"
         line = f"{facts.path_of(facts.view.module, 'threshold_ema_dead_code')} = 0  # now {threshold:g}; use upkeep"
     return Diagnosis(
         cause=Cause.REPLACEMENT_FAILS,
@@ -225,14 +229,15 @@ def _is_unscaled(facts: Facts) -> bool:
 
 def _is_another(old: Tensor, new: Tensor) -> Tensor:
     """Return which rows are other vectors than they were; one that has only faded is not."""
-    is_turned = torch.cosine_similarity(old, new, dim=-1) < 0.8
-    return is_turned | (new.norm(dim=-1) > 1.5 * old.norm(dim=-1).clamp(min=1e-12))
+    before, after = old.norm(dim=-1), new.norm(dim=-1)
+    is_turned = (torch.cosine_similarity(old, new, dim=-1) < 0.8) & (after > 0.3 * before) & (before > 1e-6)
+    return is_turned | (after > 1.5 * before.clamp(min=1e-6))
 
 
 def _own_growth(facts: Facts) -> float:
     """Return by what factor the codes have grown since the start beyond the latents' growth."""
     latents = facts.latent_norm / facts.read[0].latent_norm if facts.read and facts.read[0].latent_norm > 0 else 1.0
-    growth = facts.grown(facts.start) / max(latents, 1.0)
+    growth = facts.code_norm / facts.start_norm / max(latents, 1.0) if facts.start_norm > 0 else math.inf
     return growth if math.isfinite(growth) and growth > 0 else 1.0
 
 
@@ -264,6 +269,12 @@ def _moved(facts: Facts, since: Mark) -> float:
     growth = facts.latent_norm / since.latent_norm if since.latent_norm > 0 else math.nan
     scale = ramp(abs(math.log10(growth)) if growth > 0 else math.nan, 0.25, 0.6)
     return max(scale, ramp(_distance(facts.read[-1], since), 0.8, 2.0))
+
+
+def _tokens_a_step(facts: Facts) -> float:
+    """Return the tokens of one optimizer step; NaN where only one reading was taken."""
+    steps = [mark.step for mark in facts.marks[-2:]]
+    return facts.reading.tokens / (steps[1] - steps[0]) if len(steps) == 2 and steps[1] > steps[0] else math.nan
 
 
 def _threshold(facts: Facts) -> float:

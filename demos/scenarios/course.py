@@ -1,4 +1,4 @@
-"""One run of a scenario: a small autoencoder of tokens, trained under a guard that observes, and what the guard said."""
+"""One run of a scenario: a small autoencoder of tokens, trained under a guard that observes, and what was said."""
 
 from __future__ import annotations
 

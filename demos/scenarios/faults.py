@@ -1,4 +1,4 @@
-"""The scenarios in which one thing goes wrong: for each cause one of each family, where the family can make the mistake.
+"""The scenarios in which one thing goes wrong: for each cause one of each family.
 
 Each entry says what is wrong and no more; everything else is as in the sound scenarios.
 """
@@ -14,8 +14,8 @@ from collapse_guard.policies import Cause
 
 from .course import Scenario
 from .data import Blobs, Padded, Sheet
-from .quantizers import EmaQuantizer, ResidualEma, residual_quantize, vector_quantize
-from .tampering import accelerate, drift, forget_the_factor, grow, jump, place_codes, poison, prefill_unscaled
+from .quantizers import EmaQuantizer, EmaResidualQuantizer, residual_quantize, vector_quantize
+from .tampering import accelerate, cramp_pieces, forget_the_factor, grow, jump, place_codes, poison, prefill_unscaled
 
 __all__ = ["FAULTS"]
 
@@ -58,7 +58,9 @@ FAULTS: tuple[Scenario, ...] = (
         "after a k-means start the moving sums lack the counts",
         _home(start="kmeans_unscaled", decay=0.99),
         _library(kmeans_init=False, decay=0.99),
+        data=Sheet(sequences=64),
         tamper=(None, prefill_unscaled),
+        steps=(30, 120),
     ),
     *_pair(
         Cause.MISPLACED_CODEBOOK,
@@ -76,11 +78,10 @@ FAULTS: tuple[Scenario, ...] = (
     ),
     *_pair(
         Cause.ENCODER_COLLAPSE,
-        "a commitment weight a hundred times too large",
-        _home(commitment_weight=50.0),
-        _library(commitment_weight=50.0),
-        steps=240,
-        learning_rate=3e-3,
+        "a commitment weight a hundred times too large, to codes that begin short",
+        _home(commitment_weight=100.0, start="normal", scale=0.05),
+        _library(commitment_weight=100.0, kmeans_init=False),
+        tamper=(None, place_codes(scale=0.05)),
     ),
     *_pair(
         Cause.STARVATION,
@@ -108,18 +109,18 @@ FAULTS: tuple[Scenario, ...] = (
     *_pair(
         Cause.ARTIFICIAL_RESHAPE,
         "the encoder's 32 features are cut into two latents of 16",
-        _home(8),
-        _library(8),
+        _home(),
+        _library(),
         pieces=2,
-        tamper=None,
+        tamper=cramp_pieces,
     ),
     *_pair(
         Cause.STARVED_LEVEL,
-        "the first level of a residual codes all there is; or the finer levels are dropped in 19 of 20 batches",
-        lambda: ResidualEma(3, 128, _D, rarely=0.05, start="kmeans"),
+        "the first level of a residual codes all there is",
+        lambda: EmaResidualQuantizer(3, 128, _D, start="kmeans"),
         lambda: residual_quantize(3, 128, _D),
-        data=(Sheet(), Blobs(modes=24, noise=0.01)),
-        codebook=("quantizer.layers.1", "quantizer.layers.1"),
+        data=Blobs(modes=24, noise=0.01),
+        codebook="quantizer.layers.1",
     ),
     *_pair(
         Cause.PADDED_TOKENS,
@@ -144,5 +145,3 @@ FAULTS: tuple[Scenario, ...] = (
     ),
 )
 """For each cause one of each family, home-made first."""
-
-_ = drift

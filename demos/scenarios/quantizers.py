@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["EmaCodebook", "EmaQuantizer", "ResidualEma", "residual_quantize", "vector_quantize"]
+__all__ = ["EmaCodebook", "EmaQuantizer", "EmaResidualQuantizer", "residual_quantize", "vector_quantize"]
 
 Start = Literal["data", "kmeans", "kmeans_unscaled", "normal"]
 
@@ -23,12 +23,12 @@ class EmaCodebook(nn.Module):
 
     Args:
         K: number of codes. D: their dimension. decay: of the averages.
-        start: `data`: latents of the first batch; `kmeans`: their centroids; `kmeans_unscaled`: the same with the mistake
-            that the moving sums are not multiplied by the counts; `normal`: random codes of length `scale`.
+        start: `data`: latents of the first batch; `kmeans`: their centroids; `kmeans_unscaled`: the same, with the
+            mistake that the moving sums are not multiplied by the counts; `normal`: random codes of length `scale`.
         scale: see `start`. offset: added to every feature of a `normal` start.
         unscaled: make the mistake that the smoothed cluster size is not multiplied back by n.
-        restart: what becomes of codes that starve: nothing, `noise` (random codes, far away), or `table`: latents written
-            to the table alone, which the next average overwrites.
+        restart: what becomes of codes that starve: nothing, `noise` (random codes, far away), or `table`: latents
+            written to the table alone, which the next average overwrites.
     """
 
     embed: Tensor
@@ -131,7 +131,7 @@ class EmaQuantizer(nn.Module):
         return (x + (quantized - x).detach() if self.straight_through else quantized), codes, loss
 
 
-class ResidualEma(nn.Module):
+class EmaResidualQuantizer(nn.Module):
     """Levels of `EmaQuantizer`, each coding what the ones before left over.
 
     Args:

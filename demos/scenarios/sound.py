@@ -9,7 +9,7 @@ from torch import nn
 
 from .course import Scenario
 from .data import Blobs, Sheet, Shifted, Sorted
-from .quantizers import EmaQuantizer, ResidualEma, residual_quantize, vector_quantize
+from .quantizers import EmaQuantizer, EmaResidualQuantizer, residual_quantize, vector_quantize
 
 __all__ = ["SOUND"]
 
@@ -50,7 +50,7 @@ SOUND: tuple[Scenario, ...] = (
     _sound("cosine/library", "codes compared by angle", _library(use_cosine_sim=True)),
     _sound("large/library", "256 codes, dead ones replaced", _library(256, threshold_ema_dead_code=0.2)),
     _sound("strong commitment/home", "weight 1", _home(commitment_weight=1.0)),
-    _sound("residual/home", "three levels", lambda: ResidualEma(3, 32, _D, start="kmeans"), codebook="*"),
+    _sound("residual/home", "three levels", lambda: EmaResidualQuantizer(3, 32, _D, start="kmeans"), codebook="*"),
     _sound("residual/library", "three levels", lambda: residual_quantize(3, 32, _D), codebook="*"),
 )
 """Twenty runs."""

@@ -13,6 +13,7 @@ from .course import Course
 
 __all__ = [
     "accelerate",
+    "cramp_pieces",
     "drift",
     "forget_the_factor",
     "grow",
@@ -119,6 +120,15 @@ def grow(begin: int, factor: float) -> Tamper:
                 parameter *= factor
 
     return tamper
+
+
+@torch.no_grad()
+def cramp_pieces(course: Course, step: int) -> None:
+    """Keep all pieces of the encoder's output but the first small and away from it, as a penalty on them would."""
+    last, D = _last(course), course.model.D
+    if step == 0:
+        last.bias[D:] += 1.5
+    last.weight[D:] *= 0.05 * last.weight[:D].norm() / last.weight[D:].norm()
 
 
 def poison(at: int) -> Tamper:
