@@ -110,7 +110,8 @@ class _Course:
             fields["perplexity_ratio"] = fields["perplexity"] / fields["ceiling"]
         case = self._case
         epoch = (step - 1) // case.epoch.count if case.epoch else None
-        return Reading(step=step, epoch=epoch, codebook=case.codebook, K=case.codes, D=0, tokens=case.tokens, **fields)
+        given = {"codebook": case.codebook, "K": case.codes, "D": 0, "tokens": case.tokens, "causes": case.causes}
+        return Reading(step=step, epoch=epoch, **given, **fields)
 
     def _take(self, decisions: Iterable[Decision]) -> None:
         for decision in decisions:
