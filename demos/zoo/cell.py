@@ -45,7 +45,7 @@ class CellResult:
         alerts: (step, rule, severity) of each. moments: (step, codebook) of each intervention.
         interventions: (step, codebook, action, result) of each.
         readings: steps of the guard's readings of its first codebook. codebooks: that it watched.
-        guard_share: the guard's share of the training's time. cpu_seconds: of the process, for the training.
+        guard_share: the guard's share of the training's wall time. cpu_seconds: of the process, for the training.
     """
 
     scenario: str
@@ -108,7 +108,7 @@ def run_cell(
     listener = _Listener()
     guard = Guard(policy or "observe", console=False, sinks=[listener], seed=seed, total_steps=steps)
     counter = _Counter(trainer.run.model.bottleneck.K)
-    began = time.process_time()
+    began, began_cpu = time.perf_counter(), time.process_time()
     with closing(guard):
         if policy is not None:
             guard.attach(trainer.run.model, trainer.optimizers)
@@ -116,7 +116,7 @@ def run_cell(
             codes, loss = trainer.step(step)
             counter.add(codes, step)
             guard.step(loss=loss)
-        seconds = time.process_time() - began
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
         done = [(each["step"], each["codebook"], each["action"], each["result"]) for each in guard.interventions]
         guard_seconds = guard.seconds
     error, perplexities, usages = trainer.judge()
@@ -134,8 +134,8 @@ def run_cell(
         interventions=done,
         readings=next(iter(listener.readings.values()), []),
         codebooks=len(listener.readings),
-        guard_share=guard_seconds / seconds if seconds > 0 else 0.0,
-        cpu_seconds=seconds,
+        guard_share=round(guard_seconds / seconds, 4) if seconds > 0 else 0.0,
+        cpu_seconds=round(cpu_seconds, 2),
     )
 
 
@@ -252,7 +252,7 @@ def _coder(scenario: Scenario, quantizer: Bottleneck, *, is_twin: bool) -> Coder
 
 
 def _pretrained(scenario: Scenario, seed: int, *, is_twin: bool) -> dict[str, Tensor]:
-    """Return weights of encoder and decoder that were trained without a quantizer; the same whatever was trained before.
+    """Return weights of encoder and decoder that were trained without a quantizer.
 
     Scenarios that have data, sizes and model in common share them.
     """

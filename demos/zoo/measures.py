@@ -1,8 +1,9 @@
 """What the cells of the zoo come to: detection, false alarms, recovery, and how the rescued compare with the prevented.
 
 All comparisons are paired: a run is held against the healthy twin of its own scenario and seed, and against the arm in
-which nothing was done. A pair counts as a collapse only if doing nothing does end badly; where a cause did no harm,
-there is nothing to detect.
+which nothing was done. A pair counts only if doing nothing does end worse than the twin; where a cause did no harm,
+there is nothing to rescue. Of these, detection is asked of those in which a codebook fell: below half of the twin's
+perplexity, in training or in evaluation. A cause may cost error and leave the codebook in use.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ TOLERANCE = 0.1
 """How far below the twin's perplexity, or above its error, a run may end and count as recovered, as a share."""
 _FALLEN = 0.5
 """A codebook has fallen where its perplexity is below this share of the twin's at the same time."""
-_SAMPLE_EVERY = 50  # steps between readings of the default policy
 
 
 def is_as_good(run: CellResult, twin: CellResult) -> bool:
@@ -92,8 +92,13 @@ class Pair:
         return is_as_good(self.run, self.twin)
 
     @property
+    def has_fallen(self) -> bool:
+        """Whether a codebook fell where nothing was done, in training or in evaluation."""
+        return self.fell_at is not None or _is_below(self.nothing.perplexity, self.twin.perplexity, _FALLEN)
+
+    @property
     def fell_at(self) -> int | None:
-        """When the codebook fell where nothing was done."""
+        """When a codebook fell in training where nothing was done; `None` where none did."""
         return fell_at(self.nothing, self.twin, onset=self.scenario.onset)
 
     @property

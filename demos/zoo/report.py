@@ -63,7 +63,8 @@ def _arm_figures(pairs: Pairs, arm: str) -> dict[str, Any]:
     return {
         "pairs": len(own),
         "recovered": {part: _plain(_recovered([pair for pair in own if _in_part(part, pair)])) for part in _PARTS},
-        "detected": _share([pair.detected_at is not None for pair in own if pair.run.readings]),
+        "fallen": sum(pair.has_fallen for pair in own),
+        "detected": _share([pair.detected_at is not None for pair in own if pair.run.readings and pair.has_fallen]),
         "delay_steps": _median([pair.delay for pair in own]),
         "delay_readings": _median([pair.delay_readings for pair in own]),
         "recovery_steps": _median([pair.recovery_steps for pair in own if pair.is_recovered]),
@@ -96,7 +97,8 @@ def _scenario_figures(pairs: Pairs, scenario: Scenario) -> dict[str, Any]:
             "usage": _median([min(run.usage) for run in runs if run.usage]),
             "pairs": len(own),
             "recovered": sum(pair.is_recovered for pair in own),
-            "detected": sum(pair.detected_at is not None for pair in own),
+            "fallen": sum(pair.has_fallen for pair in own),
+            "detected": sum(pair.detected_at is not None for pair in own if pair.has_fallen),
             "delay_steps": _median([pair.delay for pair in own]),
             "interventions": _mean([len(run.interventions) for run in runs]),
             "alerts": _mean([len(run.alerts) for run in runs]),
@@ -129,7 +131,8 @@ def zoo_as_markdown(figures: dict[str, Any]) -> str:
     parts = [
         "# The collapse zoo: figures",
         "",
-        "Written by `make zoo` from `zoo.jsonl`, which holds every run; [zoo.md](../zoo.md) says what is measured and how.",
+        "Written by `make zoo` from `zoo.jsonl`, which holds every run; [the page of the zoo](../zoo.md) says what is",
+        "measured and how.",
         f"Measured: {cells['measured']} of {cells['asked']} cells, seeds {_listed(seeds)}.",
         "" if cells["measured"] >= cells["asked"] else "**The study is not complete:** intervals are wide, or missing.",
         "",
@@ -197,7 +200,7 @@ _SHOWN = ("nothing", "random", "own", "rotation", "simvq", "fsq", "default", "up
 
 def _scenario_table(scenarios: dict[str, Any]) -> list[str]:
     lines = [
-        "Median error over the seeds, relative to the healthy twin's (1.00); in brackets how many of the pairs recovered.",
+        "Median error over the seeds, relative to the healthy twin's (1.00); in brackets how many pairs recovered.",
         "",
         f"| scenario | K | twin | {' | '.join(_SHOWN)} |",
         f"|---|---|---|{'---|' * len(_SHOWN)}",

@@ -1,4 +1,4 @@
-"""Runs what is asked of the zoo: cell by cell, over processes, one line of JSON for each; what is there is not run again.
+"""Runs what is asked of the zoo: cell by cell, over processes, a line of JSON for each; what is there is not run again.
 
 A worker is a process that trains one cell after another. One that takes too long is ended, and the cell is written down
 as failed, as is one that raises; both are tried anew by the next study. A cell counts for the policy that it ran under:

@@ -62,8 +62,8 @@ class Scenario:
         routine: called before each step in every arm, the twin's too: what is no cause.
         draw: (run, step, size) -> items (size, t, width) of a step.
         is_padded: whether only 2 to 6 vectors of an item are real; the quantizer is told which by the twin alone.
-        is_pretrained: whether encoder and decoder have learned to work without a quantizer before. An untrained encoder's
-            latents move so much at first that few codebooks keep up, whatever else is wrong or right with them.
+        is_pretrained: whether encoder and decoder have learned to work without a quantizer before. The latents of an
+            untrained encoder move so much at first that few codebooks keep up, whatever else is wrong or right.
         has_adversary: whether a discriminator with an optimizer of its own looks at what is decoded.
     """
 
