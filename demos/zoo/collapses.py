@@ -122,11 +122,11 @@ COLLAPSES: tuple[Scenario, ...] = (
     ),
     Scenario(
         "encoder-jump",
-        "the learning rate rises a hundredfold for five steps",
+        "the learning rate rises thirtyfold for five steps",
         onset=_JUMP_AT,
         options=_KMEANS,
         own=_OWN,
-        disturb=jump(at=_JUMP_AT, steps=5, factor=100.0),
+        disturb=jump(at=_JUMP_AT, steps=5, factor=30.0),
     ),
     Scenario(
         "slow-drift",

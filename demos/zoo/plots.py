@@ -38,7 +38,8 @@ def _line(x: float, y: float, x2: float, y2: float, *, colour: str = "currentCol
 
 
 def _text(x: float, y: float, words: str, *, anchor: str = "start", small: bool = False) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{" class='small'" * small}>{escape(words)}</text>'
+    kind = ' class="small"' if small else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{kind}>{escape(words)}</text>'
 
 
 def draw_recovery(figures: dict[str, Any]) -> str:
