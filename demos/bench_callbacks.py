@@ -1,4 +1,4 @@
-"""The guard as a Lightning callback beside two of Lightning's own monitors: CPU seconds of a training step with each."""
+"""The guard as a Lightning callback beside two of Lightning's own monitors: CPU seconds of a step with each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The guard's own cost by size of the codebook, on quantizers that do nothing, and what would make it wait for a device.
+"""The guard's own cost by size of the codebook, on quantizers that do nothing, and what makes it wait for a device.
 
 The one-hot perplexity that training scripts compute in each step is timed beside it.
 """

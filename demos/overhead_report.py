@@ -27,12 +27,14 @@ def overhead_as_markdown(
         [
             "# What guarding costs",
             "",
-            "Written by `make bench-overhead`. CPU seconds of one thread; everything that is compared took turns, step by",
-            "step, in one process. The machine had other work, so that ratios tell more than times. No GPU was at hand.",
+            "Written by `make bench-overhead`. CPU seconds of one thread; everything that is compared took turns, step",
+            "by step, in one process. The machine had other work, so that ratios tell more than times. No GPU was at",
+            "hand.",
             "",
             "## Whole training steps",
             "",
-            "The guard observes; *1*, *10* and *50* are steps between readings, 50 is the default. One-hot: the usual",
+            "The guard observes; *1*, *10* and *50* are steps between readings, 50 is the default. One guard that",
+            "reads at each step was measured and one that never reads; the cadences follow from both. One-hot: the usual",
             "perplexity from a one-hot matrix, computed in each step and read with `.item()`.",
             "",
             "| model | plain step | guard, 1 | guard, 10 | guard, 50 | one-hot |",
@@ -49,8 +51,9 @@ def overhead_as_markdown(
             "",
             "## Beside Lightning's monitors",
             "",
-            "A multilayer perceptron with 512 codes and 1024 tokens a step, in a Trainer with a CSV logger; every monitor",
-            "as it comes. `SpikeDetection` looks at the loss in each step, `DeviceStatsMonitor` logs every 50 steps.",
+            "A multilayer perceptron with 512 codes and 1024 tokens a step, in a Trainer with a CSV logger; every",
+            "monitor as it comes. `SpikeDetection` looks at the loss in each step, `DeviceStatsMonitor` logs every 50",
+            "steps, and needs psutil: without it it is not in the table.",
             "",
             "| callback | step | relative |",
             "|---|---|---|",
@@ -84,7 +87,7 @@ def _cost_row(cost: Costs) -> str:
 def _syncs(syncs: Mapping[int, Mapping[str, int]]) -> str:
     steps = ", ".join(f"{step} ({sum(found.values())})" for step, found in syncs.items())
     return (
-        "Counted by a test double on the CPU, over 101 steps with a reading each 50, two codebooks: operations that would "
-        f"make the host wait are at steps {steps or 'none'}, and at no other. The first step checks once that codes are "
-        "in range."
+        "Counted by a test double on the CPU, over 101 steps with a reading each 50, two codebooks: operations that\n"
+        f"would make the host wait are at steps {steps or 'none'}, and at no other. Their number is in brackets.\n"
+        "The first step checks once that codes are in range."
     )

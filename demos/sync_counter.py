@@ -99,6 +99,8 @@ class _Called(TorchFunctionMode):
     ) -> Any:
         if func in _COPIES:
             self._counts[_COPIES[func]] += 1
-        elif func is Tensor.to and any(isinstance(each, str) and each == "cpu" for each in (*args[1:], *(kwargs or {}).values())):
+        elif func is Tensor.to and any(
+            isinstance(each, str) and each == "cpu" for each in (*args[1:], *(kwargs or {}).values())
+        ):
             self._counts["to the host"] += 1
         return func(*args, **(kwargs or {}))
