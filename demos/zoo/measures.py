@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from .cell import WINDOW, CellResult
 from .scenario import Scenario
 
-__all__ = ["TOLERANCE", "Pair", "Pairs", "fell_at", "held_since", "is_as_good"]
+__all__ = ["TOLERANCE", "Pair", "Pairs", "fell_at", "has_as_little_error", "held_since", "is_as_good"]
 
 TOLERANCE = 0.1
 """How far below the twin's perplexity, or above its error, a run may end and count as recovered, as a share."""
@@ -22,9 +22,14 @@ _FALLEN = 0.5
 """A codebook has fallen where its perplexity is below this share of the twin's at the same time."""
 
 
+def has_as_little_error(run: CellResult, twin: CellResult) -> bool:
+    """Whether a run's error is at most a tenth above its twin's."""
+    return run.error is not None and twin.error is not None and run.error <= (1 + TOLERANCE) * twin.error
+
+
 def is_as_good(run: CellResult, twin: CellResult) -> bool:
     """Whether a run ended within a tenth of its twin: error, and perplexity in evaluation of every level."""
-    if run.error is None or twin.error is None or run.error > (1 + TOLERANCE) * twin.error:
+    if not has_as_little_error(run, twin):
         return False
     if len(run.perplexity) != len(twin.perplexity):
         return False

@@ -10,7 +10,7 @@ from typing import Any
 from .arms import ARMS
 from .cell import CellResult
 from .intervals import Interval, mean_over_seeds, median_over_scenarios
-from .measures import Pair, Pairs
+from .measures import Pair, Pairs, has_as_little_error
 from .runner import Study
 from .scenario import Scenario
 
@@ -63,6 +63,9 @@ def _arm_figures(pairs: Pairs, arm: str) -> dict[str, Any]:
     return {
         "pairs": len(own),
         "recovered": {part: _plain(_recovered([pair for pair in own if _in_part(part, pair)])) for part in _PARTS},
+        "error_alone": _plain(
+            mean_over_seeds(_by_seed(own, lambda pair: float(has_as_little_error(pair.run, pair.twin))))
+        ),
         "fallen": sum(pair.has_fallen for pair in own),
         "detected": _share([pair.detected_at is not None for pair in own if pair.run.readings and pair.has_fallen]),
         "delay_steps": _median([pair.delay for pair in own]),
@@ -163,17 +166,18 @@ def _listed(seeds: Sequence[int]) -> str:
 
 
 def _arm_table(arms: dict[str, Any]) -> list[str]:
-    head = "| arm | pairs | recovered, all | tuned | held out | detected | delay, readings | steps to recover | "
+    head = "| arm | pairs | recovered, all | tuned | held out | error alone | detected | delay, readings | steps to recover | "
     lines = [
         head + "error / best prevention | interventions | guard's time |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for arm, found in arms.items():
         if not found["pairs"]:
             continue
         shares = " | ".join(_percent(found["recovered"][part]) for part in _PARTS)
         lines.append(
-            f"| `{arm}` | {found['pairs']} | {shares} | {_cell(found['detected'], '.0%')} "
+            f"| `{arm}` | {found['pairs']} | {shares} | {_percent(found['error_alone'])} "
+            f"| {_cell(found['detected'], '.0%')} "
             f"| {_cell(found['delay_readings'], '.0f')} | {_cell(found['recovery_steps'], '.0f')} "
             f"| {_ratio(found['error_ratio'])} | {_cell(found['interventions'], '.1f')} "
             f"| {_cell(found['guard_share'], '.1%')} |"

@@ -1,4 +1,4 @@
-"""The zoo: what its measures mean, that a study goes on where it stopped, and that arms differ in nothing but the arm."""
+"""The zoo: what its measures mean, that a study goes on where it stopped, that arms differ in the arm alone."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_the_report_says_how_much_was_measured_and_draws_it(tmp_path: Path) -> N
     figures = json.loads((tmp_path / "zoo.json").read_text(encoding="utf-8"))
     assert figures["cells"]["measured"] == 8 < figures["cells"]["asked"]
     assert "**The study is not complete" in text
-    assert "| `default` | 2 | 100% (100% - 100%) | 100% (100% - 100%) | - | 100% | 1 |" in text
+    assert "| `default` | 2 | 100% (100% - 100%) | 100% (100% - 100%) | - | 100% (100% - 100%) | 100% | 1 |" in text
     assert figures["arms"]["default"]["error_ratio"] == {"value": 0.5, "low": 0.5, "high": 0.5, "seeds": 2}
     for name in ("zoo-recovery.svg", "zoo-error.svg"):
         assert ET.fromstring((tmp_path / name).read_text(encoding="utf-8")).tag.endswith("svg")
@@ -197,7 +197,7 @@ def test_a_policy_file_is_an_arm_and_brings_what_it_is_judged_by(tmp_path: Path)
     file.write_text("version: 1\nname: mine\nextends: default\nwarm: 10\n", encoding="utf-8")
     with pytest.raises(PolicyError, match="warm"):
         study_of(arms=[str(file)])
-    with pytest.raises(LookupError, match="expected one of twin, nothing, .*got 'nonsense'"):
+    with pytest.raises(LookupError, match=r"expected one of twin, nothing, .*got 'nonsense'"):
         study_of(arms=["nonsense"])
 
 
