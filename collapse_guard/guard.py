@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from collapse_guard.policies import Policy, PolicyEngine, Reading, load_policy, taken_together
+from collapse_guard.policies import Health, Policy, PolicyEngine, Reading, load_policy, taken_together
 
 from .adapters import GenericVQ, discover
 from .events import EventLog, Sink
@@ -34,6 +34,7 @@ from .reports import (
 )
 from .requests import Requests
 from .sinks import open_sinks
+from .snapshots import Snapshots, wanted_snapshots
 from .watch import Watch
 
 __all__ = ["Guard"]
@@ -101,6 +102,7 @@ class Guard:
         self._model: nn.Module | None = None
         self._optimizers: Sequence[Optimizer] = ()
         self._ledger: Ledger | None = None
+        self._snapshots: Snapshots | None = None
         self._broken: set[str] = set()
 
     # Lifetime
@@ -280,6 +282,8 @@ class Guard:
                 fields = {key: value for key, value in reading.as_record().items() if key != "step"}
                 self._log.emit("reading", self._step, health=self._engine.health(reading.codebook).value, **fields)
             self._ledger.carry_out(decisions, self._engine, self._watch.probes)
+        if taken and all(self._engine.health(name) is Health.HEALTHY for name in self._watch.readings):
+            self._snapshots.consider(self._step)
 
     # State
 
@@ -299,6 +303,7 @@ class Guard:
             "watch": self._watch.state_dict(),
             "ledger": self._ledger.state_dict(self._watch.probes) if self._ledger is not None else {},
             "requests": self.requests.state_dict(),
+            "snapshot": self._snapshots.state_dict() if self._snapshots is not None else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -324,6 +329,8 @@ class Guard:
         rules = {rule.name for rule in self.policy.rules}
         self._ledger.load_state_dict(state["ledger"], self._watch.probes, rules)
         self.requests.load_state_dict(state["requests"])
+        if state["snapshot"] is not None:
+            self._snapshots.load_state_dict(state["snapshot"])
         changed = state["policy"]["fingerprint"] != self.policy.fingerprint()
         in_force = self._ledger.in_force()
         self._log.emit("resumed", self._step, policy=self.policy.name, policy_changed=changed, in_force=in_force)
@@ -332,15 +339,17 @@ class Guard:
         self._step = self._read_at = 0
         self._engine = PolicyEngine(self.policy)
         self.requests = Requests(self._log)
-        dead_below = self.policy.sample.dead_below
+        assert self._model is not None
+        self._snapshots = wanted_snapshots(self.policy, self._model, self._optimizers)
         self._ledger = Ledger(
             self._log,
             self._optimizers,
             seed=self._seed,
-            dead_below=dead_below,
+            dead_below=self.policy.sample.dead_below,
             requests=self.requests,
             progress=self._progress,
             model=self._model,
+            snapshots=self._snapshots,
         )
 
     def _progress(self) -> float | None:

@@ -177,7 +177,7 @@ class Rung(Part):
     def _to_yaml(self) -> dict[str, Any]:
         within = {"within": str(self.within)} if self.within else {}
         budget = {"budget": self.budget} if self.budget else {}
-        return {self.action: self.params.model_dump(mode="json"), "repeat": self.repeat, **within, **budget}
+        return {self.action: self.params.plain(), "repeat": self.repeat, **within, **budget}
 
 
 def _beside_the_action(wrong: MismatchError) -> MismatchError:
