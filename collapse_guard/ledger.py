@@ -69,6 +69,10 @@ class Ledger:
         """Remember the (K,) counts of the latest reading; interventions ask them which codes are dead."""
         self._counts[codebook] = counts
 
+    def version_of(self, codebook: str) -> int:
+        """Return how often a codebook was written."""
+        return self._versions.get(codebook, 0)
+
     def carry_out(self, decisions: Iterable[Decision], engine: PolicyEngine, probes: Mapping[str, Probe]) -> None:
         """Act on each decision in order, report back, and carry out what follows from the report."""
         self._health = lambda codebook: engine.health(codebook).value

@@ -22,6 +22,7 @@ from .actions import (
 )
 from .announced import announced_actions
 from .cases import Case, load_cases
+from .causes import LEADING, Cause, Diagnosis
 from .columns import Columns, columns_of, listed
 from .condition import Comparison, Condition
 from .coordination import levels_text
@@ -58,12 +59,14 @@ from .table import recording_of_rows
 from .trial import Difference, try_case
 
 __all__ = [
+    "LEADING",
     "NUMERIC_FIELDS",
     "REPLAY_LIMITS",
     "Action",
     "Alert",
     "Budget",
     "Case",
+    "Cause",
     "Clear",
     "ClipGradients",
     "Columns",
@@ -73,6 +76,7 @@ __all__ = [
     "DecayCommitment",
     "Decision",
     "DecisionKind",
+    "Diagnosis",
     "Difference",
     "DisableNormalisation",
     "Duration",

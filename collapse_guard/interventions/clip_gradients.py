@@ -90,7 +90,8 @@ def _dense(parameter: nn.Parameter) -> Tensor:
     assert parameter.grad is not None
     if parameter.grad.is_sparse:
         parameter.grad = parameter.grad.coalesce()
-        return parameter.grad._values()
+        values: Tensor = parameter.grad._values()
+        return values
     return parameter.grad
 
 

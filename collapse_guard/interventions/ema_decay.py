@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from collapse_guard.adapters import CodebookView
 
 from .base import Intervention
@@ -10,7 +12,10 @@ from .parts import KnobPart, Part
 __all__ = ["FastEmaIntervention", "SlowEmaIntervention"]
 
 
-class _EmaDecay(Intervention["SlowEma | FastEma"]):
+_Either = TypeVar("_Either", SlowEma, FastEma)
+
+
+class _EmaDecay(Intervention[_Either]):
     """Set the decay that the quantizer reads at each update."""
 
     touches = frozenset({"decay"})
@@ -38,7 +43,7 @@ class _EmaDecay(Intervention["SlowEma | FastEma"]):
         return f"decay {before:.15g} -> {decay.get():.6g}: averages over {_span(before)} -> {_span(decay.get())} steps"
 
 
-class SlowEmaIntervention(_EmaDecay):
+class SlowEmaIntervention(_EmaDecay[SlowEma]):
     """Right when the codebook jumps about: small batches, noisy counts, codes that die between two of their tokens."""
 
     def refusal(self) -> str | None:
@@ -51,7 +56,7 @@ class SlowEmaIntervention(_EmaDecay):
         return None
 
 
-class FastEmaIntervention(_EmaDecay):
+class FastEmaIntervention(_EmaDecay[FastEma]):
     """Right when the latents move faster than the codebook follows."""
 
     def refusal(self) -> str | None:

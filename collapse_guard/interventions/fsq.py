@@ -91,7 +91,7 @@ def make_fsq(levels: Sequence[int], view: CodebookView, latents: Tensor, *, seed
         solution = torch.linalg.solve(design.t() @ design + ridge, design.t() @ data.double()).float()
         project_out.weight.copy_(solution[:m].t())
         project_out.bias.copy_(solution[m])
-    return fsq
+    return cast(nn.Module, fsq)
 
 
 @torch.no_grad()
@@ -133,7 +133,8 @@ class Layout:
             if isinstance(value, (tuple, list)):
                 return type(value)(map(put, value))
             if isinstance(value, Mapping):
-                return type(value)({key: put(each) for key, each in value.items()})
+                kind: Any = type(value)
+                return kind({key: put(each) for key, each in value.items()})
             if not isinstance(value, Tensor):
                 return value
             if value.is_floating_point() and value.shape == given.shape:

@@ -49,7 +49,8 @@ class Small(nn.Module):
         output = self.quantizer(z)
         own = next(each for each in output if each.is_floating_point() and each.numel() == 1).sum()
         terms = {"near": functional.mse_loss(z, x), "small": z.square().mean(), "drift": -self.encoder.bias.mean()}
-        return own + sum((self.weights[name] * term for name, term in terms.items()), torch.zeros(()))
+        loss: Tensor = own + sum((self.weights[name] * term for name, term in terms.items()), torch.zeros(()))
+        return loss
 
 
 def modes(step: int, n: int = 64) -> Tensor:

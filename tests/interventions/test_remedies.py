@@ -15,7 +15,7 @@ from collapse_guard.interventions import find_intervention
 from tests import quantizers
 from tests.interventions.scenes import CENTRES, Broken, D, Scene, modes, plain
 
-RAY = CENTRES[:1] / CENTRES[:1].norm()
+RAY: Tensor = CENTRES[:1] / CENTRES[:1].norm()
 
 
 def rays(step: int) -> Tensor:
@@ -27,7 +27,8 @@ def rays(step: int) -> Tensor:
 
 def cosine() -> nn.Module:
     torch.manual_seed(0)
-    return VectorQuantize(dim=D, codebook_size=16, use_cosine_sim=True)
+    module: nn.Module = VectorQuantize(dim=D, codebook_size=16, use_cosine_sim=True)
+    return module
 
 
 def learnable(beta: float = 0.0) -> nn.Module:
