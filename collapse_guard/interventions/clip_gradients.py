@@ -98,4 +98,5 @@ def _dense(parameter: nn.Parameter) -> Tensor:
 def _norm(parameters: list[nn.Parameter]) -> Tensor:
     """Return the norm of all gradients together, in float32, on the device of the first."""
     norms = [torch.linalg.vector_norm(_dense(each), dtype=torch.float32) for each in parameters]
-    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    whole: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    return whole

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from collapse_guard.adapters import CodebookView
+from collapse_guard.policies import FastEma, SlowEma
 
 from .base import Intervention
 from .parts import KnobPart, Part
