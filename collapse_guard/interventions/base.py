@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from collapse_guard.adapters import CodebookView
+from collapse_guard.snapshots import Snapshots
 from collapse_guard.window import Window
 
 from .holds import Hold
@@ -45,6 +46,8 @@ class Site:
         views: all codebooks of the run.
         health: returns the health of the codebook at its last reading, as a word.
         standing: returns the other interventions that are in force now, on any codebook.
+        snapshots: the last healthy snapshot of the run, if any action of the policy wants one.
+        encoder: returns the parameters that the quantizer's input was seen to depend on; none before a forward.
     """
 
     view: CodebookView
@@ -59,6 +62,8 @@ class Site:
     views: Sequence[CodebookView] = ()
     health: Callable[[], str] = lambda: "unknown"
     standing: Callable[[], Sequence[Intervention[Any]]] = lambda: ()
+    snapshots: Snapshots | None = None
+    encoder: Callable[[], Sequence[nn.Parameter]] = lambda: ()
 
 
 class Intervention(ABC, Generic[Params]):
