@@ -79,7 +79,7 @@ _TOLD_OF_SAMPLE = {"every", "when_suspect", "min_tokens", "settle", "dead_below"
 _TOLD_OF_BUDGET = {"interventions", "refill_after"}
 _OF_LADDER = ("cooldown", "verify", "ladder", "budget", "on_exhausted")
 _TOLD_OF_RULE = {*_OF_LADDER, "name", "codebooks", "when", "for_", "clear", "severity", "inhibits"}
-_TOLD_OF_RULE |= {"silence_until", "missing", "nan"}
+_TOLD_OF_RULE |= {"silence_until", "missing", "nan", "stage"}
 _TOLD_OF_RUNG = {"action", "params", "repeat", "within", "budget"}
 
 
@@ -125,6 +125,8 @@ def _of_rule(rule: Rule, policy: Policy) -> Iterator[str]:
     """One rule from its firing to its end."""
     if rule.codebooks != ("*",):
         yield f"It exists only on codebooks whose name {matching(rule.codebooks)}."
+    if rule.stage == "eval":
+        yield "It looks at evaluation alone: each validation makes one reading, and training makes none."
     yield f"It fires when {in_words(rule.when)}, {in_a_row(rule.for_)}."
     opposite = "" if rule.clear.when else " (the opposite of what fires it)"
     yield f"It is over when {in_words(rule.clear_when)}{opposite}, {in_a_row(rule.clear_for)}."
