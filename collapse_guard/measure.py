@@ -43,6 +43,7 @@ def read_window(
     epoch: int | None = None,
     loss: float | None = None,
     dead_below: float = 0.1,
+    table: Tensor | None = None,
 ) -> tuple[Reading, np.ndarray]:
     """Turn what a window recorded into a reading; the window itself is left as it is.
 
@@ -53,12 +54,13 @@ def read_window(
         epoch: stamped on the reading.
         loss: stamped on the reading.
         dead_below: share of the uniform share under which a code is dead.
+        table: (K, D) what the latents were compared with, where that is not the codebook as it is now.
 
     Returns:
         The reading, and the (K,) int64 counts on the host that it was computed from.
     """
     K = view.K
-    tallies, scalars, latent_covariance, table_covariance = _fetch(window, view)
+    tallies, scalars, latent_covariance, table_covariance = _fetch(window, view, table)
     counts, not_finite = tallies[:K], int(tallies[K + 1])
     reading = _unused(view, int(counts.sum()), step=step, epoch=epoch, loss=loss)
     if reading.tokens == 0:
@@ -107,9 +109,11 @@ def _unused(view: CodebookView, tokens: int, *, step: int, epoch: int | None, lo
 
 
 @torch.no_grad()
-def _fetch(window: Window, view: CodebookView) -> tuple[np.ndarray, dict[str, float], np.ndarray, np.ndarray]:
+def _fetch(
+    window: Window, view: CodebookView, table: Tensor | None
+) -> tuple[np.ndarray, dict[str, float], np.ndarray, np.ndarray]:
     """Compute the sums on the device and bring all of them over in one copy."""
-    table = view.codebook().float()
+    table = (view.codebook() if table is None else table).float()
     tallies = window.tallies
     if tallies is None:
         tallies = torch.zeros(view.K + 2, dtype=torch.int64, device=table.device)

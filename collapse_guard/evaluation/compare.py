@@ -1,0 +1,177 @@
+"""The comparison: the same inputs in training and in evaluation mode, and what of the model makes the difference.
+
+Each number is a perplexity that a replay showed; nothing is judged here. Exhibits are replayed one by one from the
+state in which training left the quantizer, so that what an evaluation writes is seen apart from how it assigns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from collapse_guard.statistics import perplexity
+
+from .exhibits import Exhibit
+from .replay import GROUPS, Replayed, Replayer
+
+__all__ = ["Comparison", "Facts", "compare"]
+
+_ROUNDS = 8  # of the exhibits of an evaluation, to see where its writes lead
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What was seen of one evaluation as it ran.
+
+    Attributes:
+        perplexity: of the evaluation as a whole. trained: of the latest tokens in training.
+        table_moved: how far the codebook moved from the first to the last forward of the evaluation, relative to its
+            size. weights_apart: how far the weights that evaluated are from those that train, likewise.
+    """
+
+    perplexity: float
+    trained: float
+    table_moved: float = 0.0
+    weights_apart: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What replays showed, as perplexities unless said otherwise.
+
+    Attributes:
+        facts: of the evaluation as it ran.
+        training, evaluating: inputs of training, in training and in evaluation mode.
+        one_of: the same in evaluation mode, but for one group of modules in training mode, by group.
+        shown_training, shown_evaluating: inputs of the evaluation, in training and in evaluation mode; `None` where
+            none were kept.
+        shown_one_of: as `one_of`, with inputs of the evaluation.
+        resampled: share of tokens, inputs of training, that get another code when the quantizer trains once more.
+        moved: how far tensors of the quantizer move in one forward in evaluation mode, relative to their size.
+        flags: flags and counters of the quantizer that such a forward changes.
+        begun, ended: inputs of the evaluation, again and again in evaluation mode: the first round and the last.
+        shift: distance of the latents' means in training and in evaluation, both in evaluation mode, over their spread
+            in training.
+        modules: paths of the modules of each group that train.
+        buffers: of batch normalisation before the quantizer, by name, as the inputs of training would have them.
+    """
+
+    facts: Facts
+    training: float
+    evaluating: float
+    one_of: Mapping[str, float]
+    shown_training: float | None = None
+    shown_evaluating: float | None = None
+    shown_one_of: Mapping[str, float] = field(default_factory=dict)
+    resampled: float = 0.0
+    moved: Mapping[str, float] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    begun: float | None = None
+    ended: float | None = None
+    shift: float | None = None
+    modules: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    buffers: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def restored(self, group: str) -> float:
+        """Return how much of the difference one group makes, in [0, 1], with inputs of training."""
+        return _share(self.one_of.get(group, 0.0), self.evaluating, self.training)
+
+
+def compare(
+    replayer: Replayer, training: Sequence[Exhibit], shown: Sequence[Exhibit], K: int, facts: Facts
+) -> Comparison:
+    """Replay what was kept.
+
+    Args:
+        replayer: of the model as it trains now.
+        training: inputs of training, one or more. shown: inputs of the evaluation.
+        K: number of codes.
+        facts: of the evaluation as it ran.
+
+    Raises:
+        CannotTryError: the model could not be replayed.
+    """
+
+    def seen(exhibits: Sequence[Exhibit], train: Sequence[str]) -> tuple[float, list[Replayed]]:
+        runs = replayer.run_each(exhibits, train)
+        return _perplexity([codes for run in runs for codes in run.each], K), runs
+
+    groups = replayer.groups(training)
+    there = [group for group in GROUPS if groups[group]]
+    trained, _ = seen(training, GROUPS)
+    evaluated, runs = seen(training, ())
+    one_of = {group: seen(training, [group])[0] for group in there}
+    found = Comparison(
+        facts=facts,
+        training=trained,
+        evaluating=evaluated,
+        one_of=one_of,
+        resampled=_resampled(replayer, training) if "quantizer" in there else 0.0,
+        moved=runs[0].moved,
+        flags=runs[0].flags,
+        modules=groups,
+        buffers=replayer.recalibrated(training) if "batch_norm" in there else {},
+    )
+    return found if not shown else _with_evaluation(found, replayer, shown, runs, K)
+
+
+def _with_evaluation(
+    found: Comparison, replayer: Replayer, shown: Sequence[Exhibit], trained: Sequence[Replayed], K: int
+) -> Comparison:
+    """Add what the inputs of the evaluation show."""
+
+    def seen(train: Sequence[str]) -> tuple[float, list[Replayed]]:
+        runs = replayer.run_each(shown, train)
+        return _perplexity([codes for run in runs for codes in run.each], K), runs
+
+    evaluating, runs = seen(())
+    begun = ended = None
+    if any(found.moved.values()):
+        each = replayer.run(list(shown) * _ROUNDS).each
+        begun, ended = _perplexity(each[: len(shown)], K), _perplexity(each[-len(shown) :], K)
+    return replace(
+        found,
+        shown_training=seen(GROUPS)[0],
+        shown_evaluating=evaluating,
+        shown_one_of={group: seen([group])[0] for group in found.one_of},
+        begun=begun,
+        ended=ended,
+        shift=_shift(trained, runs),
+    )
+
+
+def _resampled(replayer: Replayer, training: Sequence[Exhibit]) -> float:
+    """Return the share of tokens of one input that another draw gives another code."""
+    first, second = (replayer.run(training[-1:], ["quantizer"], seed=seed).each[0] for seed in (1, 2))
+    return float((first != second).float().mean()) if len(first) == len(second) and len(first) else 0.0
+
+
+def _shift(trained: Sequence[Replayed], shown: Sequence[Replayed]) -> float | None:
+    """Return the distance of two means over the spread about the first; `None` without latents."""
+    known = [[run.latents for run in runs if run.latents is not None] for runs in (trained, shown)]
+    if not all(known):
+        return None
+    one, other = (torch.cat(each).double() for each in known)
+    one, other = one[one.isfinite().all(dim=-1)], other[other.isfinite().all(dim=-1)]
+    if not len(one) or not len(other):
+        return None
+    spread = float((one - one.mean(dim=0)).square().sum(dim=-1).mean().sqrt())
+    apart = float((one.mean(dim=0) - other.mean(dim=0)).norm())
+    return apart / spread if spread > 0 else None
+
+
+def _perplexity(each: Sequence[Tensor], K: int) -> float:
+    counts = torch.bincount(torch.cat(list(each)).cpu(), minlength=K).numpy()
+    return perplexity(counts) if counts.sum() else 0.0
+
+
+def _share(value: float, low: float, high: float) -> float:
+    """Return where a value lies between two others, in [0, 1]; 0 where they do not differ.
+
+    >>> _share(5.0, 0.0, 10.0), _share(12.0, 0.0, 10.0), _share(1.0, 3.0, 3.0)
+    (0.5, 1.0, 0.0)
+    """
+    return min(max((value - low) / (high - low), 0.0), 1.0) if high > low else 0.0
