@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from collapse_guard.policies import Policy, PolicyEngine, Reading, load_policy, taken_together
 
 from .adapters import GenericVQ, discover
+from .diagnosis import Clinic
+from .evaluation import Evaluations
 from .events import EventLog, Sink
 from .execution import compiled_parts, refuse_replicas, unwrap_compiled, world_size
 from .interventions import ladders_on
@@ -40,6 +44,8 @@ __all__ = ["Guard"]
 
 _logger = logging.getLogger("collapse_guard")
 _STATE_SCHEMA = 1
+
+Explain: TypeAlias = "Callable[[Sequence[Reading], Callable[[Sequence[Reading]], frozenset[str]]], Sequence[Reading]]"
 
 
 class Guard:
@@ -98,9 +104,11 @@ class Guard:
         self._state_at_close: dict[str, Any] | None = None
         self._without_epoch = ""  # what a loop that does not say its epoch makes of the policy
         self._watch = Watch((), seed=seed, fault=self._fault)
+        self._evaluations = Evaluations(nn.Module(), self._watch, self._fault, keeps_inputs=False)
         self._model: nn.Module | None = None
         self._optimizers: Sequence[Optimizer] = ()
         self._ledger: Ledger | None = None
+        self._clinic = Clinic(self._fault)
         self._broken: set[str] = set()
 
     # Lifetime
@@ -134,9 +142,14 @@ class Guard:
         self._without_epoch = describe_without_epoch(self.policy)
         self._is_attached, self._state_at_close = True, None
         self._watch = watch
+        keeps_inputs = world == 1 and not compiled_parts(model)
+        self._evaluations = Evaluations(unwrap_compiled(model), watch, self._fault, keeps_inputs=keeps_inputs)
+        self._evaluations.install()
         self._attached_at, self._seconds = time.perf_counter(), 0.0
         self._model, self._optimizers = unwrap_compiled(model), optimizers
         self._begin_afresh()
+        self._clinic = Clinic(self._fault)
+        self._clinic.begin(watch.probes, unwrap_compiled(model))
         self._log.emit(
             "attached",
             self._step,
@@ -176,6 +189,7 @@ class Guard:
         finally:
             if self._ledger is not None:
                 self._ledger.release()
+            self._evaluations.remove()
             self._watch.release()
             self._is_attached = False
             self._log.close()
@@ -227,23 +241,81 @@ class Guard:
                 one and is called only when a reading is due. A tensor is not waited for on other steps.
             epoch: epochs begun, from 0.
         """
+        self._step += self.is_attached
+        self._contain(lambda: self._take_step(loss, epoch))
+
+    def _take_step(self, loss: Loss, epoch: int | None) -> None:
+        assert self._ledger is not None
+        self.requests.remind(self._step)
+        self._ledger.hold(self._step, self._watch.probes)
+        self._ledger.tend(self._step, after_reading=False)
+        self._watch.notice_silence()
+        if self._is_due():
+            self._read(number_of(loss), epoch)
+            self._ledger.tend(self._step, after_reading=True)
+        if self._is_due(ahead=1):
+            self._clinic.arm()
+
+    @contextmanager
+    def evaluate(self, *, epoch: int | None = None) -> Iterator[None]:
+        """Read the codebooks in evaluation: around one whole validation, between two steps.
+
+            with guard.evaluate():
+                validate(model)
+
+        What the model is called with in there makes one reading of each codebook, of stage `eval`; nothing of it counts
+        for training. Swap averaged weights in and out inside of the block.
+
+        Args:
+            epoch: epochs begun, from 0.
+        """
+        self.begin_evaluation()
+        try:
+            yield
+        except BaseException:
+            self._evaluations.abandon()
+            raise
+        self.end_evaluation(epoch=epoch)
+
+    def begin_evaluation(self) -> None:
+        """Begin an evaluation, for loops that cannot use `evaluate`; never raises."""
+        self._contain(self._evaluations.begin)
+
+    def end_evaluation(self, *, loss: Loss = None, epoch: int | None = None) -> None:
+        """End an evaluation: read, decide and act where due; never raises. The model trains with its own weights again.
+
+        Args:
+            loss: as for `step`.
+            epoch: epochs begun, from 0.
+        """
+        self._contain(lambda: self._read_evaluation(number_of(loss), epoch))
+
+    def offer(self, batch: object) -> None:
+        """Hand in the batch of the coming step, training or evaluation, to compare modes with if need be.
+
+        Only of use where a loop calls encoder and quantizer one after the other, and its model has a `validation_step`
+        or a `training_step` that takes a batch and a number.
+        """
+        if self._evaluations.exhibits is not None:
+            self._evaluations.exhibits.offer(batch)
+
+    def _contain(self, act: Callable[[], None]) -> None:
+        """Do something for an attached guard; the one place that catches broadly: the run is not its victim."""
         if not self.is_attached:
             return
         start = time.perf_counter()
-        self._step += 1
         try:
-            assert self._ledger is not None
-            self.requests.remind(self._step)
-            self._ledger.hold(self._step, self._watch.probes)
-            self._ledger.tend(self._step, after_reading=False)
-            self._watch.notice_silence()
-            if self._is_due():
-                self._read(number_of(loss), epoch)
-                self._ledger.tend(self._step, after_reading=True)
-        except Exception as error:  # the one place that catches broadly: the run is not the victim of its guard
+            with torch.inference_mode(False):  # a loop may evaluate in it; what is kept from there must serve training
+                act()
+        except Exception as error:
             self._fault("guard", f"{type(error).__name__}: {error}")
             _logger.debug("guard failed", exc_info=error)
         self._seconds += time.perf_counter() - start
+
+    def _read_evaluation(self, loss: float | None, epoch: int | None) -> None:
+        dead_below = self.policy.sample.dead_below
+        found = self._evaluations.end(step=self._step, epoch=epoch, loss=loss, dead_below=dead_below)
+        self._judge([reading for reading, _ in found], self._evaluations.explain)
 
     @property
     def steps(self) -> int:
@@ -255,10 +327,10 @@ class Guard:
         """Time spent in the guard since it was attached: hooks, readings and interventions."""
         return self._seconds + self._watch.seconds
 
-    def _is_due(self) -> bool:
+    def _is_due(self, ahead: int = 0) -> bool:
         sample = self.policy.sample
         every = sample.when_suspect_steps if self._engine.is_suspect else sample.every_steps
-        return self._step - self._read_at >= every
+        return self._step + ahead - self._read_at >= every
 
     def _read(self, loss: float | None, epoch: int | None) -> None:
         assert self._ledger is not None
@@ -273,8 +345,15 @@ class Guard:
         taken = []
         for reading, counts in readings:
             self._ledger.note(reading.codebook, counts)
+            self._clinic.note(reading, counts, version=self._ledger.version_of(reading.codebook))
             taken.append(reading)
-        for together in taken_together(taken):
+        self._judge(taken, self._clinic.explain)
+
+    def _judge(self, taken: Sequence[Reading], explain: Explain) -> None:
+        """Let the policy decide on readings of one step, tell them, and carry out what it decided."""
+        assert self._ledger is not None
+        for bundle in taken_together(taken):
+            together = explain(bundle, self._engine.wants_causes)
             decisions = self._engine.observe_together(together)
             for reading in together:
                 fields = {key: value for key, value in reading.as_record().items() if key != "step"}
@@ -297,6 +376,7 @@ class Guard:
             "policy": {"name": self.policy.name, "fingerprint": self.policy.fingerprint()},
             "engine": self._engine.state_dict(),
             "watch": self._watch.state_dict(),
+            "clinic": self._clinic.state_dict(),
             "ledger": self._ledger.state_dict(self._watch.probes) if self._ledger is not None else {},
             "requests": self.requests.state_dict(),
         }
@@ -321,6 +401,7 @@ class Guard:
         self._step, self._read_at = int(state["step"]), int(state["read_at"])
         self._engine.load_state_dict(state["engine"])
         self._watch.load_state_dict(state["watch"])
+        self._clinic.load_state_dict(state.get("clinic", {}))
         rules = {rule.name for rule in self.policy.rules}
         self._ledger.load_state_dict(state["ledger"], self._watch.probes, rules)
         self.requests.load_state_dict(state["requests"])
@@ -341,6 +422,7 @@ class Guard:
             requests=self.requests,
             progress=self._progress,
             model=self._model,
+            evaluations=self._evaluations,
         )
 
     def _progress(self) -> float | None:

@@ -14,6 +14,7 @@ from collapse_guard.policies import Decision, DecisionKind, Outcome, PolicyEngin
 
 from .acting import Deed, act_together
 from .entries import Entry, tries_of
+from .evaluation import Evaluations
 from .events import EventLog
 from .interventions import Site, Transaction, find_intervention
 from .probe import Probe
@@ -35,6 +36,7 @@ class Ledger:
         requests: where to ask for what only the training loop can do.
         progress: returns the share of the planned training that is done, or `None` where no plan is known.
         model: that trains, for interventions that look beyond a codebook.
+        evaluations: what reads the codebooks in evaluation.
     """
 
     def __init__(
@@ -47,10 +49,11 @@ class Ledger:
         requests: Requests | None = None,
         progress: Callable[[], float | None] = lambda: None,
         model: nn.Module | None = None,
+        evaluations: Evaluations | None = None,
     ) -> None:
         """Store the parts."""
         self._progress = progress
-        self._model = model
+        self._model, self._evaluations = model, evaluations
         self._health: Callable[[str], str] = lambda codebook: "unknown"
         self._requests = requests if requests is not None else Requests(log)
         self.entries: list[Entry] = []
@@ -64,6 +67,10 @@ class Ledger:
     def note(self, codebook: str, counts: np.ndarray) -> None:
         """Remember the (K,) counts of the latest reading; interventions ask them which codes are dead."""
         self._counts[codebook] = counts
+
+    def version_of(self, codebook: str) -> int:
+        """Return how often a codebook was written."""
+        return self._versions.get(codebook, 0)
 
     def carry_out(self, decisions: Iterable[Decision], engine: PolicyEngine, probes: Mapping[str, Probe]) -> None:
         """Act on each decision in order, report back, and carry out what follows from the report."""
@@ -172,6 +179,7 @@ class Ledger:
             ask=ask,
             progress=self._progress,
             model=self._model,
+            evaluations=self._evaluations,
             views=[each.view for each in probes.values()],
             health=lambda: self._health(entry.codebook),
             standing=lambda: [

@@ -19,6 +19,7 @@ __all__ = [
     "Action",
     "Alert",
     "DecayCommitment",
+    "EvalFix",
     "FallbackTokenizer",
     "ResetCodes",
     "SaveCheckpoint",
@@ -115,6 +116,21 @@ class Upkeep(Action):
     until: Annotated[float, Field(gt=0, le=1)] = 0.9
 
 
+class EvalFix(Action):
+    """Make evaluation assign codes as training does.
+
+    Attributes:
+        method: what is done. `assignment`: in evaluation the quantizer assigns as in training, and nothing that it
+            writes meanwhile lasts; `statistics`: the running statistics of batch normalisation before it are recomputed
+            before each evaluation; `dropout`: dropout before it is switched off in training; `auto`: what removes the
+            cause that was found, and nothing where it is another one.
+    """
+
+    action: ClassVar[str] = "eval_fix"
+
+    method: Literal["auto", "assignment", "statistics", "dropout"] = "auto"
+
+
 class Alert(Action):
     """Touch nothing: a rung that only tells."""
 
@@ -135,7 +151,7 @@ class StopTraining(Action):
 
 _ACTIONS: dict[str, type[Action]] = {
     model.action: model
-    for model in (ResetCodes, DecayCommitment, FallbackTokenizer, Upkeep, Alert, SaveCheckpoint, StopTraining)
+    for model in (ResetCodes, DecayCommitment, FallbackTokenizer, Upkeep, EvalFix, Alert, SaveCheckpoint, StopTraining)
 }
 
 _RUNG_OPTIONS = {"action", "params", "repeat", "within", "budget"}

@@ -52,7 +52,15 @@ def _upkeep(it: Upkeep) -> str:
     return f"move {which}, to the worst served latents, every {it.every} until it is over{counted_as}{last}"
 
 
+_EVAL_FIXES = {
+    "auto": "make evaluation assign codes as training does, by what removes the cause that was found",
+    "assignment": "let the quantizer assign codes in evaluation as in training, and keep nothing that it writes",
+    "statistics": "recompute the running statistics of batch normalisation before the quantizer before each evaluation",
+    "dropout": "switch dropout before the quantizer off in training",
+}
+
 _ACTIONS: dict[str, Callable[[Any], str]] = {
+    "eval_fix": lambda it: _EVAL_FIXES[it.method],
     "reset_codes": _reset_codes,
     "decay_commitment": lambda it: f"multiply the commitment weight by {it.factor:g}, never below {it.floor:g}",
     "fallback_tokenizer": _fallback_tokenizer,

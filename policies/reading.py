@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
+
+from .causes import Diagnosis, diagnoses_from
 
 __all__ = ["NUMERIC_FIELDS", "Reading"]
 
@@ -50,6 +52,7 @@ class Reading:
         loss: the value that the user named for verification.
         eval_to_train: in evaluation, perplexity_ratio / that of the latest reading in training, 0 or more; `None` in
             training, and in evaluation before any reading there.
+        causes: why, likeliest first; only known where a rule was about to alert or to act.
     """
 
     step: int
@@ -78,10 +81,13 @@ class Reading:
     decay: float | None = None
     loss: float | None = None
     eval_to_train: float | None = None
+    causes: tuple[Diagnosis, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the reading as a plain dict of strings, numbers and `None`, in field order."""
-        return asdict(self)
+        """Return the reading as plain data in field order: strings, numbers, `None`, and `causes` if there are any."""
+        plain = asdict(replace(self, causes=()))
+        del plain["causes"]
+        return plain | ({"causes": [each.as_dict() for each in self.causes]} if self.causes else {})
 
     def as_record(self) -> dict[str, Any]:
         """Return the reading as JSON can hold it: what is NaN or infinite is `None`, and written in `not_finite`."""
@@ -100,11 +106,14 @@ class Reading:
         known = {field.name for field in fields(cls)}
         odd = record.get("not_finite")
         named = odd.items() if isinstance(odd, Mapping) else ()
-        restored = {name: float(text) for name, text in named if text in _NOT_FINITE and name in NUMERIC_FIELDS}
+        restored: dict[str, Any] = {
+            name: float(text) for name, text in named if text in _NOT_FINITE and name in NUMERIC_FIELDS
+        }
+        restored["causes"] = diagnoses_from(record.get("causes"))
         return cls(**{key: value for key, value in {**record, **restored}.items() if key in known})
 
 
 NUMERIC_FIELDS: tuple[str, ...] = tuple(
-    field.name for field in fields(Reading) if field.name not in {"codebook", "stage", "group", "level"}
+    field.name for field in fields(Reading) if field.name not in {"codebook", "stage", "group", "level", "causes"}
 )
 """Names that a condition may use on its left side."""

@@ -71,7 +71,7 @@ def _modes_of_layers(it: Comparison) -> Iterator[Diagnosis]:
     texts = {
         "batch_norm": (
             Cause.EVAL_BATCH_NORM,
-            "batch normalisation before the quantizer ({}) makes it: its running statistics are not those of the batches",
+            "batch normalisation before the quantizer ({}) makes it, whose running statistics are not those of batches",
             "recompute the running statistics, and let them follow faster",
             "torch.optim.swa_utils.update_bn(train_loader, model)",
             "eval_fix",
@@ -114,8 +114,8 @@ def _quantizer(it: Comparison) -> Iterator[Diagnosis]:
         return
     lost = _ramp(1 - it.evaluating / max(it.training, 1e-12), 0.2, 0.4)
     modes = (
-        f"the same inputs show perplexity {it.training:.1f} with the quantizer in training mode and {it.evaluating:.1f} "
-        "in evaluation mode"
+        f"the same inputs show perplexity {it.training:.1f} with the quantizer in training mode and "
+        f"{it.evaluating:.1f} in evaluation mode"
     )
     is_random = it.resampled > _RANDOM
     yield Diagnosis(
@@ -142,8 +142,8 @@ def _weights(it: Comparison) -> Iterator[Diagnosis]:
     yield Diagnosis(
         cause=Cause.EVAL_AVERAGED_WEIGHTS,
         confidence=_SURE * _ramp(it.shown_evaluating / trained, 0.3, 0.6),
-        says=f"the weights that were evaluated are not those that train (codebook apart by {it.facts.weights_apart:.0%} "
-        f"of its size), as averaging leaves them: perplexity {it.facts.perplexity:.1f} with them, "
+        says=f"the weights that were evaluated are not those that train (apart by {it.facts.weights_apart:.0%} of "
+        f"their size), as averaging leaves them: perplexity {it.facts.perplexity:.1f} with them, "
         f"{it.shown_evaluating:.1f} on the same inputs with those that train",
         evidence={"apart": it.facts.weights_apart, "averaged": it.facts.perplexity, "own": it.shown_evaluating},
         advice="keep the codebook out of the average: it is a moving average already, and codes may change places",
@@ -166,7 +166,8 @@ def _shift(it: Comparison) -> Iterator[Diagnosis]:
             cause=Cause.EVAL_SHIFT,
             confidence=_SURE * kept * lost * alike,
             says=f"inputs of training show perplexity {it.evaluating:.1f} in evaluation mode, those of evaluation "
-            f"{it.shown_evaluating:.1f}, and {it.shown_training:.1f} in training mode{far}: the data differ, not the modes",
+            f"{it.shown_evaluating:.1f}, and {it.shown_training:.1f} in training mode{far}: the data differ, not the "
+            "modes",
             evidence=_modes(it)
             | {"eval_inputs": it.shown_evaluating, "eval_inputs_training_mode": it.shown_training}
             | ({"shift": it.shift} if it.shift is not None else {}),

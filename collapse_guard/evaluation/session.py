@@ -6,7 +6,7 @@ counters of training stay as they are, and so does the run: what is taken here i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -54,11 +54,16 @@ class _Course:
 class Evaluations:
     """Reads the codebooks of a run in evaluation.
 
+    Attributes:
+        exhibits: inputs that are kept; `None` where none are.
+        is_running: whether an evaluation has begun and not ended.
+        before_each: called at the begin of each evaluation, before anything is noted of it.
+
     Args:
         model: that trains, and is evaluated.
         watch: its probes.
         fault: where to say what went wrong: (where, reason).
-        keeps_inputs: whether a few inputs are kept to compare modes with; not of compiled models, and not on many ranks.
+        keeps_inputs: whether a few inputs are kept to compare modes with; not of compiled models, nor on many ranks.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Evaluations:
         self._norms: tuple[Tensor, Tensor | None] | None = None  # of all weights, as they train and as they evaluate
         self._comparisons: dict[str, Comparison] = {}
         self.is_running = False
+        self.before_each: list[Callable[[], None]] = []
 
     def install(self) -> None:
         """Begin to keep inputs."""
@@ -94,6 +100,8 @@ class Evaluations:
     def begin(self) -> None:
         """Begin to count; whatever is called from now on until `end` belongs to evaluation, in whatever mode."""
         self._courses, self._comparisons = {}, {}
+        for prepare in list(self.before_each):
+            prepare()
         for name, probe in self._watch.probes.items():
             if not probe.is_recording:
                 continue
@@ -105,6 +113,11 @@ class Evaluations:
             self._norms = _norms(self._model), None
             self.exhibits.begin_evaluation(self._note_first)
         self.is_running = True
+
+    def abandon(self) -> None:
+        """Forget an evaluation that broke off: there is no reading of a part of one."""
+        self._stop()
+        self._courses = {}
 
     def _note_first(self) -> None:
         """Just before the first forward: see with which weights it is evaluated. Asks the device nothing."""
@@ -171,6 +184,27 @@ class Evaluations:
 
     # Why
 
+    def explain(
+        self, readings: Sequence[Reading], wanted: Callable[[Sequence[Reading]], frozenset[str]]
+    ) -> list[Reading]:
+        """Return readings in evaluation with their causes, where somebody wants to know them.
+
+        Args:
+            readings: of the levels of one residual, or of one codebook.
+            wanted: returns the codebooks of which the causes are wanted, given the readings with what is known.
+        """
+        asked = wanted(readings)
+        return [
+            replace(each, causes=self._causes(each.codebook)) if each.codebook in asked else each for each in readings
+        ]
+
+    def _causes(self, codebook: str) -> tuple[Diagnosis, ...]:
+        try:
+            return self.causes(codebook)
+        except Exception as error:  # a model may do anything when it is copied or replayed
+            self._fault("evaluation", f"comparing modes of {codebook} raised {type(error).__name__}: {error}")
+            return ()
+
     def causes(self, codebook: str) -> tuple[Diagnosis, ...]:
         """Return why the last evaluation looked as it did, likeliest first; replays the model in both modes."""
         comparison = self.comparison(codebook)
@@ -183,12 +217,6 @@ class Evaluations:
         course = self._courses.get(codebook)
         if course is None or course.reading is None or self.exhibits is None or not self.exhibits.training:
             return None
-        places = Places(
-            module=self._places[codebook],
-            quantizer=self.quantizer_of(codebook),
-            quantizers=tuple(dict.fromkeys(map(self.quantizer_of, self._places))),
-            trained=self.exhibits.trained,
-        )
         view = self._watch.probes[codebook].view
         facts = Facts(
             perplexity=course.reading.perplexity,
@@ -197,13 +225,32 @@ class Evaluations:
             weights_apart=self._weights_apart(course),
         )
         try:
-            replayer = Replayer(self._model, view, places, course.as_trained)
+            replayer = self._replayer(codebook, course.as_trained)
             training, shown = list(self.exhibits.training), list(self.exhibits.evaluation)
             self._comparisons[codebook] = compare(replayer, training, shown, view.K, facts)
         except CannotTryError as error:
             self._fault("evaluation", f"{codebook}: training and evaluation mode could not be compared: {error}")
             return None
         return self._comparisons[codebook]
+
+    def _replayer(self, codebook: str, as_trained: ModuleState | None = None) -> Replayer:
+        places = Places(
+            module=self._places[codebook],
+            quantizer=self.quantizer_of(codebook),
+            quantizers=tuple(dict.fromkeys(map(self.quantizer_of, self._places))),
+            trained=self.exhibits.trained if self.exhibits is not None else (),
+        )
+        return Replayer(self._model, self._watch.probes[codebook].view, places, as_trained)
+
+    def statistics(self, codebook: str) -> dict[str, Tensor]:
+        """Return the buffers of batch normalisation before a quantizer as kept inputs of training would have them.
+
+        Raises:
+            CannotTryError: there are none, or the model could not be replayed.
+        """
+        if self.exhibits is None or not self.exhibits.training:
+            raise CannotTryError("no input of training was kept")
+        return self._replayer(codebook).recalibrated(list(self.exhibits.training))
 
     def as_trained(self, codebook: str) -> ModuleState | None:
         """Return the state of a quantizer as training left it before the last evaluation."""

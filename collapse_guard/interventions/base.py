@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from collapse_guard.adapters import CodebookView
+from collapse_guard.evaluation import Evaluations
 from collapse_guard.window import Window
 
 from .holds import Hold
@@ -45,6 +46,7 @@ class Site:
         views: all codebooks of the run.
         health: returns the health of the codebook at its last reading, as a word.
         standing: returns the other interventions that are in force now, on any codebook.
+        evaluations: what reads the codebooks in evaluation, and compares it with training.
     """
 
     view: CodebookView
@@ -59,6 +61,7 @@ class Site:
     views: Sequence[CodebookView] = ()
     health: Callable[[], str] = lambda: "unknown"
     standing: Callable[[], Sequence[Intervention[Any]]] = lambda: ()
+    evaluations: Evaluations | None = None
 
 
 class Intervention(ABC, Generic[Params]):

@@ -8,6 +8,7 @@ from collapse_guard.policies import Alert, SaveCheckpoint, StopTraining
 
 from .base import Intervention
 from .decay_commitment import DecayCommitmentIntervention
+from .eval_fix import EvalFixIntervention
 from .fallback_tokenizer import FallbackTokenizerIntervention
 from .reset_codes import ResetCodesIntervention
 from .upkeep import UpkeepIntervention
@@ -35,6 +36,7 @@ class RequestIntervention(Intervention[SaveCheckpoint | StopTraining]):
 INTERVENTIONS: dict[str, type[Intervention[Any]]] = {
     "alert": AlertIntervention,
     "decay_commitment": DecayCommitmentIntervention,
+    "eval_fix": EvalFixIntervention,
     "fallback_tokenizer": FallbackTokenizerIntervention,
     "reset_codes": ResetCodesIntervention,
     "save_checkpoint": RequestIntervention,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .structure import Structure
 from .trace import Comparison, Tracer
 
-__all__ = ["MAX_ELEMENTS", "Bench", "CannotTryError", "Trial", "apart", "copy_apart", "shapes_of"]
+__all__ = ["MAX_ELEMENTS", "Bench", "CannotTryError", "Trial", "apart", "copy_apart", "own_streams", "shapes_of"]
 
 MAX_ELEMENTS = 1 << 25
 """No module with more elements in its tensors than this is copied: 128 MiB in float32."""
@@ -164,18 +164,25 @@ def apart(seed: int = _SEED) -> Iterator[None]:
     Args:
         seed: that every stream begins at within the trial.
     """
+    kind = "cuda" if torch.cuda.is_initialized() else "cpu"
+    with (
+        own_streams(seed),
+        warnings.catch_warnings(),
+        torch.inference_mode(False),
+        torch.autocast(kind, enabled=False),
+        torch.autocast("cpu", enabled=False) if kind != "cpu" else nullcontext(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def own_streams(seed: int) -> Iterator[None]:
+    """Begin every global random stream at a seed, and put all of them back to where they were afterwards."""
     plain, array = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    kind = "cuda" if devices else "cpu"
     try:
-        with (
-            torch.random.fork_rng(devices=devices),
-            warnings.catch_warnings(),
-            torch.inference_mode(False),
-            torch.autocast(kind, enabled=False),
-            torch.autocast("cpu", enabled=False) if kind != "cpu" else nullcontext(),
-        ):
-            warnings.simplefilter("ignore")
+        with torch.random.fork_rng(devices=devices):
             # torch.manual_seed would also leave a seed for a CUDA that is not initialised yet
             torch.default_generator.manual_seed(seed)
             for device in devices:
