@@ -56,7 +56,7 @@ class Comparison:
         shift: distance of the latents' means in training and in evaluation, both in evaluation mode, over their spread
             in training.
         modules: paths of the modules of each group that train.
-        buffers: of batch normalisation before the quantizer, by name, as the inputs of training would have them.
+        latents: (n, D) finite, of inputs of training in evaluation mode, where they are shown.
     """
 
     facts: Facts
@@ -73,7 +73,7 @@ class Comparison:
     ended: float | None = None
     shift: float | None = None
     modules: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    buffers: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    latents: Tensor | None = field(default=None, repr=False)
 
     def restored(self, group: str) -> float:
         """Return how much of the difference one group makes, in [0, 1], with inputs of training."""
@@ -113,7 +113,7 @@ def compare(
         moved=runs[0].moved,
         flags=runs[0].flags,
         modules=groups,
-        buffers=replayer.recalibrated(training) if "batch_norm" in there else {},
+        latents=_latents(runs),
     )
     return found if not shown else _with_evaluation(found, replayer, shown, runs, K)
 
@@ -151,16 +151,21 @@ def _resampled(replayer: Replayer, training: Sequence[Exhibit]) -> float:
 
 def _shift(trained: Sequence[Replayed], shown: Sequence[Replayed]) -> float | None:
     """Return the distance of two means over the spread about the first; `None` without latents."""
-    known = [[run.latents for run in runs if run.latents is not None] for runs in (trained, shown)]
-    if not all(known):
+    one, other = _latents(trained), _latents(shown)
+    if one is None or other is None:
         return None
-    one, other = (torch.cat(each).double() for each in known)
-    one, other = one[one.isfinite().all(dim=-1)], other[other.isfinite().all(dim=-1)]
-    if not len(one) or not len(other):
-        return None
+    one, other = one.double(), other.double()
     spread = float((one - one.mean(dim=0)).square().sum(dim=-1).mean().sqrt())
     apart = float((one.mean(dim=0) - other.mean(dim=0)).norm())
     return apart / spread if spread > 0 else None
+
+
+def _latents(runs: Sequence[Replayed]) -> Tensor | None:
+    """Return the finite latents of some runs, (n, D); `None` where there are none."""
+    known = [run.latents for run in runs if run.latents is not None]
+    found = torch.cat(known) if known else torch.zeros(0, 1)
+    found = found[found.isfinite().all(dim=-1)]
+    return found if len(found) else None
 
 
 def _perplexity(each: Sequence[Tensor], K: int) -> float:

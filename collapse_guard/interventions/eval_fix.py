@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from collapse_guard.adapters.recognition import CannotTryError
 from collapse_guard.adapters.refs import Knob
-from collapse_guard.evaluation import Evaluations
 from collapse_guard.evaluation.state import tensors_of
-from collapse_guard.policies import Cause, EvalFix
+from collapse_guard.policies import LEADING, Cause, Diagnosis, EvalFix
 
 from .base import Intervention, Site
 from .evaluation_holds import AssignmentHold, StatisticsHold
 from .holds import Hold
-from .parts import HoldPart, InterventionError, KnobPart, Part, TensorsPart
+from .parts import CodebookPart, HoldPart, InterventionError, KnobPart, Part, TensorsPart
+from .placement import why_nowhere
+from .reset_codes import place_all
 
 __all__ = ["EvalFixIntervention"]
 
@@ -36,7 +37,6 @@ _METHODS = {
 }
 _AS_TRAINING = (Cause.EVAL_START, Cause.EVAL_SAMPLING, Cause.EVAL_PATH)
 """Causes for which the quantizer runs in training mode; for the others it is enough to put back what it wrote."""
-_SURE = 0.5
 
 
 class EvalFixIntervention(Intervention[EvalFix]):
@@ -46,10 +46,9 @@ class EvalFixIntervention(Intervention[EvalFix]):
     stays = True
 
     def __init__(self, params: EvalFix, site: Site) -> None:
-        """Look where the quantizer is, and what is before it."""
+        """Choose what to do by the cause that was found; on resume that is told later."""
         super().__init__(params, site)
-        self._method = params.method
-        self._trains = params.method == "assignment"
+        self._method, self._trains, self._why = params.method, params.method == "assignment", ""
         self._quantizer: nn.Module | None = None
         self._holds: dict[str, Hold] = {}
         if site.evaluations is not None and site.model is not None:
@@ -58,61 +57,77 @@ class EvalFixIntervention(Intervention[EvalFix]):
             seed = site.seed
             self._holds["assignment"] = AssignmentHold(self._quantizer, name, evaluations, lambda: self._trains, seed)
             self._holds["statistics"] = StatisticsHold(site.model, name, evaluations)
+            if params.method == "auto":
+                self._choose(evaluations.causes(name))
+        self._note_touched()
+
+    def _choose(self, causes: Sequence[Diagnosis]) -> None:
+        if not causes or causes[0].confidence < LEADING:
+            self._why = "no cause was found that it could remove: as far as seen, both modes assign alike"
+            return
+        first = causes[0]
+        method = _METHODS.get(first.cause) if first.remedy else None
+        if method is None:
+            advice = f"{first.advice[:1].upper()}{first.advice[1:]}"
+            self._why = f"it removes no {first.cause.value}: {first.says}. {advice}"
+        else:
+            self._method, self._trains = method, first.cause in _AS_TRAINING
+
+    def _note_touched(self) -> None:
+        if self._method == "dropout":  # this method alone permutes ids
+            self.touches = frozenset({"evaluation", "codebook"})  # type: ignore[misc]
 
     def refusal(self) -> str | None:
         """Refuse where no evaluation was compared with training, or where another cause was found."""
-        evaluations = self.site.evaluations
+        evaluations, view = self.site.evaluations, self.site.view
         if (reason := super().refusal()) is not None:
             return reason
         if evaluations is None or self._quantizer is None:
             return "no evaluation is known to this guard: run it within guard.evaluate()"
-        method, why = self._chosen(evaluations)
-        if not method:
-            return why
-        if method == "assignment" and "forward" not in self.site.view.readers:
-            called = ", ".join(self.site.view.readers)
-            return f"its codes are assigned in {called}(), which is called past every hook on its forward"
-        if method == "statistics" and not self._normalising():
-            return "no batch normalisation with running statistics runs before the quantizer"
-        if method == "dropout" and not self._dropouts():
+        if self._method == "auto":
+            return self._why
+        if self._method == "assignment" and "forward" not in view.readers:
+            return (
+                f"its codes are assigned in {', '.join(view.readers)}(), which is called past every hook on its forward"
+            )
+        if self._method == "statistics" and not self._found("batch_norm"):
+            return "no batch normalisation that trains runs before the quantizer"
+        return self._why_not_dropout() if self._method == "dropout" else None
+
+    def _why_not_dropout(self) -> str | None:
+        """Say why dropout cannot be switched off, which takes codes placed anew with it."""
+        if not self._found("dropout"):
             return "no dropout that is on runs before the quantizer"
-        return None
+        if (why := self.site.view.why_not("reset")) is not None:
+            return f"without dropout its codes must be placed anew, and it {why}"
+        latents = self._latents()
+        return "the quantizer does not show its latents" if latents is None else why_nowhere(self.site.view, latents)
 
-    def _chosen(self, evaluations: Evaluations) -> tuple[str, str]:
-        """Return what is to be done, or why nothing is."""
-        causes = evaluations.causes(self.site.view.name)
-        if self.params.method != "auto":
-            return self.params.method, ""
-        if not causes or causes[0].confidence < _SURE:
-            return "", "no cause was found that it could remove: as far as seen, both modes assign alike"
-        cause = causes[0].cause
-        self._trains = cause in _AS_TRAINING
-        fits = _METHODS.get(cause, "") if causes[0].remedy else ""
-        advice = f"{causes[0].advice[:1].upper()}{causes[0].advice[1:]}"
-        return fits, f"it removes no {cause.value}: {causes[0].says}. {advice}"
-
-    def _normalising(self) -> Sequence[str]:
-        return self._found("batch_norm")
-
-    def _dropouts(self) -> Sequence[str]:
-        return self._found("dropout")
+    def _latents(self) -> Tensor | None:
+        comparison = self.site.evaluations.comparison(self.site.view.name) if self.site.evaluations else None
+        return comparison.latents if comparison is not None else None
 
     def _found(self, group: str) -> Sequence[str]:
         comparison = self.site.evaluations.comparison(self.site.view.name) if self.site.evaluations else None
         return comparison.modules.get(group, ()) if comparison is not None else ()
 
     def parts(self) -> list[Part]:
-        """Return what any method may change; of what one of them does not, nothing is said."""
-        model, quantizer = self.site.model, self._quantizer
+        """Return what the chosen method may change; what any may, where that is not known yet."""
+        model, quantizer, view = self.site.model, self._quantizer, self.site.view
         if model is None or quantizer is None:
             return []
-        return [
+        parts: list[Part] = []
+        if self._method in ("assignment", "auto"):
             # What an evaluation wrote into the codebook of a run that goes on is not put there again.
-            TensorsPart("quantizer", lambda: dict(tensors_of(quantizer)), is_undone=False),
-            TensorsPart("running_statistics", lambda: _statistics_of(model)),
-            *(_DropoutPart(f"{path}.p", Knob(module, "p")) for path, module in _dropouts_of(model)),
-            *map(HoldPart, self.holds()),
-        ]
+            parts.append(TensorsPart("quantizer", lambda: dict(tensors_of(quantizer)), is_undone=False))
+            parts.append(HoldPart(self._holds["assignment"]))
+        if self._method in ("statistics", "auto"):
+            parts.append(TensorsPart("running_statistics", lambda: _statistics_of(model)))
+            parts.append(HoldPart(self._holds["statistics"]))
+        if self._method in ("dropout", "auto"):
+            parts += [_DropoutPart(f"{path}.p", Knob(module, "p")) for path, module in _dropouts_of(model)]
+            parts.append(CodebookPart(view, self.site.optimizers))
+        return parts
 
     def holds(self) -> Sequence[Hold]:
         """Return the hooks of both methods that keep some."""
@@ -122,9 +137,8 @@ class EvalFixIntervention(Intervention[EvalFix]):
         """Do what was chosen."""
         evaluations, name = self.site.evaluations, self.site.view.name
         assert evaluations is not None
-        self._method, _ = self._chosen(evaluations)
         if self._method == "statistics":
-            return self._recompute(evaluations, name)
+            return self._recompute()
         if self._method == "dropout":
             return self._switch_off()
         self._holds["assignment"].install()
@@ -136,7 +150,7 @@ class EvalFixIntervention(Intervention[EvalFix]):
             back = "; what the last evaluation wrote was put back"
         return f"{done} with the codebook that training left, and what it writes does not last{back}"
 
-    def _recompute(self, evaluations: Evaluations, name: str) -> str:
+    def _recompute(self) -> str:
         hold = self._holds["statistics"]
         assert isinstance(hold, StatisticsHold)
         try:
@@ -151,11 +165,15 @@ class EvalFixIntervention(Intervention[EvalFix]):
         model = self.site.model
         assert model is not None
         told = []
-        for path in self._dropouts():
+        for path in self._found("dropout"):
             knob = Knob(model.get_submodule(path), "p")
             told.append(f"{path} {knob.get():g} -> 0")
             knob.set(0.0)
-        return f"dropout before the quantizer switched off in training, too: {', '.join(told)}"
+        latents = self._latents()
+        assert latents is not None
+        place_all(self.site, latents, 0.5)
+        placed = f"all codes placed on {len(latents)} latents without it"
+        return f"dropout before the quantizer switched off in training, too ({', '.join(told)}), and {placed}"
 
     def in_words(self) -> str:
         """Say what an evaluation after the end of the guard will show."""
@@ -170,6 +188,7 @@ class EvalFixIntervention(Intervention[EvalFix]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take hold again."""
         self._method, self._trains = str(state["method"]), bool(state["trains"])
+        self._note_touched()
         if self._method in self._holds:
             self._holds[self._method].install()
 

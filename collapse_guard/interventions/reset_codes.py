@@ -7,10 +7,23 @@ import torch
 from collapse_guard.kmeans import fit_codebook
 from collapse_guard.policies import ResetCodes
 
-from .base import Intervention, clear_moments
+from .base import Intervention, Site, clear_moments
 from .placement import as_decoded, beside_the_living, scale_counts, why_nowhere
 
-__all__ = ["ResetCodesIntervention"]
+__all__ = ["ResetCodesIntervention", "place_all"]
+
+
+def place_all(site: Site, latents: torch.Tensor, refill: float) -> None:
+    """Write k-means centroids of (n, D) finite latents into all codes of a site, and clear their optimizer moments."""
+    view = site.view
+    fit = fit_codebook(latents, view.K, metric=view.metric, seed=site.seed)
+    rows, vectors, counts = torch.arange(view.K), as_decoded(view, fit.codebook, latents), None
+    if view.ema_count is not None:
+        present = view.ema_count.get()
+        counts = scale_counts(fit.counts.to(present.device), present, refill)
+    view.take_over()
+    view.write_rows(rows, vectors, counts)
+    clear_moments(site, rows)
 
 
 class ResetCodesIntervention(Intervention[ResetCodes]):
@@ -35,16 +48,12 @@ class ResetCodesIntervention(Intervention[ResetCodes]):
         rows = torch.arange(view.K) if self.params.scope == "all" else self._dead()
         source, refill = self.params.source, self.params.refill
         if self.params.scope == "all" and source == "kmeans":
-            fit = fit_codebook(latents, view.K, metric=view.metric, seed=site.seed)
-            vectors, counts = as_decoded(view, fit.codebook, latents), None
-            if view.ema_count is not None:
-                present = view.ema_count.get()
-                counts = scale_counts(fit.counts.to(present.device), present, refill)
+            place_all(site, latents, refill)
         else:
             vectors, counts = beside_the_living(view, rows, latents, source=source, refill=refill, seed=site.seed)
-        view.take_over()
-        view.write_rows(rows, vectors, counts)
-        clear_moments(site, rows)
+            view.take_over()
+            view.write_rows(rows, vectors, counts)
+            clear_moments(site, rows)
         return f"{len(rows)} of {view.K} codes placed by {source} on {len(latents)} latents"
 
     def _dead(self) -> torch.Tensor:
