@@ -166,14 +166,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _text(head: str, rows: Sequence[str], epochs: int, modes: str) -> str:
     return f"""# Evaluation-only collapse: found, named, repaired
 
-Written by `make bench-evaluation`. Handwritten digits, 64 codes, {epochs} epochs with a validation after each, under the
-`default` policy and nothing else; the cases are in `demos/evaluation_cases.py`.
+Written by `make bench-evaluation`. Handwritten digits, 64 codes, {epochs} epochs with a validation after each, under
+the `default` policy and nothing else; the cases are in `demos/evaluation_cases.py`.
 
 {head}
 
-`before` and `after` are the perplexity ratio of evaluation over that of the latest training, at the first validation and
-at the last. Where `eval_fix` is refused or fails, `advice followed` is the same model as its owner would train it after
-reading the alert.
+`before` and `after` are the perplexity ratio of evaluation over that of the latest training, at the first validation
+and at the last. Where `eval_fix` is refused or fails, `advice followed` is the same model as its owner would train it
+after reading the alert.
 
 | case | seed | found at validation | true cause | found (confidence) | before | eval_fix | after |
 |---|---|---|---|---|---|---|---|

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
+from typing_extensions import override
 
 from collapse_guard import GenericVQ
 
@@ -30,7 +31,7 @@ class CaseQuantizer(nn.Module):
     """A codebook moved by averages, started from the first training batch; each option is one mistake.
 
     Args:
-        updates_always: the averages move in evaluation, too, and faster than in training.
+        updates_always: the averages move in evaluation, too, there without the factor n.
         starts_always: every batch in evaluation starts the codebook anew, from its first latent with a little noise.
         sorts: every fifth batch in training sorts the codes by their use.
         temperature: codes are drawn in training by distance at this temperature, relative to the mean distance.
@@ -71,7 +72,7 @@ class CaseQuantizer(nn.Module):
         codes = self._assign(flat.detach())
         quantized = self.codebook[codes].reshape(inputs.shape)
         if self.training or self.updates_always:
-            self._update(flat.detach(), codes, self.decay if self.training else 0.05)
+            self._update(flat.detach(), codes)
         loss = self.commitment * functional.mse_loss(inputs, quantized)
         return inputs + (quantized - inputs).detach(), codes.reshape(inputs.shape[:-1]), loss
 
@@ -91,10 +92,10 @@ class CaseQuantizer(nn.Module):
         self.started.fill_(1)
 
     @torch.no_grad()
-    def _update(self, flat: Tensor, codes: Tensor, decay: float) -> None:
+    def _update(self, flat: Tensor, codes: Tensor) -> None:
         hits = functional.one_hot(codes, K).to(flat.dtype)
-        self.count.mul_(decay).add_(hits.sum(dim=0), alpha=1 - decay)
-        self.total.mul_(decay).add_(hits.t() @ flat, alpha=1 - decay)
+        self.count.mul_(self.decay).add_(hits.sum(dim=0), alpha=1 - self.decay)
+        self.total.mul_(self.decay).add_(hits.t() @ flat, alpha=1 - self.decay)
         n = self.count.sum()
         smoothed = (self.count + 1e-5) / (n + K * 1e-5)
         if self.training:
@@ -163,7 +164,7 @@ class Case:
         model: makes it.
         callbacks: of the Trainer, beside the guard. shown: what validation does to its images.
         adapters: descriptions, for a quantizer that is not recognised by itself.
-        line: what the owner changes by the advice, where no remedy can: `shown` is then left out.
+        repaired: the case after its owner followed the advice, where no remedy of the guard is the right one.
     """
 
     name: str
@@ -172,7 +173,7 @@ class Case:
     callbacks: Callable[[], list[pl.Callback]] = list
     adapters: Mapping[str, GenericVQ] = field(default_factory=dict)
     shown: Callable[[Tensor], Tensor] = _same
-    line: str = ""
+    repaired: Case | None = None
 
     def loaders(self, seed: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
         """Return loaders of training and validation images, the latter as this case shows them."""
@@ -196,6 +197,24 @@ class _WrongMoments(nn.BatchNorm1d):
         super().__init__(TOKENS * D, momentum=0.0)
         assert self.running_mean is not None
         self.running_mean.fill_(6.0)
+
+
+class _LateAveraging(WeightAveraging):
+    """Begins once the encoder has settled."""
+
+    @override
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """Return whether to take these weights in."""
+        return step_idx is not None and step_idx >= 120
+
+
+def _averaged_late() -> Case:
+    return Case(
+        name="average begun late, codes not sorted",
+        cause="",
+        model=lambda: DigitsAutoencoder(CaseQuantizer()),
+        callbacks=lambda: [_LateAveraging()],
+    )
 
 
 CASES: tuple[Case, ...] = (
@@ -222,12 +241,14 @@ CASES: tuple[Case, ...] = (
     Case(
         name="codes drawn at random",
         cause="eval_sampling",
-        model=lambda: DigitsAutoencoder(CaseQuantizer(temperature=4.0)),
+        model=lambda: DigitsAutoencoder(CaseQuantizer(temperature=4.0), nn.Identity()),
     ),
     Case(
         name="stochastic codes of vector-quantize-pytorch",
         cause="eval_sampling",
-        model=lambda: DigitsAutoencoder(_lucidrains(stochastic_sample_codes=True, sample_codebook_temp=100.0)),
+        model=lambda: DigitsAutoencoder(
+            _lucidrains(stochastic_sample_codes=True, sample_codebook_temp=100.0), nn.Identity()
+        ),
     ),
     Case(
         name="averages move in evaluation",
@@ -245,6 +266,7 @@ CASES: tuple[Case, ...] = (
         cause="eval_averaged_weights",
         model=lambda: DigitsAutoencoder(CaseQuantizer(sorts=True)),
         callbacks=lambda: [WeightAveraging()],
+        repaired=_averaged_late(),
     ),
     Case(
         name="moving average of weights, codes sorted by use",
@@ -257,14 +279,14 @@ CASES: tuple[Case, ...] = (
         cause="eval_shift",
         model=lambda: DigitsAutoencoder(CaseQuantizer()),
         shown=lambda images: images * 16.0,
-        line="images / 16.0",
+        repaired=Case(name="validation images scaled", cause="", model=lambda: DigitsAutoencoder(CaseQuantizer())),
     ),
     Case(
         name="validation images nearly blank",
         cause="eval_shift",
         model=lambda: DigitsAutoencoder(_lucidrains()),
         shown=lambda images: images * 0.05,
-        line="images / 16.0",
+        repaired=Case(name="validation images as they are", cause="", model=lambda: DigitsAutoencoder(_lucidrains())),
     ),
 )
 

@@ -1,7 +1,7 @@
 """Train, eval, and eval with the quantizer in training mode: a table that tells two problems apart.
 
-One model collapses in training: all three looks agree. Others are healthy there and collapse in evaluation alone; where
-the quantizer itself is to blame, the third look brings its perplexity back, and where a layer before it is, it does not.
+One model collapses in training: all three looks agree. Others are healthy there and collapse in evaluation alone. Where
+the quantizer itself is to blame, the third look brings its perplexity back; where a layer before it is, it does not.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def modes_table(epochs: int = _EPOCHS) -> str:
         looks = look_at(make, epochs=epochs)
         numbers = (looks.training, looks.evaluation, looks.quantizer_training)
         rows.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in numbers)} | {_verdict(looks)} |")
-    return f"""Perplexity of a batch of 32 images (64 tokens), the median over batches, after {epochs} epochs without a guard.
+    what = "Perplexity of a batch of 32 images (64 tokens)"
+    return f"""{what}: the median over batches, after {epochs} epochs without a guard.
 
 | model | train | eval | eval, quantizer in train mode | what it says |
 |---|---|---|---|---|

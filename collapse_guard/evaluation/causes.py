@@ -18,7 +18,7 @@ __all__ = ["MOVES", "causes_of"]
 MOVES = 1e-6
 """A relative change below this is rounding."""
 
-_SURE = 0.95
+_SURE, _LEAST = 0.95, 0.1
 _HEALTHY, _LOW = 0.7, 0.5  # share of the training perplexity
 _NEW = 0.3  # what moves by more than this in one forward was not averaged
 _RANDOM = 0.02  # share of tokens
@@ -26,7 +26,7 @@ _RANDOM = 0.02  # share of tokens
 
 def causes_of(it: Comparison) -> tuple[Diagnosis, ...]:
     """Return the causes that a comparison speaks for, likeliest first; none where it speaks for nothing."""
-    found = [each for look in _LOOKS for each in look(it)]
+    found = [each for look in _LOOKS for each in look(it) if each.confidence >= _LEAST]
     return tuple(sorted(found, key=lambda each: -each.confidence))
 
 
@@ -146,7 +146,8 @@ def _weights(it: Comparison) -> Iterator[Diagnosis]:
         f"their size), as averaging leaves them: perplexity {it.facts.perplexity:.1f} with them, "
         f"{it.shown_evaluating:.1f} on the same inputs with those that train",
         evidence={"apart": it.facts.weights_apart, "averaged": it.facts.perplexity, "own": it.shown_evaluating},
-        advice="keep the codebook out of the average: it is a moving average already, and codes may change places",
+        advice="keep the codebook out of the average, since codes may change places, and begin the average once the "
+        "encoder has settled",
         line="averaged.module.quantizer.load_state_dict(model.quantizer.state_dict())",
         remedy="eval_fix",
     )
