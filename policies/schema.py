@@ -68,7 +68,7 @@ _PATTERNS = WithJsonSchema(
 
 def _overriding_rule(schema: dict[str, Any]) -> None:
     """Let the JSON schema allow what a rule may leave out, or say, where it overrides one of another policy."""
-    schema["properties"]["remove"] = {"const": True}
+    schema["properties"]["remove"] = {"const": True, "description": "Drops the rule of this name that was extended."}
     schema["required"] = ["name"]
 
 
