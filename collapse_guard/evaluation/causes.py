@@ -100,7 +100,7 @@ def _modes_of_layers(it: Comparison) -> Iterator[Diagnosis]:
                 confidence=_SURE * lost * _ramp(restored, 0.1, 0.6),
                 says=f"the same inputs show perplexity {it.training:.1f} in training mode, {it.evaluating:.1f} in "
                 f"evaluation mode and {it.one_of[group]:.1f} with this alone in training mode: {says.format(names)}",
-                evidence=_modes(it) | {"with_it": it.one_of[group], "restored": restored},
+                evidence=_modes(it) | _of_group(it, group),
                 advice=advice,
                 line=line,
                 remedy=remedy,
@@ -125,7 +125,7 @@ def _quantizer(it: Comparison) -> Iterator[Diagnosis]:
         "draw), which hides that the likeliest code is nearly always the same"
         if is_random
         else f"{modes}, and draws nothing at random: it assigns by another rule",
-        evidence=_modes(it) | {"with_it": it.one_of["quantizer"], "restored": restored, "resampled": it.resampled},
+        evidence=_modes(it) | _of_group(it, "quantizer") | {"resampled": it.resampled},
         advice="lower the temperature towards the end of training, and watch the codes without noise"
         if is_random
         else "assign codes alike in both modes",
@@ -188,6 +188,10 @@ _LOOKS: tuple[Callable[[Comparison], Iterator[Diagnosis]], ...] = (
 
 def _modes(it: Comparison) -> dict[str, float]:
     return {"training_mode": it.training, "evaluation_mode": it.evaluating}
+
+
+def _of_group(it: Comparison, group: str) -> dict[str, float]:
+    return {"with_it": it.one_of[group], "without_it": it.all_but[group], "share": it.restored(group)}
 
 
 def _ramp(value: float, low: float, high: float) -> float:

@@ -46,6 +46,7 @@ class Comparison:
         facts: of the evaluation as it ran.
         training, evaluating: inputs of training, in training and in evaluation mode.
         one_of: the same in evaluation mode, but for one group of modules in training mode, by group.
+        all_but: the same in training mode, but for one group of modules in evaluation mode, by group.
         shown_training, shown_evaluating: inputs of the evaluation, in training and in evaluation mode; `None` where
             none were kept.
         shown_one_of: as `one_of`, with inputs of the evaluation.
@@ -63,6 +64,7 @@ class Comparison:
     training: float
     evaluating: float
     one_of: Mapping[str, float]
+    all_but: Mapping[str, float]
     shown_training: float | None = None
     shown_evaluating: float | None = None
     shown_one_of: Mapping[str, float] = field(default_factory=dict)
@@ -76,8 +78,15 @@ class Comparison:
     latents: Tensor | None = field(default=None, repr=False)
 
     def restored(self, group: str) -> float:
-        """Return how much of the difference one group makes, in [0, 1], with inputs of training."""
-        return _share(self.one_of.get(group, 0.0), self.evaluating, self.training)
+        """Return how much of the difference one group makes, in [0, 1], with inputs of training.
+
+        The mean of what it brings back where it is the first to train and of what is lost where it is the last not to:
+        the Shapley value of two groups (Shapley 1953), a fair share where they act together.
+        """
+        if group not in self.one_of:
+            return 0.0
+        alone = _share(self.one_of[group], self.evaluating, self.training)
+        return (alone + 1 - _share(self.all_but[group], self.evaluating, self.training)) / 2
 
 
 def compare(
@@ -103,12 +112,12 @@ def compare(
     there = [group for group in GROUPS if groups[group]]
     trained, _ = seen(training, GROUPS)
     evaluated, runs = seen(training, ())
-    one_of = {group: seen(training, [group])[0] for group in there}
     found = Comparison(
         facts=facts,
         training=trained,
         evaluating=evaluated,
-        one_of=one_of,
+        one_of={group: seen(training, [group])[0] for group in there},
+        all_but={group: seen(training, [each for each in there if each != group])[0] for group in there},
         resampled=_resampled(replayer, training) if "quantizer" in there else 0.0,
         moved=runs[0].moved,
         flags=runs[0].flags,
