@@ -21,6 +21,7 @@ MOVES = 1e-6
 _SURE, _LEAST = 0.95, 0.1
 _HEALTHY, _LOW = 0.7, 0.5  # share of the training perplexity
 _NEW = 0.3  # what moves by more than this in one forward was not averaged
+_UNSEEN = 0.45
 _RANDOM = 0.02  # share of tokens
 
 
@@ -161,6 +162,18 @@ def _shift(it: Comparison) -> Iterator[Diagnosis]:
     kept = _ramp(it.evaluating / trained, _LOW, _HEALTHY)  # on inputs of training no mode matters
     lost = _ramp(1 - it.shown_evaluating / trained, 0.2, 0.4)
     alike = 1.0 if it.shown_training < _HEALTHY * trained else 0.6  # batch statistics may make up for other data
+    if not it.sees_before:
+        yield Diagnosis(
+            cause=Cause.EVAL_SHIFT,
+            confidence=_UNSEEN * kept * lost,
+            says=f"the quantizer assigns alike in both modes: what it was given in training shows perplexity "
+            f"{it.evaluating:.1f}, in evaluation {it.shown_evaluating:.1f}. Either the data differ, or a layer before "
+            "it acts otherwise: that was not seen, since the encoder was called apart from the quantizer",
+            evidence=_modes(it) | {"eval_inputs": it.shown_evaluating},
+            advice="hand the batches in, or call encoder and quantizer within one forward, and it can be told",
+            line="guard.offer(batch)",
+        )
+        return
     far = f"; their latents lie {it.shift:.1f} spreads away" if it.shift is not None else ""
     if kept * lost > 0:
         yield Diagnosis(

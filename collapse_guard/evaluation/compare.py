@@ -49,14 +49,13 @@ class Comparison:
         all_but: the same in training mode, but for one group of modules in evaluation mode, by group.
         shown_training, shown_evaluating: inputs of the evaluation, in training and in evaluation mode; `None` where
             none were kept.
-        shown_one_of: as `one_of`, with inputs of the evaluation.
         resampled: share of tokens, inputs of training, that get another code when the quantizer trains once more.
         moved: how far tensors of the quantizer move in one forward in evaluation mode, relative to their size.
-        flags: flags and counters of the quantizer that such a forward changes.
         begun, ended: inputs of the evaluation, again and again in evaluation mode: the first round and the last.
         shift: distance of the latents' means in training and in evaluation, both in evaluation mode, over their spread
             in training.
         modules: paths of the modules of each group that train.
+        sees_before: whether what runs before the quantizer was replayed, too.
         latents: (n, D) finite, of inputs of training in evaluation mode, where they are shown.
     """
 
@@ -67,14 +66,13 @@ class Comparison:
     all_but: Mapping[str, float]
     shown_training: float | None = None
     shown_evaluating: float | None = None
-    shown_one_of: Mapping[str, float] = field(default_factory=dict)
     resampled: float = 0.0
     moved: Mapping[str, float] = field(default_factory=dict)
-    flags: tuple[str, ...] = ()
     begun: float | None = None
     ended: float | None = None
     shift: float | None = None
     modules: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    sees_before: bool = True
     latents: Tensor | None = field(default=None, repr=False)
 
     def restored(self, group: str) -> float:
@@ -104,51 +102,41 @@ def compare(
         CannotTryError: the model could not be replayed.
     """
 
-    def seen(exhibits: Sequence[Exhibit], train: Sequence[str]) -> tuple[float, list[Replayed]]:
-        runs = replayer.run_each(exhibits, train)
-        return _perplexity([codes for run in runs for codes in run.each], K), runs
+    def seen(train: Sequence[str]) -> float:
+        return _perplexity(replayer.run(training, train).each, K)
 
     groups = replayer.groups(training)
     there = [group for group in GROUPS if groups[group]]
-    trained, _ = seen(training, GROUPS)
-    evaluated, runs = seen(training, ())
+    evaluated = replayer.run(training)
     found = Comparison(
         facts=facts,
-        training=trained,
-        evaluating=evaluated,
-        one_of={group: seen(training, [group])[0] for group in there},
-        all_but={group: seen(training, [each for each in there if each != group])[0] for group in there},
+        training=seen(GROUPS),
+        evaluating=_perplexity(evaluated.each, K),
+        one_of={group: seen([group]) for group in there},
+        all_but={group: seen([each for each in there if each != group]) for group in there},
         resampled=_resampled(replayer, training) if "quantizer" in there else 0.0,
-        moved=runs[0].moved,
-        flags=runs[0].flags,
+        moved=evaluated.moved,
         modules=groups,
-        latents=_latents(runs),
+        sees_before=replayer.sees_before,
+        latents=_latents(evaluated),
     )
-    return found if not shown else _with_evaluation(found, replayer, shown, runs, K)
+    return found if not shown else _with_evaluation(found, replayer, shown, K)
 
 
-def _with_evaluation(
-    found: Comparison, replayer: Replayer, shown: Sequence[Exhibit], trained: Sequence[Replayed], K: int
-) -> Comparison:
+def _with_evaluation(found: Comparison, replayer: Replayer, shown: Sequence[Exhibit], K: int) -> Comparison:
     """Add what the inputs of the evaluation show."""
-
-    def seen(train: Sequence[str]) -> tuple[float, list[Replayed]]:
-        runs = replayer.run_each(shown, train)
-        return _perplexity([codes for run in runs for codes in run.each], K), runs
-
-    evaluating, runs = seen(())
+    evaluated = replayer.run(shown)
     begun = ended = None
     if any(found.moved.values()):
-        each = replayer.run(list(shown) * _ROUNDS).each
+        each = replayer.run(list(shown) * _ROUNDS, afresh=False).each
         begun, ended = _perplexity(each[: len(shown)], K), _perplexity(each[-len(shown) :], K)
     return replace(
         found,
-        shown_training=seen(GROUPS)[0],
-        shown_evaluating=evaluating,
-        shown_one_of={group: seen([group])[0] for group in found.one_of},
+        shown_training=_perplexity(replayer.run(shown, GROUPS).each, K),
+        shown_evaluating=_perplexity(evaluated.each, K),
         begun=begun,
         ended=ended,
-        shift=_shift(trained, runs),
+        shift=_shift(found.latents, _latents(evaluated)),
     )
 
 
@@ -158,9 +146,8 @@ def _resampled(replayer: Replayer, training: Sequence[Exhibit]) -> float:
     return float((first != second).float().mean()) if len(first) == len(second) and len(first) else 0.0
 
 
-def _shift(trained: Sequence[Replayed], shown: Sequence[Replayed]) -> float | None:
+def _shift(one: Tensor | None, other: Tensor | None) -> float | None:
     """Return the distance of two means over the spread about the first; `None` without latents."""
-    one, other = _latents(trained), _latents(shown)
     if one is None or other is None:
         return None
     one, other = one.double(), other.double()
@@ -169,11 +156,11 @@ def _shift(trained: Sequence[Replayed], shown: Sequence[Replayed]) -> float | No
     return apart / spread if spread > 0 else None
 
 
-def _latents(runs: Sequence[Replayed]) -> Tensor | None:
-    """Return the finite latents of some runs, (n, D); `None` where there are none."""
-    known = [run.latents for run in runs if run.latents is not None]
-    found = torch.cat(known) if known else torch.zeros(0, 1)
-    found = found[found.isfinite().all(dim=-1)]
+def _latents(run: Replayed) -> Tensor | None:
+    """Return the finite latents of a run, (n, D); `None` where there are none."""
+    if run.latents is None:
+        return None
+    found = run.latents[run.latents.isfinite().all(dim=-1)]
     return found if len(found) else None
 
 

@@ -39,14 +39,12 @@ class Replayed:
 
     Attributes:
         each: (n,) codes of each exhibit, in order. latents: (n, D) of all of them, where they are shown.
-        moved: how far each floating tensor of the quantizer moved meanwhile, relative to its size.
-        flags: names of the quantizer's flags and counters that changed.
+        moved: how far the first exhibit moved each floating tensor of the quantizer, relative to its size.
     """
 
     each: tuple[Tensor, ...]
     latents: Tensor | None
     moved: Mapping[str, float]
-    flags: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +80,8 @@ class Replayer:
     ) -> None:
         """Make the copy."""
         self._view, self._places = view, places
-        self._way, self._is_known = "", False
+        self._way, self._is_known, self._from_outside = "", False, True
+        self._groups: Mapping[str, Sequence[str]] | None = None
         own = _parameters_below(model, places.quantizers)
         try:
             with apart():
@@ -96,8 +95,15 @@ class Replayer:
         if as_trained is not None:
             as_trained.copy_to(self._master.get_submodule(places.quantizer))
 
-    def groups(self, exhibits: Sequence[Exhibit]) -> dict[str, list[str]]:
-        """Return the paths of the modules of each group, where training mode may matter."""
+    @property
+    def sees_before(self) -> bool:
+        """Whether the latest replay began before the quantizer."""
+        return bool(self._way) or self._from_outside
+
+    def groups(self, exhibits: Sequence[Exhibit]) -> Mapping[str, Sequence[str]]:
+        """Return the paths of the modules of each group that are in training mode in training; looked for once."""
+        if self._groups is not None:
+            return self._groups
         found: dict[str, list[str]] = {group: [] for group in GROUPS}
         early, quantizer = self._called_before(exhibits[:1]), self._places.quantizer
         for path, module in self._master.named_modules():
@@ -109,15 +115,20 @@ class Replayer:
                 found["quantizer"].append(path)
             else:
                 found["other"].append(path)
-        return {group: [path for path in paths if path in self._places.trained] for group, paths in found.items()}
+        trained = self._places.trained
+        self._groups = {group: [path for path in paths if path in trained] for group, paths in found.items()}
+        return self._groups
 
-    def run(self, exhibits: Sequence[Exhibit], train: Collection[str] = (), *, seed: int = 0) -> Replayed:
-        """Replay exhibits in order, on one fresh copy.
+    def run(
+        self, exhibits: Sequence[Exhibit], train: Collection[str] = (), *, seed: int = 0, afresh: bool = True
+    ) -> Replayed:
+        """Replay exhibits on one copy.
 
         Args:
             exhibits: one or more.
             train: groups in training mode; all others are in evaluation mode.
             seed: of whatever is random in training mode.
+            afresh: begin each exhibit with the quantizer as it was at first; else what is written lasts.
 
         Raises:
             CannotTryError: the copy refused the input, or showed no code.
@@ -128,20 +139,20 @@ class Replayer:
             seen: list[Observation] = []
             stop = _listen(twin.get_submodule(self._places.module), self._view, seen.append)
             each: list[Tensor] = []
-            for exhibit in exhibits:
+            moved: dict[str, float] = {}
+            for place, exhibit in enumerate(exhibits):
                 start = len(seen)
-                self._feed(twin, [exhibit])
+                self._feed(twin, exhibit)
                 each.append(_codes(seen[start:], self._view.K))
+                if not place:
+                    moved = {name: float(value) for name, value in before.changed().items()}
+                if afresh:
+                    before.restore()
             stop()
-            if not any(len(codes) for codes in each):
-                raise CannotTryError("a copy showed no code")
-            latents = [one.latents.float() for one in seen if one.latents is not None]
-            moved = {name: float(value) for name, value in before.changed().items()}
-            return Replayed(tuple(each), torch.cat(latents) if latents else None, moved, tuple(before.flags()))
-
-    def run_each(self, exhibits: Sequence[Exhibit], train: Collection[str] = (), *, seed: int = 0) -> list[Replayed]:
-        """Replay each exhibit on a fresh copy of its own."""
-        return [self.run([exhibit], train, seed=seed + place) for place, exhibit in enumerate(exhibits)]
+        if not any(len(codes) for codes in each):
+            raise CannotTryError("a copy showed no code")
+        latents = [one.latents.float() for one in seen if one.latents is not None]
+        return Replayed(tuple(each), torch.cat(latents) if latents else None, moved)
 
     def recalibrated(self, exhibits: Sequence[Exhibit]) -> dict[str, Tensor]:
         """Return the buffers of batch normalisation before the quantizer as the exhibits would have them, by name.
@@ -154,7 +165,8 @@ class Replayer:
             for _, module in those:
                 module.reset_running_stats()
                 module.momentum = None
-            self._feed(twin, exhibits)
+            for exhibit in exhibits:
+                self._feed(twin, exhibit)
             return {f"{path}.{name}": buffer for path, module in those for name, buffer in module.named_buffers()}
 
     @contextmanager
@@ -174,23 +186,24 @@ class Replayer:
             for path, module in twin.named_modules():
                 module.register_forward_pre_hook(lambda _, __, path=path: called.append(path))
             stop = _listen(twin.get_submodule(self._places.module), self._view, lambda _: before.update(called))
-            self._feed(twin, exhibits)
+            for exhibit in exhibits:
+                self._feed(twin, exhibit)
             stop()
         return before
 
-    def _feed(self, twin: nn.Module, exhibits: Sequence[Exhibit]) -> None:
+    def _feed(self, twin: nn.Module, exhibit: Exhibit) -> None:
         """Call the copy as the model was called, or a step of its owner's where a batch is known and that works."""
-        for exhibit in exhibits:
-            steps = [name for name in _STEPS if exhibit.batch is not None and callable(getattr(twin, name, None))]
-            for name in [self._way] if self._is_known else [*steps, ""]:
-                try:
-                    _call(twin, exhibit, name)
-                except Exception as error:
-                    if not name or self._is_known:
-                        raise CannotTryError(f"a copy refused the input: {type(error).__name__}: {error}") from error
-                else:
-                    self._way, self._is_known = name, True
-                    break
+        steps = [name for name in _STEPS if exhibit.batch is not None and callable(getattr(twin, name, None))]
+        for name in [self._way] if self._is_known else [*steps, ""]:
+            try:
+                _call(twin, exhibit, name)
+            except Exception as error:
+                if not name or self._is_known:
+                    raise CannotTryError(f"a copy refused the input: {type(error).__name__}: {error}") from error
+            else:
+                self._way, self._is_known = name, True
+                self._from_outside = not f"{exhibit.path}.".startswith(f"{self._places.quantizer}.")
+                break
 
 
 def _call(twin: nn.Module, exhibit: Exhibit, name: str) -> None:

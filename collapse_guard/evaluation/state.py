@@ -80,20 +80,6 @@ class ModuleState:
                 moved[name] = (tensor.detach().to(saved) - saved).float().norm() / size
         return moved
 
-    def flags(self) -> list[str]:
-        """Return the names of plain attributes, and of tensors that are no floats, that are not as they were."""
-        found = [
-            name
-            for name, tensor in tensors_of(self._module)
-            if name in self._tensors
-            and not tensor.is_floating_point()
-            and not torch.equal(self._tensors[name][1], tensor.detach())
-        ]
-        for part, before in self._plain:
-            now = dict(_plain_attributes(part))
-            found += [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        return sorted(set(found))
-
 
 def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield (dotted name, tensor) of all parameters and buffers, also those that no checkpoint holds."""

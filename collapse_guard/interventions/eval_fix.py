@@ -91,17 +91,25 @@ class EvalFixIntervention(Intervention[EvalFix]):
                 f"its codes are assigned in {', '.join(view.readers)}(), which is called past every hook on its forward"
             )
         if self._method == "statistics" and not self._found("batch_norm"):
-            return "no batch normalisation that trains runs before the quantizer"
+            return f"no batch normalisation that trains {self._where()}"
         return self._why_not_dropout() if self._method == "dropout" else None
 
     def _why_not_dropout(self) -> str | None:
         """Say why dropout cannot be switched off, which takes codes placed anew with it."""
         if not self._found("dropout"):
-            return "no dropout that is on runs before the quantizer"
+            return f"no dropout that is on {self._where()}"
         if (why := self.site.view.why_not("reset")) is not None:
             return f"without dropout its codes must be placed anew, and it {why}"
         latents = self._latents()
         return "the quantizer does not show its latents" if latents is None else why_nowhere(self.site.view, latents)
+
+    def _where(self) -> str:
+        comparison = self.site.evaluations.comparison(self.site.view.name) if self.site.evaluations else None
+        if comparison is None or comparison.sees_before:
+            return "runs before the quantizer"
+        return (
+            "was seen before the quantizer, of which only its own input was: hand the batches in by guard.offer(batch)"
+        )
 
     def _latents(self) -> Tensor | None:
         comparison = self.site.evaluations.comparison(self.site.view.name) if self.site.evaluations else None
