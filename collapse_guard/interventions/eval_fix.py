@@ -107,9 +107,7 @@ class EvalFixIntervention(Intervention[EvalFix]):
         comparison = self.site.evaluations.comparison(self.site.view.name) if self.site.evaluations else None
         if comparison is None or comparison.sees_before:
             return "runs before the quantizer"
-        return (
-            "was seen before the quantizer, of which only its own input was: hand the batches in by guard.offer(batch)"
-        )
+        return "was seen before the quantizer, whose own input alone was: hand the batches in by guard.offer(batch)"
 
     def _latents(self) -> Tensor | None:
         comparison = self.site.evaluations.comparison(self.site.view.name) if self.site.evaluations else None
