@@ -21,7 +21,7 @@ from collapse_guard.hooks import Hook
 
 __all__ = ["Exhibit", "Exhibits"]
 
-_MOST_ELEMENTS = 1 << 20  # 4 MiB of float32
+_MOST_ELEMENTS = 1 << 19  # 2 MiB of float32
 _KEPT_OF_TRAINING = 8
 _KEPT_OF_EVALUATION = 6
 _GAP = 5  # forwards between two that are kept
