@@ -63,6 +63,7 @@ class Ledger:
         self._dead_below = dead_below
         self._counts: dict[str, np.ndarray] = {}
         self._versions: dict[str, int] = {}
+        self.withdrawn: dict[str, int] = {}  # alerts that were none, by codebook
 
     def note(self, codebook: str, counts: np.ndarray) -> None:
         """Remember the (K,) counts of the latest reading; interventions ask them which codes are dead."""
@@ -243,6 +244,9 @@ class Ledger:
         ]
 
     def _tell(self, decision: Decision, probes: Mapping[str, Probe]) -> None:
+        if decision.kind is DecisionKind.WITHDRAWN:
+            for name in decision.codebooks:
+                self.withdrawn[name] = self.withdrawn.get(name, 0) + 1
         self._log.emit(TOLD_AS[decision.kind], decision.step, **fields_of_word(decision, probes))
         if decision.then is not None and decision.then in REQUESTABLE:
             self._ask(decision.then, decision.step, decision.codebook, decision.rule, decision.reason)
@@ -263,7 +267,8 @@ class Ledger:
             record["values"] = entry.values()
             entries.append(record)
         counts = {name: values.tolist() for name, values in self._counts.items()}
-        return {"entries": entries, "versions": dict(self._versions), "counts": counts}
+        tallies = {"versions": dict(self._versions), "withdrawn": dict(self.withdrawn), "counts": counts}
+        return {"entries": entries, **tallies}
 
     def load_state_dict(self, state: Mapping[str, Any], probes: Mapping[str, Probe], rules: Container[str]) -> None:
         """Rebuild the entries; interventions in force take hold again before the first forward.
@@ -274,6 +279,7 @@ class Ledger:
             rules: names of the rules of this run's policy; what another rule had open ends inconclusive.
         """
         self._versions = dict(state["versions"])
+        self.withdrawn = dict(state.get("withdrawn", {}))
         self._counts = {name: np.asarray(values, dtype=np.int64) for name, values in state["counts"].items()}
         self.entries = []
         for record in state["entries"]:

@@ -84,7 +84,8 @@ def summarise(ledger: Ledger, watch: Watch, engine: PolicyEngine) -> dict[str, A
         for first, last, shown in [(watch.first.get(name), watch.readings.get(name), watch.evaluated.get(name))]
     ]
     interventions = [entry.as_dict() for entry in ledger.entries]
-    return {"codebooks": codebooks, "interventions": interventions, "in_force": ledger.in_force()}
+    told = {"interventions": interventions, "in_force": ledger.in_force(), "withdrawn": dict(ledger.withdrawn)}
+    return {"codebooks": codebooks, **told}
 
 
 def describe_idle_rules(policy: Policy, views: Sequence[CodebookView]) -> list[dict[str, Any]]:

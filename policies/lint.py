@@ -220,6 +220,12 @@ def _of_ladder(rule: Rule) -> Iterator[Finding]:
     """Ladders that end with something that may fail, and with nobody told what then."""
     if not rule.ladder or rule.severity != "critical" or rule.on_exhausted != "alert":
         return
+    if rule.ladder[-1].on is not None:
+        message = "the ladder ends with a rung for some causes only: where another is found, a critical rule does less."
+        hint = "Add a last rung without `on`, such as `fallback_tokenizer` or `alert`."
+        place = ("ladder", len(rule.ladder) - 1, "on")
+        yield Finding(kind="only-for-causes", rule=rule.name, place=place, message=message, hint=hint)
+        return
     last = rule.ladder[-1].action
     if last not in _LAST_RESORTS:
         message = f"the ladder has no end: when {last} fails, a critical rule does nothing more."

@@ -23,7 +23,7 @@ __all__ = ["LIMITS", "Replay", "compare", "replay"]
 LIMITS = (
     "A replay cannot know what an action would have changed: the recorded readings go on as they were, at the steps at "
     "which they were taken, whatever `sample` says, and an action is taken for applied unless the recorded run refused "
-    "the same one at the same step."
+    "the same one at the same step. Causes are known where the recorded run looked for them, and nowhere else."
 )
 """What has to be said beside every result."""
 
@@ -47,7 +47,7 @@ class Replay:
     absences: tuple[Absence, ...]
 
     def counts(self) -> dict[str, int]:
-        """Count what is told aloud: `alert`, each action asked for, and each outcome.
+        """Count what is told aloud: `alert`, `withdrawn`, each action asked for, and each outcome.
 
         In a policy that observes, what it would have done is counted as `observed <action>`.
         """
@@ -107,8 +107,8 @@ def _take(engine: PolicyEngine, recording: Recording, made: Iterable[Decision], 
 
 def _label(decision: Decision) -> str:
     """Return under which name a decision is counted; empty where it is not."""
-    if decision.kind is DecisionKind.ALERT:
-        return "alert"
+    if decision.kind in (DecisionKind.ALERT, DecisionKind.WITHDRAWN):
+        return decision.kind.value
     if decision.kind is DecisionKind.ACT:
         return decision.action or ""
     if decision.kind is DecisionKind.OUTCOME and decision.outcome is not None:

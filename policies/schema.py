@@ -169,6 +169,7 @@ class Rule(Part):
             described = rung.params.describe()
             if described in seen and not (seen[described] and rung.on is None):
                 hint = "A failed rung is not tried again; for several tries in a row write `repeat: 2` beside it."
+                hint = "Write one rung with all causes, as `on: {cause: [..., ...]}`." if rung.on else hint
                 raise MismatchError("rungs that differ", described, hint, place=("ladder", index))
             seen[described] = rung.on is not None
         return self

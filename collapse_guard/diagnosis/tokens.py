@@ -48,11 +48,11 @@ def few_modes(facts: Facts) -> Diagnosis | None:
         return None
     in_use = max(round(reading.perplexity), 1)
     k = min(4 * in_use + 4, reading.K, len(latents) // 4)
-    found = _kmeans_error(latents, k)
-    gained = max(error - found, 0.0)
+    same, found = _kmeans_error(latents, in_use), _kmeans_error(latents, k)
+    gained = max(same - found, 0.0)
     seen = [mark.perplexity for mark in facts.read if mark.perplexity is not None]
     lost = max(seen, default=reading.perplexity) / reading.perplexity
-    confidence = 0.95 * ramp(error, 0.1, 0.04) * ramp(gained, 0.08, 0.03) * ramp(lost, 3, 1.6)
+    confidence = 0.95 * ramp(error, 0.1, 0.04) * ramp(gained, 0.08, 0.03) * ramp(lost, 6, 3)
     confidence *= ramp(reading.usage, 0.5, 0.3) if reading.K > 8 else 0.0
     if confidence <= 0:
         return None
@@ -79,7 +79,7 @@ def reshaped(facts: Facts) -> Diagnosis | None:
         return None
     beat = widths[-1]
     width, pieces = int(beat.width), int(beat.width) // D
-    confidence = (0.3 + 0.4 * ramp(beat.between, 0.05, 0.35)) * facts.trouble
+    confidence = (0.3 + 0.4 * ramp(beat.between, 0.05, 0.35)) * max(facts.trouble, 0.6)
     if confidence <= 0:
         return None
     return Diagnosis(
@@ -106,9 +106,9 @@ def starved_level(facts: Facts) -> Diagnosis | None:
     left = variance / first.latent_variance if first.latent_variance else math.nan
     asked = reading.tokens / max(first.tokens, 1)
     ratio = reading.norm_ratio if reading.norm_ratio is not None else math.nan
-    nothing = ramp(-math.log10(max(left, 1e-12)), 2.0, 3.0)
+    nothing = ramp(-math.log10(max(left, 1e-12)), 1.5, 2.3)
     rarely = ramp(asked, 0.3, 0.1)
-    confidence = 0.95 * max(nothing * max(ramp(ratio, 1.5, 4), 0.6), rarely) * facts.trouble
+    confidence = 0.95 * max(nothing * max(ramp(ratio, 1.5, 4), 0.9), rarely) * facts.trouble
     if confidence <= 0:
         return None
     says = f"level {level} has {left:.2g} of the variance of level 0 to code, with codes {ratio:.2g} times as long"

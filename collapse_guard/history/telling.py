@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from collapse_guard.policies import LEADING
+
 from .story import Series, Story, number, visible
 
 __all__ = ["as_data", "five_lines"]
@@ -22,6 +24,10 @@ def five_lines(story: Story) -> list[tuple[str, str]]:
         who, when = _get(first, "codebook"), _get(first, "step")
         what = f"{who} at step {when}: {_get(first, 'rule')}, {_get(first, 'reason')}{more}."
     why = _get(first, "why") if first.get("why") else "The log names no cause."
+    top = next(iter(_records(first.get("causes"))), {})
+    if number(top.get("confidence")) >= LEADING and top.get("advice"):  # never so of NaN
+        line = f" ({_get(top, 'line')})" if top.get("line") else ""
+        why = f"{why}. {_get(top, 'cause')}: {_get(top, 'advice')}{line}."
     return [
         ("What", what),
         ("Why", why),
