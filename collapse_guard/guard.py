@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from collapse_guard.policies import Policy, PolicyEngine, Reading, load_policy, taken_together
+from collapse_guard.policies import Health, Policy, PolicyEngine, Reading, load_policy, taken_together
 
 from .adapters import GenericVQ, discover
 from .diagnosis import Clinic
@@ -38,6 +38,7 @@ from .reports import (
 )
 from .requests import Requests
 from .sinks import open_sinks
+from .snapshots import Snapshots, wanted_snapshots
 from .watch import Watch
 
 __all__ = ["Guard"]
@@ -108,6 +109,7 @@ class Guard:
         self._model: nn.Module | None = None
         self._optimizers: Sequence[Optimizer] = ()
         self._ledger: Ledger | None = None
+        self._snapshots: Snapshots | None = None
         self._clinic = Clinic(self._fault)
         self._broken: set[str] = set()
 
@@ -359,6 +361,12 @@ class Guard:
                 fields = {key: value for key, value in reading.as_record().items() if key != "step"}
                 self._log.emit("reading", self._step, health=self._engine.health(reading.codebook).value, **fields)
             self._ledger.carry_out(decisions, self._engine, self._watch.probes)
+        if (
+            taken
+            and self._snapshots is not None
+            and all(self._engine.health(name) is Health.HEALTHY for name in self._watch.readings)
+        ):
+            self._snapshots.consider(self._step)
 
     # State
 
@@ -379,6 +387,7 @@ class Guard:
             "clinic": self._clinic.state_dict(),
             "ledger": self._ledger.state_dict(self._watch.probes) if self._ledger is not None else {},
             "requests": self.requests.state_dict(),
+            "snapshot": self._snapshots.state_dict() if self._snapshots is not None else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -405,6 +414,8 @@ class Guard:
         rules = {rule.name for rule in self.policy.rules}
         self._ledger.load_state_dict(state["ledger"], self._watch.probes, rules)
         self.requests.load_state_dict(state["requests"])
+        if self._snapshots is not None and state["snapshot"] is not None:
+            self._snapshots.load_state_dict(state["snapshot"])
         changed = state["policy"]["fingerprint"] != self.policy.fingerprint()
         in_force = self._ledger.in_force()
         self._log.emit("resumed", self._step, policy=self.policy.name, policy_changed=changed, in_force=in_force)
@@ -413,16 +424,18 @@ class Guard:
         self._step = self._read_at = 0
         self._engine = PolicyEngine(self.policy)
         self.requests = Requests(self._log)
-        dead_below = self.policy.sample.dead_below
+        assert self._model is not None
+        self._snapshots = wanted_snapshots(self.policy, self._model, self._optimizers)
         self._ledger = Ledger(
             self._log,
             self._optimizers,
             seed=self._seed,
-            dead_below=dead_below,
+            dead_below=self.policy.sample.dead_below,
             requests=self.requests,
             progress=self._progress,
             model=self._model,
             evaluations=self._evaluations,
+            snapshots=self._snapshots,
         )
 
     def _progress(self) -> float | None:

@@ -20,6 +20,7 @@ from .interventions import Site, Transaction, find_intervention
 from .probe import Probe
 from .requests import REQUESTABLE, Request, Requests
 from .residual import Levels
+from .snapshots import Snapshots
 from .telling import TOLD_AS, fields_of_act, fields_of_outcome, fields_of_word
 
 __all__ = ["Entry", "Ledger"]
@@ -37,6 +38,7 @@ class Ledger:
         progress: returns the share of the planned training that is done, or `None` where no plan is known.
         model: that trains, for interventions that look beyond a codebook.
         evaluations: what reads the codebooks in evaluation.
+        snapshots: the last healthy snapshot of the run, for those that go back to it.
     """
 
     def __init__(
@@ -50,10 +52,11 @@ class Ledger:
         progress: Callable[[], float | None] = lambda: None,
         model: nn.Module | None = None,
         evaluations: Evaluations | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
         """Store the parts."""
         self._progress = progress
-        self._model, self._evaluations = model, evaluations
+        self._model, self._evaluations, self._snapshots = model, evaluations, snapshots
         self._health: Callable[[str], str] = lambda codebook: "unknown"
         self._requests = requests if requests is not None else Requests(log)
         self.entries: list[Entry] = []
@@ -164,6 +167,8 @@ class Ledger:
             if "codebook" in deed.touches:
                 self._versions[deed.entry.codebook] = self._versions.get(deed.entry.codebook, 0) + 1
                 deed.summary += "; token ids are permuted"
+        if any("model" in deed.touches for deed in deeds):
+            _forget_all(probes)
         self._log.emit("intervention", decision.step, **fields_of_act(decision, deeds, self._versions, probes))
         return deeds
 
@@ -188,6 +193,8 @@ class Ledger:
                 for each in self.entries
                 if each is not entry and each.is_in_force and each.intervention is not None
             ],
+            snapshots=self._snapshots,
+            encoder=lambda: _without_tables(probe.feeds, probes),
         )
 
     def _settle(self, decision: Decision, probes: Mapping[str, Probe]) -> list[int]:
@@ -216,7 +223,7 @@ class Ledger:
         undone = []
         probe = probes[last.codebook]
         levels = Levels.of(probe, probes)
-        writes = "codebook" in find_intervention(last.action).touches
+        touches = find_intervention(last.action).touches
         for entry in tries_of(last, self.entries):
             if entry.transaction is None:
                 continue
@@ -228,8 +235,10 @@ class Ledger:
                 reason = f"undoing {entry.action} raised {type(error).__name__}: {error}"
                 self._log.emit("fault", step, where=entry.codebook, reason=reason)
             entry.let_go()
-        if writes and undone:
+        if "codebook" in touches and undone:
             levels.refresh(probe)
+        if "model" in touches and undone:
+            _forget_all(probes)
         probe.window.restart()
         levels.restart_below(probe)
         return undone
@@ -308,6 +317,19 @@ class Ledger:
         if in_force is not None:
             entry.intervention = intervention
             intervention.load_state_dict(in_force)
+
+
+def _forget_all(probes: Mapping[str, Probe]) -> None:
+    """Begin all windows anew, their latents forgotten: another model made them."""
+    for probe in probes.values():
+        probe.window.restart()
+        probe.window.forget()
+
+
+def _without_tables(parameters: Iterable[nn.Parameter], probes: Mapping[str, Probe]) -> list[nn.Parameter]:
+    """Return the parameters that are no codebook: a coarser level's may lie behind the input of a finer one."""
+    tables = {id(ref.whole()) for probe in probes.values() for ref in probe.view.refs().values()}
+    return [each for each in parameters if id(each) not in tables]
 
 
 def _asked_already(kind: str) -> None:

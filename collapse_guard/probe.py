@@ -13,7 +13,9 @@ from torch.utils.hooks import RemovableHandle
 
 from .adapters import CodebookView, Interception, Observation
 from .adapters.base import Reader
+from .adapters.nested import flatten_tensors
 from .diagnosis.pulse import Pulse
+from .graph import parameters_behind
 from .hooks import Hook
 from .window import Window
 
@@ -43,6 +45,8 @@ class Probe:
         self._on_error = on_error
         self._handles: list[RemovableHandle | Interception] = []
         self._is_checked = False
+        self.feeds: list[nn.Parameter] = []
+        """The parameters that the input depended on at the first forward with a gradient; none before that."""
 
     @staticmethod
     def is_on(module: nn.Module) -> bool:
@@ -91,6 +95,8 @@ class Probe:
         try:
             if _inside_backward():
                 return
+            if not self.feeds:
+                self.feeds = parameters_behind(flatten_tensors((args, kwargs)))
             with torch.no_grad():
                 observation = reader(args, kwargs, output)
                 if observation is not None:

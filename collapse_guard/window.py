@@ -8,6 +8,7 @@ which tells the tokens of one residual level from those of another.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,8 @@ class Window:
         self._origins: Tensor | None = None
         self._forwards = 0
         self._generator: torch.Generator | None = None
+        self.tap: Callable[[Tensor, Tensor], None] | None = None
+        """Shown the codes (n,) and latents (n, D) of every forward, for what needs all of them and not a sample."""
         self._added = 0  # latents ever added
         self._added_before = 0  # of those, before this window began
 
@@ -89,6 +92,8 @@ class Window:
             return
         finite = latents.sum(dim=-1, dtype=torch.float32).isfinite()
         self._counts[self.K + 1] += (valid & ~finite).sum()
+        if self.tap is not None:
+            self.tap(torch.where(valid & finite, codes, -1), latents)
         self._keep(latents, codes, valid)
         self._forwards += 1
 

@@ -14,7 +14,9 @@ from pydantic import BaseModel
 
 from .actions import Action, FallbackTokenizer, ResetCodes, Upkeep
 from .causes import LEADING, Cause
+from .duration import Duration
 from .parts import OfCause
+from .remedies import FreezeEncoder, LowerLr, Rollback, ScaleLossWeight, Substitute, TakeOverUpdates
 from .schema import Policy, Rule, Rung
 from .words import MEANINGS, counted, in_a_row, in_words, joined, matching, percent
 
@@ -54,6 +56,45 @@ def _upkeep(it: Upkeep) -> str:
     return f"move {which}, to the worst served latents, every {it.every} until it is over{counted_as}{last}"
 
 
+def _lasting(for_: Duration | None) -> str:
+    return f" for {for_}" if for_ else " from then on"
+
+
+def _scale_loss_weight(it: ScaleLossWeight) -> str:
+    low = f", never below {it.floor:g}" if it.floor else ""
+    high = f", never above {it.ceiling:g}" if it.ceiling is not None else ""
+    back = f"; put it back after {it.restore_after} with the codebook healthy" if it.restore_after else ""
+    return f"multiply the loss weight {it.weight} by {it.factor:g}{low}{high}{back}"
+
+
+def _freeze_encoder(it: FreezeEncoder) -> str:
+    what = it.module or "everything that the quantizer's input depends on"
+    return f"keep the optimizers from moving {what}{_lasting(it.for_)}"
+
+
+def _lower_lr(it: LowerLr) -> str:
+    whose = "every learning rate" if it.of == "all" else "the learning rate of what feeds the quantizer"
+    return f"multiply {whose} by {it.factor:g}{_lasting(it.for_)}"
+
+
+def _take_over_updates(it: TakeOverUpdates) -> str:
+    start = "k-means centroids of recent latents" if it.start == "kmeans" else "the codes as they stand"
+    return f"keep the quantizer's own updates out; move the codebook from {start} by averages of decay {it.decay:g}"
+
+
+def _substitute(it: Substitute) -> str:
+    levels = f" of levels {', '.join(map(str, it.levels))}" if it.levels else ""
+    return f"let finite scalar quantization{levels} with learned projections stand in for the quantizer"
+
+
+def _rollback(it: Rollback) -> str:
+    where = {"auto": "where there is room", "cpu": "in main memory", "device": "on the device"}[it.keep_on]
+    return (
+        "put model and optimizers back to how they were when every codebook was last healthy; the one snapshot that "
+        f"this needs is kept {where} and taken every {it.every} at most"
+    )
+
+
 _EVAL_FIXES = {
     "auto": "make evaluation assign codes as training does, by what removes the cause that was found",
     "assignment": "let the quantizer assign codes in evaluation as in training, and keep nothing that it writes",
@@ -67,6 +108,17 @@ _ACTIONS: dict[str, Callable[[Any], str]] = {
     "decay_commitment": lambda it: f"multiply the commitment weight by {it.factor:g}, never below {it.floor:g}",
     "fallback_tokenizer": _fallback_tokenizer,
     "upkeep": _upkeep,
+    "slow_ema": lambda it: f"raise the decay of the codebook's moving averages to {it.target:g}",
+    "fast_ema": lambda it: f"lower the decay of the codebook's moving averages to {it.target:g}",
+    "scale_loss_weight": _scale_loss_weight,
+    "disable_normalisation": lambda _: "let the quantizer compare latents and codes without normalising them",
+    "clip_gradients": lambda it: f"bound the norm of each optimizer's gradients at {it.max_norm:g}{_lasting(it.for_)}",
+    "freeze_encoder": _freeze_encoder,
+    "lower_lr": _lower_lr,
+    "raise_codebook_lr": lambda it: f"multiply the codebook's learning rate by {it.factor:g}{_lasting(it.for_)}",
+    "take_over_updates": _take_over_updates,
+    "substitute": _substitute,
+    "rollback": _rollback,
     "alert": lambda _: "touch nothing, and see whether it recovers by itself or by your hand",
     "save_checkpoint": lambda _: "touch nothing, and ask the training loop for a checkpoint",
     "stop_training": lambda _: "touch nothing, and ask the training loop to stop",

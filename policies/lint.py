@@ -20,7 +20,7 @@ from .schema import Policy, Rule
 
 __all__ = ["Finding", "lint_policy", "position_in"]
 
-_LAST_RESORTS = {"alert", "fallback_tokenizer", "save_checkpoint", "stop_training", "substitute"}
+_LAST_RESORTS = {"alert", "fallback_tokenizer", "save_checkpoint", "stop_training", "substitute", "take_over_updates"}
 _OF_SINGLE_CODES = ("usage", "dead_fraction")
 _UNSEEN = 0.05
 _EVAL_ONLY = "eval_to_train"

@@ -18,10 +18,20 @@ from collapse_guard.adapters import CodebookView, TensorRef
 from collapse_guard.adapters.commitment import AddedCommitment
 from collapse_guard.adapters.refs import Knob
 from collapse_guard.optimizer import moment_rows, unknown_state
+from collapse_guard.window import Window
 
 from .holds import Hold
 
-__all__ = ["CodebookPart", "HoldPart", "InterventionError", "KnobPart", "Part", "TensorsPart", "table_moments"]
+__all__ = [
+    "CodebookPart",
+    "HoldPart",
+    "InterventionError",
+    "KnobPart",
+    "NormalisationPart",
+    "Part",
+    "TensorsPart",
+    "table_moments",
+]
 
 
 class InterventionError(RuntimeError):
@@ -290,6 +300,60 @@ class TensorsPart(Part):
         """Take over the copies, each on the device of its tensor."""
         live = self._live()
         self._saved = {name: tensor.to(live[name].device) for name, tensor in state.items() if name in live}
+
+
+class NormalisationPart(Part):
+    """Whether a quantizer normalises: a setting of it, which no checkpoint of the model holds.
+
+    Args:
+        view: the codebook.
+        window: its latents; those from before a change are not those from after it.
+    """
+
+    name = "normalisation"
+
+    def __init__(self, view: CodebookView, window: Window) -> None:
+        """Store where it is."""
+        self._view = view
+        self._window = window
+        self._was_off = False
+
+    @property
+    def place(self) -> Hashable:
+        """The setting's owner."""
+        assert self._view.normalisation is not None
+        return "normalisation", id(self._view.normalisation.owner)
+
+    def save(self) -> None:
+        """Keep whether it is off already."""
+        self._was_off = self._view.is_unnormalised
+
+    def undo(self) -> None:
+        """Let the quantizer normalise again, if it did."""
+        if self._view.is_unnormalised and not self._was_off:
+            self._view.restore_normalisation()
+            self._window.forget()
+
+    def changes(self) -> list[dict[str, Any]]:
+        """Return whether it normalises, before and after."""
+        now = self._view.is_unnormalised
+        return [] if now == self._was_off else [{"name": self.name, "before": not self._was_off, "after": not now}]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return whether it was off."""
+        return {"was_off": self._was_off}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over whether it was off."""
+        self._was_off = bool(state["was_off"])
+
+    def standing(self) -> bool | None:
+        """Return `True` while it is off."""
+        return self._view.is_unnormalised or None
+
+    def stand(self, value: Any) -> None:
+        """Switch it off again."""
+        self._view.disable_normalisation()
 
 
 class HoldPart(Part):
