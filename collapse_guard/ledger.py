@@ -12,14 +12,15 @@ from torch.optim import Optimizer
 
 from collapse_guard.policies import Decision, DecisionKind, Outcome, PolicyEngine, actions
 
-from .acting import Deed, act_together
+from .acting import Deed, act_together, share_codebook
 from .entries import Entry, tries_of
 from .evaluation import Evaluations
 from .events import EventLog
-from .interventions import Site, Transaction, find_intervention
+from .interventions import Intervention, Site, Transaction, find_intervention
 from .probe import Probe
+from .ranks import Alone, Pool
 from .requests import REQUESTABLE, Request, Requests
-from .residual import Levels
+from .residual import Levels, members_of
 from .snapshots import Snapshots
 from .telling import TOLD_AS, fields_of_act, fields_of_outcome, fields_of_word
 
@@ -36,6 +37,7 @@ class Ledger:
         dead_below: share of the uniform share under which a code is dead.
         requests: where to ask for what only the training loop can do.
         progress: returns the share of the planned training that is done, or `None` where no plan is known.
+        ranks: that act together.
         model: that trains, for interventions that look beyond a codebook.
         evaluations: what reads the codebooks in evaluation.
         snapshots: the last healthy snapshot of the run, for those that go back to it.
@@ -50,11 +52,14 @@ class Ledger:
         dead_below: float = 0.1,
         requests: Requests | None = None,
         progress: Callable[[], float | None] = lambda: None,
+        ranks: Alone | None = None,
         model: nn.Module | None = None,
         evaluations: Evaluations | None = None,
         snapshots: Snapshots | None = None,
     ) -> None:
         """Store the parts."""
+        self._ranks = ranks if ranks is not None else Alone()
+        self._pool = Pool(self._ranks)
         self._progress = progress
         self._model, self._evaluations, self._snapshots = model, evaluations, snapshots
         self._health: Callable[[str], str] = lambda codebook: "unknown"
@@ -109,17 +114,17 @@ class Ledger:
                 reason = f"holding its codebook raised {type(error).__name__}: {error}; it is no longer held"
                 self._log.emit("fault", step, where=name, reason=reason)
 
-    def tend(self, step: int, *, after_reading: bool) -> None:
+    def tend(self, step: int, probes: Mapping[str, Probe], *, after_reading: bool) -> None:
         """At a step boundary: let interventions keep themselves up to date, before or after anything is read."""
         for entry in self.entries:
             intervention = entry.intervention
             if intervention is None or not (intervention.tends if after_reading else intervention.stays):
                 continue
+            if not intervention.is_due(step - entry.step):
+                continue
             before = intervention.writes
             try:
-                for hold in intervention.holds():
-                    hold.raise_failure()
-                done = intervention.tend(step - entry.step)
+                done = self._tended(intervention, probes[entry.codebook], step - entry.step)
             except Exception as error:
                 self._drop(entry)
                 reason = f"tending {entry.action} raised {type(error).__name__}: {error}; it is no longer tended"
@@ -144,6 +149,21 @@ class Ledger:
         for entry in self.entries:
             self._drop(entry)
 
+    def _tended(self, intervention: Intervention[Any], probe: Probe, steps: int) -> str | None:
+        """Tend one intervention on all ranks, and make its codebook the same on all of them."""
+        self._pool.gather([probe])
+
+        def tend() -> str | None:
+            for hold in intervention.holds():
+                hold.raise_failure()
+            return intervention.tend(steps)
+
+        try:
+            return self._ranks.together(tend)
+        finally:  # also where it raised on some of them
+            if "codebook" in intervention.touches:
+                share_codebook(probe.view, self._optimizers, self._ranks)
+
     def _tell_tended(self, entry: Entry, step: int, done: str | None) -> None:
         if done is not None:
             facts = {"codebook": entry.codebook, "action": entry.action, "attempt": entry.attempt, "summary": done}
@@ -151,9 +171,11 @@ class Ledger:
 
     def _act(self, decision: Decision, parts: Sequence[Decision], probes: Mapping[str, Probe]) -> list[Deed]:
         """Apply one intervention as a transaction, on each of its codebooks; tell, and return what became of it."""
-        deeds = [Deed(part, Entry.of(part), probes[part.codebook]) for part in parts]
+        recorded = self._pool.gather(members_of(probes[parts[0].codebook], probes))
+        by_name = {each.view.name: each for each in recorded}
+        deeds = [Deed(part, Entry.of(part), by_name[part.codebook]) for part in parts]
         self.entries += [deed.entry for deed in deeds]
-        levels = Levels.of(deeds[0].probe, probes)
+        levels = Levels(recorded)
         asked: set[str] = set()
 
         def ask(kind: str) -> None:  # once, however many levels do
@@ -162,7 +184,7 @@ class Ledger:
                 reason = f"rung {(decision.rung or 0) + 1}: {kind}"
                 self._ask(kind, decision.step, decision.codebook, decision.rule, reason)
 
-        act_together(deeds, levels, lambda deed: self._site(deed.entry, probes, ask))
+        act_together(deeds, levels, lambda deed: self._site(deed.entry, probes, ask), self._ranks)
         for deed in deeds:
             if "codebook" in deed.touches:
                 self._versions[deed.entry.codebook] = self._versions.get(deed.entry.codebook, 0) + 1
@@ -173,7 +195,7 @@ class Ledger:
         return deeds
 
     def _site(self, entry: Entry, probes: Mapping[str, Probe], ask: Callable[[str], None]) -> Site:
-        probe = probes[entry.codebook]
+        probe = self._pool.of(probes[entry.codebook])
         counts = self._counts.get(entry.codebook, np.zeros(probe.view.K, dtype=np.int64))
         return Site(
             view=probe.view,
@@ -228,12 +250,14 @@ class Ledger:
             if entry.transaction is None:
                 continue
             try:
-                entry.transaction.undo()
+                self._ranks.together(entry.transaction.undo)
                 entry.undone = True
                 undone.append(entry.attempt)
             except Exception as error:
                 reason = f"undoing {entry.action} raised {type(error).__name__}: {error}"
                 self._log.emit("fault", step, where=entry.codebook, reason=reason)
+                if "codebook" in touches:  # on some ranks it was undone
+                    share_codebook(probe.view, self._optimizers, self._ranks)
             entry.let_go()
         if "codebook" in touches and undone:
             levels.refresh(probe)
