@@ -216,7 +216,7 @@ class Ledger:
                 if each is not entry and each.is_in_force and each.intervention is not None
             ],
             snapshots=self._snapshots,
-            encoder=lambda: _without_tables(probe.feeds, probes),
+            encoder=lambda: _without_tables(probes[entry.codebook].feeds, probes),
         )
 
     def _settle(self, decision: Decision, probes: Mapping[str, Probe]) -> list[int]:

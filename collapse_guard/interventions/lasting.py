@@ -11,6 +11,8 @@ from .base import Intervention
 
 __all__ = ["Lasting"]
 
+_LOOK_EVERY = 20
+
 Held = TypeVar("Held", bound="ClipGradients | FreezeEncoder | LowerLr | RaiseCodebookLr")
 
 
@@ -18,6 +20,11 @@ class Lasting(Intervention[Held]):
     """Stays in force for the time that its parameters say, whether or not its outcome is known before."""
 
     stays = True
+
+    def is_due(self, steps: int) -> bool:
+        """Whether the time is over; now and then also whether a hook has failed."""
+        span = self.params.for_
+        return steps % _LOOK_EVERY == 0 or (span is not None and steps >= span.count)
 
     def tend(self, steps: int) -> str | None:
         """Let go when the time is over."""

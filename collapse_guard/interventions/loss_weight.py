@@ -103,6 +103,9 @@ def _value(owner: Any, name: str) -> Any:
     return owner[name] if isinstance(owner, Mapping) else vars(owner)[name]
 
 
+_LOOK_EVERY = 10  # steps
+
+
 class ScaleLossWeightIntervention(Intervention[ScaleLossWeight]):
     """Right when another term of your loss drags the latents together. A repeated try goes on where it stands."""
 
@@ -157,6 +160,10 @@ class ScaleLossWeightIntervention(Intervention[ScaleLossWeight]):
         standing = [each for each in self.site.standing() if isinstance(each, ScaleLossWeightIntervention)]
         return [each for each in standing if each._knob and self._knob and each._knob.place == self._knob.place]
 
+    def is_due(self, steps: int) -> bool:
+        """Whether it is time to look: several ranks gather for it."""
+        return steps % _LOOK_EVERY == 0
+
     def tend(self, steps: int) -> str | None:
         """Put the number back once the codebook has been healthy for long enough; leave one that its owner sets."""
         assert self._knob is not None
@@ -165,7 +172,7 @@ class ScaleLossWeightIntervention(Intervention[ScaleLossWeight]):
             if any(each._set == self._knob.get() for each in self._others()):
                 return None  # a later try has gone further, and puts back what this one would have
             return f"{self.params.weight} is {self._knob.get():g}: somebody else sets it, so that it is left alone"
-        self._healthy_steps = self._healthy_steps + 1 if self.site.health() == "healthy" else 0
+        self._healthy_steps = self._healthy_steps + _LOOK_EVERY if self.site.health() == "healthy" else 0
         if self.params.restore_after is None or self._healthy_steps < self.params.restore_after.count:
             return None
         self._knob.set(self._before)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from collapse_guard.execution import world_size
 from collapse_guard.kmeans import fit_codebook
 from collapse_guard.policies import TakeOverUpdates
 from collapse_guard.window import Window
@@ -113,6 +114,10 @@ class TakeOverUpdatesIntervention(Intervention[TakeOverUpdates]):
         """Refuse where the codebook cannot be written or frozen, or where its updates are kept out already."""
         if (reason := super().refusal()) is not None:
             return reason
+        if (ranks := world_size()) > 1:
+            return (
+                f"{ranks} ranks train together, and this average would be over one rank's tokens: `fallback_tokenizer`"
+            )
         if self.site.view.is_frozen:
             return "the quantizer's own updates are kept out already"
         return why_nowhere(self.site.view, self.site.window.sample())

@@ -44,13 +44,25 @@ class Small(nn.Module):
         self.quantizer = quantizer
         self.weights = {"near": 1.0, "small": 0.0, "drift": 0.0}
 
-    def loss(self, x: Tensor) -> Tensor:
+    def loss(self, x: Tensor, target: Tensor | None = None) -> Tensor:
         z = self.encoder(x)
         output = self.quantizer(z)
         own = next(each for each in output if each.is_floating_point() and each.numel() == 1).sum()
-        terms = {"near": functional.mse_loss(z, x), "small": z.square().mean(), "drift": -self.encoder.bias.mean()}
+        terms = {
+            "near": functional.mse_loss(z, x if target is None else target),
+            "small": z.square().mean(),
+            "drift": -self.encoder.bias.mean(),
+        }
         loss: Tensor = own + sum((self.weights[name] * term for name, term in terms.items()), torch.zeros(()))
         return loss
+
+    @torch.no_grad()
+    def error(self, x: Tensor, target: Tensor) -> float:
+        """Return how far what comes out of the quantizer is from a target, whatever the loss is made of."""
+        self.eval()
+        output = self.quantizer(self.encoder(x))
+        self.train()
+        return float(functional.mse_loss(output[0], target))
 
 
 def modes(step: int, n: int = 64) -> Tensor:
@@ -69,6 +81,7 @@ class Scene:
     inputs: Callable[[int], Tensor] = modes
     blow: Callable[[int], float] = lambda step: 0.0
     weights: dict[str, float] = field(default_factory=dict)
+    target: Callable[[int, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.model = Small(self.quantizer).train()
@@ -87,13 +100,16 @@ class Scene:
     def train(self, steps: int, guard: Guard | None = None) -> None:
         """Go on for some steps."""
         for _ in range(steps):
-            loss = self.model.loss(self.inputs(self.done))
+            x = self.inputs(self.done)
+            target = None if self.target is None else self.target(self.done, x)
+            loss = self.model.loss(x, target)
             self.optim.zero_grad()
             (loss + self.blow(self.done) * self.model.encoder.bias.mean()).backward()
             self.optim.step()
             self.done += 1
             if guard is not None:
-                guard.step(loss=float(loss.detach()))
+                told = float(loss.detach()) if target is None else self.model.error(x, target)
+                guard.step(loss=told)
 
     def told(self) -> list[str]:
         """Return what became of interventions, in order: `fast_ema applied`, `fast_ema recovered`."""

@@ -170,7 +170,7 @@ def test_a_scaled_loss_weight_is_put_back_after_health_and_left_alone_when_its_o
         while not scene.recorder.of("intervention"):
             scene.train(1, guard)
         scene.model.weights["small"] = 3.0
-        scene.train(1, guard)
+        scene.train(10, guard)
         assert scene.model.weights["small"] == 3.0
         assert "somebody else sets it" in scene.recorder.of("tended")[0].fields["summary"]
 
