@@ -15,6 +15,8 @@ from .memory import Mark
 
 __all__ = ["left_behind", "misplaced", "replacement", "runaway", "shrinking", "starvation"]
 
+_QUOTIENTS = 256  # rows of which EMA sum / EMA count is compared with the table
+
 
 def runaway(facts: Facts) -> Diagnosis | None:
     """Code norms grow by themselves; where the table is an EMA quotient, by a factor that can be named."""
@@ -63,7 +65,9 @@ def shrinking(facts: Facts) -> Diagnosis | None:
     mean = float(facts.code_norms[facts.used].median())
     latents = facts.latent_norm / facts.read[0].latent_norm if facts.read[0].latent_norm > 0 else math.nan
     own, used, ratio = mean / before / min(latents, 1.0), mean / facts.latent_norm, facts.ratio
+    began = before / facts.read[0].latent_norm if facts.read[0].latent_norm > 0 else math.nan
     confidence = 0.95 * ramp(-math.log10(max(own, 1e-12)), 0.3, 0.6) * ramp(used, 0.8, 0.5)
+    confidence *= ramp(began, 4, 2)  # codes that began far too long only settle
     if confidence <= 0:
         return None
     of_ema = facts.view.ema_sum is not None
@@ -213,11 +217,11 @@ def _quotient_factor(facts: Facts) -> tuple[float, float]:
     view = facts.view
     if view.ema_sum is None or view.ema_count is None or not isinstance(view.table, TensorRef):
         return math.nan, math.nan
-    sums, counts = view.ema_sum.get().float().cpu(), view.ema_count.get().float().cpu()
-    alive = counts > 1e-2
-    if not bool(alive.any()):
+    sums, counts = view.ema_sum.get(), view.ema_count.get().float().cpu()
+    alive = (counts > 1e-2).nonzero().squeeze(1)[:_QUOTIENTS]
+    if not len(alive):
         return math.nan, math.nan
-    quotient = sums[alive].norm(dim=-1) / counts[alive]
+    quotient = sums[alive.to(sums.device)].float().norm(dim=-1).cpu() / counts[alive]
     return float((facts.code_norms[alive] / quotient.clamp(min=1e-30)).median()), float(counts.sum())
 
 
