@@ -11,7 +11,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format docs bench bench-overhead zoo bench-kmeans bench-upkeep bench-diagnosis peers readme support coverage clean
+.PHONY: help demo test test-all lint format docs bench bench-overhead zoo bench-kmeans bench-upkeep bench-evaluation bench-diagnosis peers readme support coverage clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,9 @@ bench-kmeans: $(STAMP)  ## compare fit_codebook with scikit-learn and FAISS; hou
 
 bench-upkeep: $(STAMP)  ## compare a tended codebook with a quantizer's own prevention; hours, resumable; ARGS='--seeds 1'
 	OMP_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_upkeep import main; main()" $(ARGS)
+
+bench-evaluation: $(STAMP)  ## build collapses that only evaluation sees, and see them found and repaired; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_evaluation import main; main()" $(ARGS)
 
 bench-diagnosis: $(STAMP)  ## does the guard name the cause that was built in? minutes, resumable; ARGS='--seeds 1'
 	OMP_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_diagnosis import main; main()" $(ARGS)

@@ -12,12 +12,14 @@ import json
 import logging
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 from torch.distributed import ProcessGroup, get_rank
 from torch.optim import Optimizer
@@ -26,6 +28,7 @@ from collapse_guard.policies import Decision, Health, Policy, PolicyEngine, Read
 
 from .adapters import GenericVQ, discover
 from .diagnosis import Clinic
+from .evaluation import Evaluations
 from .events import EventLog, Sink
 from .execution import compiled_parts, refuse_replicas, unwrap_compiled
 from .interventions import ladders_on
@@ -51,6 +54,8 @@ __all__ = ["Guard"]
 
 _logger = logging.getLogger("collapse_guard")
 _STATE_SCHEMA = 1
+
+Explain: TypeAlias = "Callable[[Sequence[Reading]], Sequence[Reading]]"
 
 
 class Guard:
@@ -113,6 +118,7 @@ class Guard:
         self._ranks = Alone()
         self._story = 0  # a checksum of all decisions: the same on all ranks
         self._watch = Watch((), seed=seed, fault=self._fault)
+        self._evaluations = Evaluations(nn.Module(), self._watch, self._fault, keeps_inputs=False)
         self._model: nn.Module | None = None
         self._optimizers: Sequence[Optimizer] = ()
         self._ledger: Ledger | None = None
@@ -169,6 +175,9 @@ class Guard:
         self._without_epoch = describe_without_epoch(self.policy)
         self._is_attached, self._state_at_close, self._kept = True, None, {}
         self._watch = watch
+        keeps_inputs = self._ranks.size == 1 and not compiled_parts(model)
+        self._evaluations = Evaluations(unwrap_compiled(model), watch, self._fault, keeps_inputs=keeps_inputs)
+        self._evaluations.install()
         self._attached_at, self._seconds = time.perf_counter(), 0.0
         self._model, self._optimizers = unwrap_compiled(model), optimizers
         self._begin_afresh()
@@ -250,6 +259,7 @@ class Guard:
         finally:
             if self._ledger is not None:
                 self._ledger.release()
+            self._evaluations.remove()
             self._watch.release()
             self._ranks.leave()
             self._is_attached = False
@@ -336,24 +346,84 @@ class Guard:
                 one and is called only when a reading is due. A tensor is not waited for on other steps.
             epoch: epochs begun, from 0.
         """
+        self._step += self.is_attached
+        self._contain(lambda: self._take_step(loss, epoch))
+
+    def _take_step(self, loss: Loss, epoch: int | None) -> None:
+        assert self._ledger is not None
+        self.requests.remind(self._step)
+        self._ledger.hold(self._step, self._watch.probes)
+        if not self._ranks.parted:
+            self._tend_and_read(loss, epoch)
+
+    @contextmanager
+    def evaluate(self, *, epoch: int | None = None) -> Iterator[None]:
+        """Read the codebooks in evaluation: around one whole validation, between two steps.
+
+            with guard.evaluate():
+                validate(model)
+
+        What the model is called with in there makes one reading of each codebook, of stage `eval`; nothing of it counts
+        for training. Swap averaged weights in and out inside of the block.
+
+        Args:
+            epoch: epochs begun, from 0.
+        """
+        self.begin_evaluation()
+        try:
+            yield
+        except BaseException:
+            self._evaluations.abandon()
+            raise
+        self.end_evaluation(epoch=epoch)
+
+    def begin_evaluation(self) -> None:
+        """Begin an evaluation, for loops that cannot use `evaluate`; never raises."""
+        if self._ranks.size > 1:
+            self._fault("evaluation", f"{self._ranks.size} ranks: evaluation is read where one rank trains alone")
+        else:
+            self._contain(self._evaluations.begin)
+
+    def end_evaluation(self, *, loss: Loss = None, epoch: int | None = None) -> None:
+        """End an evaluation: read, decide and act where due; never raises. The model trains with its own weights again.
+
+        Args:
+            loss: as for `step`.
+            epoch: epochs begun, from 0.
+        """
+        self._contain(lambda: self._read_evaluation(number_of(loss), epoch))
+
+    def offer(self, batch: object) -> None:
+        """Hand in the batch of the coming step, training or evaluation, to compare modes with if need be.
+
+        Only of use where a loop calls encoder and quantizer one after the other, and its model has a `validation_step`
+        or a `training_step` that takes a batch and a number.
+        """
+        if self._evaluations.exhibits is not None:
+            self._evaluations.exhibits.offer(batch)
+
+    def _contain(self, act: Callable[[], None]) -> None:
+        """Do something for an attached guard; the one place that catches broadly: the run is not its victim."""
         if not self.is_attached:
             return
         start = time.perf_counter()
-        self._step += 1
         try:
-            assert self._ledger is not None
-            self.requests.remind(self._step)
-            self._ledger.hold(self._step, self._watch.probes)
-            if not self._ranks.parted:
-                self._tend_and_read(loss, epoch)
+            with torch.inference_mode(False):  # a loop may evaluate in it; what is kept from there must serve training
+                act()
         except PartedError as error:
             self._part(str(error))
-        except Exception as error:  # the one place that catches broadly: the run is not the victim of its guard
+        except Exception as error:
             self._fault("guard", f"{type(error).__name__}: {error}")
             _logger.debug("guard failed", exc_info=error)
             if self._ranks.size > 1:  # this rank no longer knows what the others know
                 self._part(f"the guard of rank {self._ranks.index} failed")
         self._seconds += time.perf_counter() - start
+
+    def _read_evaluation(self, loss: float | None, epoch: int | None) -> None:
+        dead_below = self.policy.sample.dead_below
+        found = self._evaluations.end(step=self._step, epoch=epoch, loss=loss, dead_below=dead_below)
+        wants = self._engine.wants_causes
+        self._judge([reading for reading, _ in found], lambda bundle: self._evaluations.explain(bundle, wants))
 
     def _tend_and_read(self, loss: Loss, epoch: int | None) -> None:
         assert self._ledger is not None
@@ -417,8 +487,13 @@ class Guard:
             self._ledger.note(reading.codebook, counts)
             self._clinic.note(reading, counts, version=self._ledger.version_of(reading.codebook))
             taken.append(reading)
+        self._judge(taken, self._explained)
+
+    def _judge(self, taken: Sequence[Reading], explain: Explain) -> None:
+        """Let the policy decide on readings of one step, tell them, and carry out what it decided."""
+        assert self._ledger is not None
         for bundle in taken_together(taken):
-            together = self._explained(bundle)
+            together = explain(bundle)
             decisions = self._remembered(self._engine.observe_together(together))
             for reading in together:
                 fields = {key: value for key, value in reading.as_record().items() if key != "step"}
@@ -518,6 +593,7 @@ class Guard:
             requests=self.requests,
             progress=self._progress,
             model=self._model,
+            evaluations=self._evaluations,
             snapshots=self._snapshots,
             ranks=self._ranks,
         )

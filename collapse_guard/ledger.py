@@ -14,6 +14,7 @@ from collapse_guard.policies import Decision, DecisionKind, Outcome, PolicyEngin
 
 from .acting import Deed, act_together, share_codebook
 from .entries import Entry, tries_of
+from .evaluation import Evaluations
 from .events import EventLog
 from .interventions import Intervention, Site, Transaction, find_intervention
 from .probe import Probe
@@ -38,6 +39,7 @@ class Ledger:
         progress: returns the share of the planned training that is done, or `None` where no plan is known.
         ranks: that act together.
         model: that trains, for interventions that look beyond a codebook.
+        evaluations: what reads the codebooks in evaluation.
         snapshots: the last healthy snapshot of the run, for those that go back to it.
     """
 
@@ -52,14 +54,14 @@ class Ledger:
         progress: Callable[[], float | None] = lambda: None,
         ranks: Alone | None = None,
         model: nn.Module | None = None,
+        evaluations: Evaluations | None = None,
         snapshots: Snapshots | None = None,
     ) -> None:
         """Store the parts."""
         self._ranks = ranks if ranks is not None else Alone()
         self._pool = Pool(self._ranks)
         self._progress = progress
-        self._model = model
-        self._snapshots = snapshots
+        self._model, self._evaluations, self._snapshots = model, evaluations, snapshots
         self._health: Callable[[str], str] = lambda codebook: "unknown"
         self._requests = requests if requests is not None else Requests(log)
         self.entries: list[Entry] = []
@@ -206,6 +208,7 @@ class Ledger:
             ask=ask,
             progress=self._progress,
             model=self._model,
+            evaluations=self._evaluations,
             views=[each.view for each in probes.values()],
             health=lambda: self._health(entry.codebook),
             standing=lambda: [

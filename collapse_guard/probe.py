@@ -23,18 +23,23 @@ __all__ = ["Probe"]
 
 
 class Probe:
-    """Records codes and latents of one codebook while its module trains.
+    """Records codes and latents of one codebook while its module trains, or while it is being evaluated.
 
     Args:
         view: the codebook.
         seed: of the window's private random stream.
         on_error: told once of an exception in the probe, which is then silent for the rest of the run.
+
+    Attributes:
+        window: of training.
+        evaluated: of the evaluation that runs; while there is one, all that is called belongs to it, in whatever mode.
     """
 
     def __init__(self, view: CodebookView, *, seed: int, on_error: Callable[[Exception], None]) -> None:
         """Store the parts; nothing is hooked before `install`."""
         self.view = view
         self.window = Window(view.K, view.D, seed=seed)
+        self.evaluated: Window | None = None
         self.pulse = Pulse(view.D)
         self.seconds = 0.0
         self._on_error = on_error
@@ -81,8 +86,11 @@ class Probe:
     def _record(
         self, reader: Reader, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
     ) -> None:
-        if not (self.view.owner or module).training:
-            return
+        window = self.evaluated
+        if window is None:
+            if not (self.view.owner or module).training:
+                return
+            window = self.window
         start = time.perf_counter()
         try:
             if _inside_backward():
@@ -93,8 +101,8 @@ class Probe:
                 observation = reader(args, kwargs, output)
                 if observation is not None:
                     self._check(observation)
-                    self.window.add(observation.codes, observation.latents)
-            if observation is not None and self.pulse.is_armed and torch.is_grad_enabled():
+                    window.add(observation.codes, observation.latents)
+            if observation is not None and window is self.window and self.pulse.is_armed and torch.is_grad_enabled():
                 self.pulse.feel((args, kwargs), output, observation.latents)
         except Exception as error:  # the watched forward must not fail for the watcher
             self.remove()

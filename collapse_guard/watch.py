@@ -48,6 +48,7 @@ class Watch:
 
     Attributes:
         probes: by codebook name. readings, first: the latest and the first reading of each, by name.
+        evaluated: the latest reading of each in evaluation, by name.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Watch:
         self._is_started: dict[str, bool] = {}
         self.readings: dict[str, Reading] = {}
         self.first: dict[str, Reading] = {}
+        self.evaluated: dict[str, Reading] = {}
         # Levels of one residual draw alike, so that their rings hold the same tokens.
         firsts: dict[str, int] = {}
         streams = [firsts.setdefault(view.group or view.name, index) for index, view in enumerate(views)]

@@ -49,13 +49,14 @@ class Window:
         K: number of codes.
         D: dimension of a latent.
         seed: of the private stream that picks which latents are kept.
+        capacity: how many latents are kept; `ring_capacity` where not given.
     """
 
-    def __init__(self, K: int, D: int, *, seed: int = 0) -> None:
+    def __init__(self, K: int, D: int, *, seed: int = 0, capacity: int | None = None) -> None:
         """Store sizes; tensors are allocated at the first observation, on its device."""
         self.K = K
         self.D = D
-        self.capacity = ring_capacity(K, D)
+        self.capacity = min(ring_capacity(K, D), capacity) if capacity is not None else ring_capacity(K, D)
         self._seed = seed
         self._counts: Tensor | None = None
         self._before: Tensor | None = None  # uses of each code before this window

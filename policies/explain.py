@@ -95,7 +95,15 @@ def _rollback(it: Rollback) -> str:
     )
 
 
+_EVAL_FIXES = {
+    "auto": "make evaluation assign codes as training does, by what removes the cause that was found",
+    "assignment": "let the quantizer assign codes in evaluation as in training, and keep nothing that it writes",
+    "statistics": "recompute the running statistics of batch normalisation before the quantizer before each evaluation",
+    "dropout": "switch dropout before the quantizer off in training",
+}
+
 _ACTIONS: dict[str, Callable[[Any], str]] = {
+    "eval_fix": lambda it: _EVAL_FIXES[it.method],
     "reset_codes": _reset_codes,
     "decay_commitment": lambda it: f"multiply the commitment weight by {it.factor:g}, never below {it.floor:g}",
     "fallback_tokenizer": _fallback_tokenizer,
@@ -133,7 +141,7 @@ _TOLD_OF_SAMPLE = {"every", "when_suspect", "min_tokens", "settle", "dead_below"
 _TOLD_OF_BUDGET = {"interventions", "refill_after"}
 _OF_LADDER = ("cooldown", "verify", "ladder", "budget", "on_exhausted")
 _TOLD_OF_RULE = {*_OF_LADDER, "name", "codebooks", "when", "for_", "clear", "severity", "inhibits"}
-_TOLD_OF_RULE |= {"silence_until", "missing", "nan", "unless"}
+_TOLD_OF_RULE |= {"silence_until", "missing", "nan", "unless", "stage"}
 _TOLD_OF_RUNG = {"action", "params", "repeat", "within", "budget", "on"}
 
 
@@ -179,6 +187,8 @@ def _of_rule(rule: Rule, policy: Policy) -> Iterator[str]:
     """One rule from its firing to its end."""
     if rule.codebooks != ("*",):
         yield f"It exists only on codebooks whose name {matching(rule.codebooks)}."
+    if rule.stage == "eval":
+        yield "It looks at evaluation alone: each validation makes one reading, and training makes none."
     yield f"It fires when {in_words(rule.when)}, {in_a_row(rule.for_)}."
     opposite = "" if rule.clear.when else " (the opposite of what fires it)"
     yield f"It is over when {in_words(rule.clear_when)}{opposite}, {in_a_row(rule.clear_for)}."

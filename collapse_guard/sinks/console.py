@@ -264,6 +264,10 @@ def _summary(event: Event) -> list[_Line]:
         done = [item for item in fields["interventions"] if item["codebook"] == book["name"]]
         first, last = book["first"], book["last"]
         seen = f"{first['perplexity']:.1f} > {last['perplexity']:.1f} of {book['K']}" if last else "no tokens seen"
+        if (evaluated := book.get("evaluated")) is not None:
+            share = evaluated["eval_to_train"]
+            beside = f", {share:.0%} of training" if share is not None else ""
+            seen += f"\nin evaluation {evaluated['perplexity']:.1f}{beside}"
         health = book["health"] if book["is_watched"] else "not watched"
         table.add_row(
             Text(plain(book["name"])),
