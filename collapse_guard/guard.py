@@ -33,7 +33,7 @@ from .reports import (
     summarise,
 )
 from .requests import Requests
-from .sinks import open_sinks
+from .sinks import new_run, open_sinks
 from .watch import Watch
 
 __all__ = ["Guard"]
@@ -54,6 +54,8 @@ class Guard:
         seed: of the guard's own random streams; the run's are never touched.
         total_steps: optimizer steps that the whole training is planned to take, if that is known: what moves codes
             steadily stops before the end.
+        log_max_bytes: bound on the event log, which then forgets its oldest part; see `JsonLinesSink`. Without one
+            it grows with the readings.
 
     Attributes:
         requests: what the policy asks of the loop, such as to stop; see `Requests.take`.
@@ -78,10 +80,12 @@ class Guard:
         adapters: Mapping[str, GenericVQ] | None = None,
         seed: int = 0,
         total_steps: int | None = None,
+        log_max_bytes: int | None = None,
     ) -> None:
         """Load and validate the policy; nothing is hooked, opened or printed before `attach`."""
         self.policy = load_policy(policy)
         self._log_dir = log_dir
+        self._log_max_bytes = log_max_bytes
         self._console = console
         self._extra_sinks = tuple(sinks)
         self._adapters = dict(adapters or {})
@@ -91,6 +95,7 @@ class Guard:
         self._read_at = 0
         self._seconds = 0.0
         self._attached_at = 0.0
+        self._run = ""
         self._log = EventLog()
         self.requests = Requests(self._log)
         self._engine = PolicyEngine(self.policy)
@@ -128,7 +133,14 @@ class Guard:
         world = world_size()
         if world > 1 and self.policy.mode == "act":
             self.policy = self.policy.with_mode("observe")
-        self._log.sinks, log = open_sinks(self._log_dir, console=self._console, further=self._extra_sinks)
+        self._run, self._log.closing = new_run(), False
+        self._log.sinks, log = open_sinks(
+            self._log_dir,
+            run=self._run,
+            max_bytes=self._log_max_bytes,
+            console=self._console,
+            further=self._extra_sinks,
+        )
         ladders = ladders_on(self.policy, found.views)
         self._without_epoch = describe_without_epoch(self.policy)
         self._is_attached, self._state_at_close = True, None
@@ -181,6 +193,7 @@ class Guard:
         assert self._ledger is not None
         # What is saved after the end must be able to go on: with verifications open, not settled for the summary.
         self._state_at_close = self.state_dict()
+        self._log.closing = True
         self._ledger.carry_out(self._engine.finish(self._step), self._engine, self._watch.probes)
         self.requests.remind(self._step)
         total = time.perf_counter() - self._attached_at
@@ -289,6 +302,7 @@ class Guard:
             return self._state_at_close
         return {
             "schema": _STATE_SCHEMA,
+            "run": self._run,
             "step": self._step,
             "read_at": self._read_at,
             "policy": {"name": self.policy.name, "fingerprint": self.policy.fingerprint()},
@@ -304,6 +318,8 @@ class Guard:
         A policy that changed in between wins, and the log says so. State that cannot be read is told, and the guard
         starts afresh: the run itself must be able to resume.
         """
+        knobs = [probe.view.commitment for probe in self._watch.probes.values()]
+        weights = [(knob, knob.get()) for knob in knobs if knob is not None]
         try:
             if state.get("schema") != _STATE_SCHEMA:
                 raise ValueError(f"expected guard state of schema {_STATE_SCHEMA}, got {state.get('schema')}")
@@ -311,6 +327,9 @@ class Guard:
         except Exception as error:
             self._fault("resume", f"{type(error).__name__}: {error}; the guard starts afresh")
             _logger.debug("guard state could not be restored", exc_info=error)
+            self._watch.begin_afresh()  # nothing of what was restored before the error stays in force
+            for knob, weight in weights:
+                knob.set(weight)
             self._begin_afresh()
 
     def _restore(self, state: Mapping[str, Any]) -> None:
@@ -321,9 +340,15 @@ class Guard:
         rules = {rule.name for rule in self.policy.rules}
         self._ledger.load_state_dict(state["ledger"], self._watch.probes, rules)
         self.requests.load_state_dict(state["requests"])
-        changed = state["policy"]["fingerprint"] != self.policy.fingerprint()
-        in_force = self._ledger.in_force()
-        self._log.emit("resumed", self._step, policy=self.policy.name, policy_changed=changed, in_force=in_force)
+        self._log.emit(
+            "resumed",
+            self._step,
+            policy=self.policy.name,
+            policy_changed=state["policy"]["fingerprint"] != self.policy.fingerprint(),
+            policy_before=state["policy"],
+            in_force=self._ledger.in_force(),
+            continues=state.get("run"),
+        )
 
     def _begin_afresh(self) -> None:
         self._step = self._read_at = 0

@@ -212,7 +212,8 @@ class Ledger:
     def state_dict(self, probes: Mapping[str, Probe]) -> dict[str, Any]:
         """Return all entries with what is needed to undo and tend them, as plain data and tensors.
 
-        A commitment weight is a number on a module, in no state dict of the model: the value in force is kept here.
+        A commitment weight is a number on a module, in no state dict of the model: the value in force is kept here. So
+        are the names of the codebooks whose own replacement of dead codes is switched off.
         """
         entries = []
         for entry in self.entries:
@@ -223,7 +224,14 @@ class Ledger:
         counts = {name: values.tolist() for name, values in self._counts.items()}
         knobs = {name: probes[name].view.commitment for name in sorted(self._decayed) if name in probes}
         commitments = {name: knob.get() for name, knob in knobs.items() if knob is not None}
-        return {"entries": entries, "versions": dict(self._versions), "counts": counts, "commitments": commitments}
+        taken_over = sorted(name for name, probe in probes.items() if probe.view.is_taken_over)
+        return {
+            "entries": entries,
+            "versions": dict(self._versions),
+            "counts": counts,
+            "commitments": commitments,
+            "taken_over": taken_over,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], probes: Mapping[str, Probe], rules: Container[str]) -> None:
         """Rebuild the entries; interventions in force take hold again before the first forward.
@@ -253,6 +261,9 @@ class Ledger:
                 entry.intervention.load_state_dict(record["in_force"])
                 if entry.intervention.stays:
                     probe.view.freeze()
+        for name in state.get("taken_over", ()):
+            if name in probes:
+                probes[name].view.take_over()
         for name, value in state["commitments"].items():
             knob = probes[name].view.commitment if name in probes else None
             if knob is not None:

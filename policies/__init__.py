@@ -31,6 +31,7 @@ from .errors import PolicyError, Problem
 from .explain import explain_policy
 from .group import taken_together
 from .json_schema import policy_json_schema
+from .lineage import Lineage, Segment, counts, current_history
 from .lint import Finding, lint_policy, position_in
 from .loader import load_policy, policy_text, preset_names, preset_tests
 from .reading import NUMERIC_FIELDS, Reading
@@ -63,6 +64,7 @@ __all__ = [
     "FallbackTokenizer",
     "Finding",
     "Health",
+    "Lineage",
     "LossBound",
     "Outcome",
     "Phase",
@@ -78,6 +80,7 @@ __all__ = [
     "Rung",
     "Sample",
     "SaveCheckpoint",
+    "Segment",
     "Skip",
     "StopTraining",
     "Upkeep",
@@ -87,6 +90,8 @@ __all__ = [
     "actions",
     "columns_of",
     "compare_replays",
+    "counts",
+    "current_history",
     "explain_policy",
     "idle_rules",
     "levels_text",
