@@ -9,7 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench bench-kmeans bench-upkeep peers readme support coverage clean
+.PHONY: help demo test test-all lint format bench bench-kmeans bench-upkeep kill peers readme support coverage clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -50,6 +50,9 @@ readme: $(STAMP)  ## run the demo and write its output into the README
 
 support: $(STAMP)  ## write the table of supported quantizer classes into the README
 	$(BIN)/python -m tests.contract.support
+
+kill: $(STAMP)  ## kill training runs at fifty random moments each, resume them, compare bit for bit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_kill.py -m slow $(ARGS)
 
 coverage: $(STAMP)  ## measure branch coverage; collapse_guard and policies need 95 % each
 	$(BIN)/coverage run -m pytest $(ARGS)

@@ -74,9 +74,7 @@ class Lineage:
         return found
 
     def superseded(self) -> set[Segment]:
-        """Return the segments that others went on from, and those that were given up: another went on from where they
-        had themselves, later.
-        """
+        """Return the segments that others went on from, and those whose own beginning was gone on from again later."""
         last_of = {parent: segment for segment, (parent, _) in self.parents.items()}
         given_up = {segment for segment, (parent, _) in self.parents.items() if last_of[parent] != segment}
         return given_up | set(last_of)

@@ -144,7 +144,7 @@ def _lines(log: Path) -> Iterator[bytes]:
 
 
 def _lineage_of(log: Path) -> Lineage:
-    """Read once through a log for which runs it holds; of most lines no more than the name of their run is looked at."""
+    """Read through a log for which runs it holds; of most lines no more than the name of their run is looked at."""
     lineage, lost = Lineage(), Lost()
     known: set[bytes] = set()
     for line in _lines(log):

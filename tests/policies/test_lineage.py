@@ -73,7 +73,7 @@ def test_a_run_that_goes_on_from_what_another_log_tells_begins_there() -> None:
 
 
 def test_in_a_log_that_names_nobody_a_run_goes_on_from_the_one_before_it() -> None:
-    records = begun("a", 10, 20, 30) + [line("b", "attached", 0), line("b", "resumed", 10), *steps("b", 20)]
+    records = [*begun("a", 10, 20, 30), line("b", "attached", 0), line("b", "resumed", 10), *steps("b", 20)]
     assert alerts(records) == [("a", 10), ("b", 20)]
     nameless = [{key: value for key, value in each.items() if key != "run"} for each in records]
     assert [step for _, step in alerts(nameless)] == [10, 20]
@@ -92,7 +92,8 @@ def test_nothing_is_told_of_an_empty_log_and_a_loop_of_runs_ends() -> None:
 
 @pytest.mark.parametrize("step", [None, "x", True])
 def test_a_step_that_is_no_number_supersedes_nothing(step: Any) -> None:
-    records = begun("a", 10, 20) + [line("b", "attached", 0), {**line("b", "resumed", 0, continues="a"), "step": step}]
+    resumed = {**line("b", "resumed", 0, continues="a"), "step": step}
+    records = [*begun("a", 10, 20), line("b", "attached", 0), resumed]
     assert alerts(records) == [("a", 10), ("a", 20)]
 
 
