@@ -16,7 +16,7 @@ from .adapters.base import Reader
 from .hooks import Hook
 from .window import Window
 
-__all__ = ["Probe"]
+__all__ = ["Probe", "inside_backward"]
 
 
 class Probe:
@@ -79,7 +79,7 @@ class Probe:
             return
         start = time.perf_counter()
         try:
-            if _inside_backward():
+            if inside_backward():
                 return
             with torch.no_grad():
                 observation = reader(args, kwargs, output)
@@ -110,7 +110,7 @@ class Probe:
         self._is_checked = True
 
 
-def _inside_backward() -> bool:
+def inside_backward() -> bool:
     """Whether this forward is a recomputation of activation checkpointing, whose tokens were counted already."""
     current = getattr(torch._C, "_current_graph_task_id", None)
     return current is not None and current() != -1
