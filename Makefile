@@ -9,7 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench bench-kmeans bench-upkeep kill peers readme support coverage clean
+.PHONY: help demo test test-all lint format bench bench-kmeans bench-upkeep kill chaos peers readme support coverage clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -53,6 +53,9 @@ support: $(STAMP)  ## write the table of supported quantizer classes into the RE
 
 kill: $(STAMP)  ## kill training runs at fifty random moments each, resume them, compare bit for bit
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_kill.py -m slow $(ARGS)
+
+chaos: $(STAMP)  ## inject every collapse into every kind of quantizer in every phase of the guard, and break a part of it
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/testing/test_chaos.py -m slow $(ARGS)
 
 coverage: $(STAMP)  ## measure branch coverage; collapse_guard and policies need 95 % each
 	$(BIN)/coverage run -m pytest $(ARGS)

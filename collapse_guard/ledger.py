@@ -53,6 +53,7 @@ class Ledger:
         self._seed = seed
         self._dead_below = dead_below
         self._decayed: set[str] = set()  # codebooks whose commitment weight is not what their owner set
+        self._unheld: set[str] = set()  # codebooks that could not be held; said once
         self._counts: dict[str, np.ndarray] = {}
         self._versions: dict[str, int] = {}
 
@@ -85,9 +86,12 @@ class Ledger:
     def hold(self, step: int, probes: Mapping[str, Probe]) -> None:
         """At a step boundary, before anything is read: put back what an optimizer did to frozen codebooks."""
         for name, probe in probes.items():
+            if name in self._unheld:
+                continue
             try:
                 probe.view.hold()
             except Exception as error:
+                self._unheld.add(name)
                 probe.view.unfreeze()
                 reason = f"holding its codebook raised {type(error).__name__}: {error}; it is no longer held"
                 self._log.emit("fault", step, where=name, reason=reason)

@@ -85,10 +85,9 @@ def _told(name: str, result: Rehearsal) -> list[str]:
     mark = "ok" if result.holds else "FAILED"
     course = f"perplexity {result.before:.1f} > {result.lowest:.1f} > {result.last:.1f}"
     lines = [f"{mark:<7} {name:<11} {result.verdict} ({course})"]
-    for act in result.interventions:
-        lines.append(f"          step {act['step']:>6}  {act['action']}: {act['result']}")
-    faults = [event for event in result.events if event.event == "fault"]
-    lines += [folded(f"          fault: {each.fields['where']}: {each.fields['reason']}", hanging=12) for each in faults]
+    lines += [f"          step {act['step']:>6}  {act['action']}: {act['result']}" for act in result.interventions]
+    faults = [event.fields for event in result.events if event.event == "fault"]
+    lines += [folded(f"          fault: {each['where']}: {each['reason']}", hanging=12) for each in faults]
     return lines
 
 

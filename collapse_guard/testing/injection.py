@@ -218,7 +218,7 @@ class _Target:
 
     def begins(self) -> None:
         """Take what stands at the start of a forward for what a freeze keeps."""
-        if self._is_frozen:
+        if self._freezes(self._calls):
             self._held = self._codebook.parts()
 
     def ended(self) -> None:
@@ -233,12 +233,11 @@ class _Target:
                 self._codebook.write(rows, vectors)
             self._fired.append(Fired(self._calls, self.view.name, injection.kind))
         self._calls += 1
-        if self._is_frozen and "forward" not in self.view.readers:
+        if self._freezes(self._calls) and "forward" not in self.view.readers:
             self._held = self._codebook.parts()
 
-    @property
-    def _is_frozen(self) -> bool:
-        return any(each.kind == "freeze" and each.is_due(self._calls) for each in self._injections)
+    def _freezes(self, call: int) -> bool:
+        return any(each.kind == "freeze" and each.is_due(call) for each in self._injections)
 
     def blinded(self) -> list[Any]:
         """Let no gradient through while a freeze lasts; return the handles of what does so."""
@@ -247,7 +246,7 @@ class _Target:
             return []
 
         def blind(part: Callable[[Tensor], Tensor], gradient: Tensor) -> Tensor | None:
-            if not self._is_frozen:
+            if not self._freezes(self._calls - 1):  # the forward that this gradient is of has ended
                 return None
             gradient = gradient.clone()
             part(gradient).zero_()

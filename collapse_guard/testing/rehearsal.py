@@ -124,7 +124,7 @@ class Rehearsal:
 
     @property
     def holds(self) -> bool:
-        """Whether the policy did what it is for: nothing without need; else it saw, and unless it observes, repaired."""
+        """Whether the policy did what it is for: nothing without need, and else enough."""
         if self.false_alarm is not None or (self.seen is not None and not self.harmed):
             return False
         return not self.harmed or self.is_over or (self.seen is not None and self.mode == "observe")

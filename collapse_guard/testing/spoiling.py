@@ -1,4 +1,4 @@
-"""How a codebook is spoilt: which rows get which vectors. Writes go past the version counter, as a broken update's may."""
+"""How a codebook is spoilt: which rows get which vectors, written past the version counter as a broken update may."""
 
 from __future__ import annotations
 
