@@ -2,14 +2,16 @@
 #
 #   make PYTHON=python3.12 test     another interpreter for a new .venv
 #   make test ARGS='-k kmeans -x'   further arguments for pytest
+#   make test PARALLEL=             one after another, in one process
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ARGS ?=
+PARALLEL ?= -n auto --dist worksteal
 BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench bench-kmeans bench-upkeep kill chaos peers readme support coverage clean
+.PHONY: help demo test test-all lint format docs bench bench-kmeans bench-upkeep kill chaos peers readme support coverage clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -18,10 +20,10 @@ demo: $(STAMP)  ## watch a codebook collapse, and see it repaired
 	$(BIN)/collapse-guard demo
 
 test: $(STAMP)  ## run the tests, without the slow ones
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 
 test-all: $(STAMP)  ## run every test
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: $(STAMP)  ## check style, layout and types
 	$(BIN)/ruff check .
@@ -32,6 +34,9 @@ lint: $(STAMP)  ## check style, layout and types
 format: $(STAMP)  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP)  ## build the documentation's site into build/site; any warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(STAMP)  ## time what guarding costs, and the policy engine alone
 	$(BIN)/python -c "from collapse_guard.demos.bench import main; main()"

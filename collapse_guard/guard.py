@@ -2,28 +2,36 @@
 
 Framework-free. A loop attaches it to a model, calls `step()` after each optimizer step and closes it. Nothing that
 fails in here may fail the run: an exception is contained, told once, and what raised it is switched off.
+
+Where several ranks train together, each has a guard, and all of them decide and do the same; see `ranks`.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from torch import nn
+from torch.distributed import ProcessGroup, get_rank
 from torch.optim import Optimizer
 
-from collapse_guard.policies import Policy, PolicyEngine, Reading, load_policy, taken_together
+from collapse_guard.policies import Decision, Policy, PolicyEngine, Reading, load_policy, taken_together
 
 from .adapters import GenericVQ, discover
+from .diagnosis import Clinic
 from .events import EventLog, Sink
-from .execution import compiled_parts, refuse_replicas, unwrap_compiled, world_size
+from .execution import compiled_parts, refuse_replicas, unwrap_compiled
 from .interventions import ladders_on
 from .ledger import Ledger
 from .measure import Loss, number_of
+from .ranks import Alone, PartedError, Word, join_ranks
 from .reports import (
     describe_environment,
     describe_idle_rules,
@@ -102,43 +110,61 @@ class Guard:
         self._is_attached = False
         self._state_at_close: dict[str, Any] | None = None
         self._without_epoch = ""  # what a loop that does not say its epoch makes of the policy
+        self._ranks = Alone()
+        self._story = 0  # a checksum of all decisions: the same on all ranks
         self._watch = Watch((), seed=seed, fault=self._fault)
+        self._model: nn.Module | None = None
         self._optimizers: Sequence[Optimizer] = ()
         self._ledger: Ledger | None = None
+        self._clinic = Clinic(self._fault)
         self._broken: set[str] = set()
 
     # Lifetime
 
-    def attach(self, model: nn.Module, optimizers: Optimizer | Sequence[Optimizer] = ()) -> Guard:
+    def attach(
+        self,
+        model: nn.Module,
+        optimizers: Optimizer | Sequence[Optimizer] = (),
+        *,
+        group: ProcessGroup | None = None,
+        patience: timedelta | None = None,
+    ) -> Guard:
         """Find the codebooks of a model and begin to watch them.
 
-        Call it when the model is on its device, before a compiled model's first forward.
+        Call it when the model is on its device, before a compiled model's first forward. Where several ranks train
+        together, every rank calls it, and from then on calls `step` and `close` as the others do.
 
         Args:
             model: the model that is trained; of what `torch.compile` returned, the module inside is meant.
             optimizers: all that may move a codebook.
+            group: of the ranks that train this model together, where those are not all ranks.
+            patience: how long to wait for the slowest of them; as long as torch's collectives do where not given.
 
         Raises:
             NoQuantizerError: there is nothing to watch; says what was looked at.
-            ValueError: the model runs as copies, in `nn.DataParallel`.
+            ValueError: the model runs as copies, in `nn.DataParallel`; or the ranks' guards are not alike.
             RuntimeError: the guard is attached already, or another guard watches this model.
         """
         if self.is_attached:
             raise RuntimeError("this guard is attached already; close it first, or make one guard per model")
         refuse_replicas(model)
-        found = discover(unwrap_compiled(model), self._adapters)
-        watch = Watch(found.views, seed=self._seed, fault=self._fault, compiled=compiled_parts(model))
-        watch.install()
+        ranks = self._join(group, patience)
+        try:
+            found = discover(unwrap_compiled(model), self._adapters)
+            watch = Watch(found.views, seed=self._seed, fault=self._fault, compiled=compiled_parts(model), ranks=ranks)
+            self._agree(ranks, watch)
+            watch.install()
+        except BaseException:
+            ranks.leave()
+            raise
+        self._ranks, self._story = ranks, 0
         optimizers = (optimizers,) if isinstance(optimizers, Optimizer) else tuple(optimizers)
-        world = world_size()
-        if world > 1 and self.policy.mode == "act":
-            self.policy = self.policy.with_mode("observe")
         self._run, self._log.closing = new_run(), False
         self._log.sinks, log = open_sinks(
-            self._log_dir,
+            self._log_dir if ranks.is_first else None,
             run=self._run,
             max_bytes=self._log_max_bytes,
-            console=self._console,
+            console=self._console and ranks.is_first,
             further=self._extra_sinks,
         )
         ladders = ladders_on(self.policy, found.views)
@@ -146,8 +172,10 @@ class Guard:
         self._is_attached, self._state_at_close = True, None
         self._watch = watch
         self._attached_at, self._seconds = time.perf_counter(), 0.0
-        self._optimizers = optimizers
+        self._model, self._optimizers = unwrap_compiled(model), optimizers
         self._begin_afresh()
+        self._clinic = Clinic(self._fault)
+        self._clinic.begin(watch.probes, unwrap_compiled(model))
         self._log.emit(
             "attached",
             self._step,
@@ -157,15 +185,51 @@ class Guard:
             policy_fingerprint=self.policy.fingerprint(),
             policy_as_run=self.policy.model_dump(mode="json", by_alias=True),
             environment=describe_environment(),
+            ranks=ranks.size,
             log=str(log.path) if log is not None else None,
             codebooks=describe_views(found.views),
             unrecognised=describe_unrecognised(found.unrecognised),
             idle_rules=describe_idle_rules(self.policy, found.views),
             powerless={ladder.rule: list(books) for ladder in ladders if (books := ladder.powerless_on)},
         )
-        if world > 1:
-            self._fault("distributed", f"{world} ranks: this version counts this rank's tokens only and does not act")
+        if ranks.parted:
+            self._part(ranks.parted)
         return self
+
+    def _join(self, group: ProcessGroup | None, patience: timedelta | None) -> Alone:
+        """Return the ranks that train together; one that cannot reach the others observes by itself."""
+        try:
+            return join_ranks(group, patience=patience)
+        except RuntimeError as error:
+            alone = Alone()
+            alone.index = get_rank()
+            alone.leave(f"the ranks cannot talk to each other: {error}")
+            return alone
+
+    def _agree(self, ranks: Alone, watch: Watch) -> None:
+        """Make sure that the guards of all ranks are alike; the planned length is the first rank's.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if ranks.size == 1:
+            return
+        books = sorted((name, probe.view.K, probe.view.D) for name, probe in watch.probes.items())
+        me = f"policy {self.policy.name!r} ({self.policy.fingerprint()[:12]}), seed {self._seed}, "
+        me += f"{len(books)} codebooks ({zlib.crc32(repr(books).encode()):08x})"
+        try:
+            said = ranks.words(f"{self.total_steps}|{me}")
+        except PartedError:
+            return  # told once the log is open
+        guards = [each.partition("|")[2] for each in said]
+        for rank, other in enumerate(guards):
+            if other != guards[0]:
+                raise ValueError(
+                    f"expected the same guard and the same codebooks on every rank, got {guards[0]} on rank 0 and "
+                    f"{other} on rank {rank}; where only some ranks hold the quantizer, attach there with group=..."
+                )
+        planned = said[0].partition("|")[0]
+        self.total_steps = None if planned == "None" else int(planned)
 
     @property
     def is_attached(self) -> bool:
@@ -181,13 +245,26 @@ class Guard:
         if not self.is_attached:
             return
         try:
+            self._say_farewell(ended_by)
             self._summarise(ended_by)
         except Exception as error:
             _logger.warning("the summary could not be written: %s: %s", type(error).__name__, error)
         finally:
+            if self._ledger is not None:
+                self._ledger.release()
             self._watch.release()
+            self._ranks.leave()
             self._is_attached = False
             self._log.close()
+
+    def _say_farewell(self, ended_by: str | None) -> None:
+        """Let ranks that go on know that this one does not; after an exception nobody is waited for."""
+        if self._ranks.size == 1 or self._ranks.parted or ended_by is not None:
+            return
+        try:
+            self._watch.farewell(self._step)
+        except PartedError as error:
+            _logger.debug("no farewell: %s", error)
 
     def _summarise(self, ended_by: str | None) -> None:
         assert self._ledger is not None
@@ -245,15 +322,49 @@ class Guard:
             assert self._ledger is not None
             self.requests.remind(self._step)
             self._ledger.hold(self._step, self._watch.probes)
-            self._ledger.tend(self._step, after_reading=False)
-            self._watch.notice_silence()
-            if self._is_due():
-                self._read(number_of(loss), epoch)
-                self._ledger.tend(self._step, after_reading=True)
+            if not self._ranks.parted:
+                self._tend_and_read(loss, epoch)
+        except PartedError as error:
+            self._part(str(error))
         except Exception as error:  # the one place that catches broadly: the run is not the victim of its guard
             self._fault("guard", f"{type(error).__name__}: {error}")
             _logger.debug("guard failed", exc_info=error)
+            if self._ranks.size > 1:  # this rank no longer knows what the others know
+                self._part(f"the guard of rank {self._ranks.index} failed")
         self._seconds += time.perf_counter() - start
+
+    def _tend_and_read(self, loss: Loss, epoch: int | None) -> None:
+        assert self._ledger is not None
+        self._ledger.tend(self._step, self._watch.probes, after_reading=False)
+        self._watch.notice_silence()
+        if self._is_due():
+            self._read(self._number_of(loss), epoch)
+            self._ledger.tend(self._step, self._watch.probes, after_reading=True)
+        if self._is_due(ahead=1):
+            self._clinic.arm()
+
+    def _number_of(self, loss: Loss) -> float | None:
+        """Return the loss as a number; one rank that cannot say its own must not keep the others waiting."""
+        if self._ranks.size == 1:
+            return number_of(loss)
+        try:
+            return number_of(loss)
+        except Exception as error:
+            self._fault("loss", f"asking for the loss raised {type(error).__name__}: {error}")
+            return None
+
+    def _part(self, reason: str) -> None:
+        """Stop, on every rank: what is in force stays, and nothing more is read or changed."""
+        self._ranks.leave(reason)
+        for probe in self._watch.probes.values():
+            probe.remove()
+        unmet = ", ".join(sorted({request.kind for request in self.requests.take()}))
+        lost = f"; what was asked for and not yet done is dropped: {unmet}" if unmet else ""
+        self._fault(
+            "ranks",
+            f"{self._ranks.parted}. The ranks no longer act as one: nothing is read or changed from step {self._step} "
+            f"on, what is in force stays{lost}; training goes on",
+        )
 
     @property
     def steps(self) -> int:
@@ -265,10 +376,10 @@ class Guard:
         """Time spent in the guard since it was attached: hooks, readings and interventions."""
         return self._seconds + self._watch.seconds
 
-    def _is_due(self) -> bool:
+    def _is_due(self, ahead: int = 0) -> bool:
         sample = self.policy.sample
         every = sample.when_suspect_steps if self._engine.is_suspect else sample.every_steps
-        return self._step - self._read_at >= every
+        return self._step + ahead - self._read_at >= every
 
     def _read(self, loss: float | None, epoch: int | None) -> None:
         assert self._ledger is not None
@@ -277,19 +388,41 @@ class Guard:
         if epoch is None and self._without_epoch:
             self._fault("epoch", self._without_epoch)
         enough = sample.min_tokens if self._step >= self.policy.warmup_steps else 0
-        readings = self._watch.read(
-            step=self._step, epoch=epoch, loss=loss, dead_below=sample.dead_below, min_tokens=enough
-        )
+        word = Word(self._step, self._story, loss, epoch)
+        readings = self._watch.read(word, dead_below=sample.dead_below, min_tokens=enough)
         taken = []
         for reading, counts in readings:
             self._ledger.note(reading.codebook, counts)
+            self._clinic.note(reading, counts, version=self._ledger.version_of(reading.codebook))
             taken.append(reading)
-        for together in taken_together(taken):
-            decisions = self._engine.observe_together(together)
+        for bundle in taken_together(taken):
+            together = self._explained(bundle)
+            decisions = self._remembered(self._engine.observe_together(together))
             for reading in together:
                 fields = {key: value for key, value in reading.as_record().items() if key != "step"}
                 self._log.emit("reading", self._step, health=self._engine.health(reading.codebook).value, **fields)
             self._ledger.carry_out(decisions, self._engine, self._watch.probes)
+
+        if self.requests.are_open:
+            self._ranks.words("")  # all ranks have come this far: what is asked for is asked for on all
+
+    def _explained(self, readings: Sequence[Reading]) -> Sequence[Reading]:
+        """Return readings with their causes, where somebody wants to know them; on several ranks the first one's."""
+        if self._ranks.size == 1 or not self._engine.wants_causes(readings):
+            return self._clinic.explain(readings, self._engine.wants_causes)
+        found = self._clinic.explain(readings, self._engine.wants_causes) if self._ranks.is_first else ()
+        said = self._ranks.tell(json.dumps([each.as_dict() for each in found]))
+        return [Reading.from_dict(each) for each in json.loads(said)]
+
+    def _remembered(self, decisions: Iterable[Decision]) -> list[Decision]:
+        """Return decisions; ranks that have not made the same ones find out at the next reading."""
+        decisions = list(decisions)
+        for each in decisions if self._ranks.size > 1 else ():
+            told = (
+                f"{each.kind} {each.codebooks or each.codebook} {each.rule} {each.rung} {each.attempt} {each.outcome}"
+            )
+            self._story = zlib.crc32(told.encode(), self._story)
+        return decisions
 
     # State
 
@@ -308,6 +441,7 @@ class Guard:
             "policy": {"name": self.policy.name, "fingerprint": self.policy.fingerprint()},
             "engine": self._engine.state_dict(),
             "watch": self._watch.state_dict(),
+            "clinic": self._clinic.state_dict(),
             "ledger": self._ledger.state_dict(self._watch.probes) if self._ledger is not None else {},
             "requests": self.requests.state_dict(),
         }
@@ -323,10 +457,12 @@ class Guard:
         try:
             if state.get("schema") != _STATE_SCHEMA:
                 raise ValueError(f"expected guard state of schema {_STATE_SCHEMA}, got {state.get('schema')}")
-            self._restore(state)
+            self._ranks.together(lambda: self._restore(state))
         except Exception as error:
             self._fault("resume", f"{type(error).__name__}: {error}; the guard starts afresh")
             _logger.debug("guard state could not be restored", exc_info=error)
+            if self._ledger is not None:
+                self._ledger.release()
             self._watch.begin_afresh()  # nothing of what was restored before the error stays in force
             for knob, weight in weights:
                 knob.set(weight)
@@ -337,6 +473,7 @@ class Guard:
         self._step, self._read_at = int(state["step"]), int(state["read_at"])
         self._engine.load_state_dict(state["engine"])
         self._watch.load_state_dict(state["watch"])
+        self._clinic.load_state_dict(state.get("clinic", {}))
         rules = {rule.name for rule in self.policy.rules}
         self._ledger.load_state_dict(state["ledger"], self._watch.probes, rules)
         self.requests.load_state_dict(state["requests"])
@@ -362,6 +499,8 @@ class Guard:
             dead_below=dead_below,
             requests=self.requests,
             progress=self._progress,
+            model=self._model,
+            ranks=self._ranks,
         )
 
     def _progress(self) -> float | None:
@@ -373,3 +512,5 @@ class Guard:
         if (where + reason) not in self._broken:
             self._broken.add(where + reason)
             self._log.emit("fault", self._step, where=where, reason=reason)
+            if not self._ranks.is_first:  # whose log nobody reads
+                _logger.warning("rank %d: %s: %s", self._ranks.index, where, reason)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import nn
 from torch.optim import Optimizer
 
 from collapse_guard.policies import Decision, DecisionKind, Outcome, PolicyEngine, actions
 
-from .acting import Deed, act_together
+from .acting import Deed, act_together, share_codebook
 from .entries import Entry, tries_of
 from .events import EventLog
-from .interventions import Site, Transaction, find_intervention
+from .interventions import Intervention, Site, Transaction, find_intervention
 from .probe import Probe
+from .ranks import Alone, Pool
 from .requests import REQUESTABLE, Request, Requests
-from .residual import Levels
+from .residual import Levels, members_of
 from .telling import TOLD_AS, fields_of_act, fields_of_outcome, fields_of_word
 
 __all__ = ["Entry", "Ledger"]
@@ -32,6 +35,8 @@ class Ledger:
         dead_below: share of the uniform share under which a code is dead.
         requests: where to ask for what only the training loop can do.
         progress: returns the share of the planned training that is done, or `None` where no plan is known.
+        ranks: that act together.
+        model: that trains, for interventions that look beyond a codebook.
     """
 
     def __init__(
@@ -43,16 +48,21 @@ class Ledger:
         dead_below: float = 0.1,
         requests: Requests | None = None,
         progress: Callable[[], float | None] = lambda: None,
+        ranks: Alone | None = None,
+        model: nn.Module | None = None,
     ) -> None:
         """Store the parts."""
+        self._ranks = ranks if ranks is not None else Alone()
+        self._pool = Pool(self._ranks)
         self._progress = progress
+        self._model = model
+        self._health: Callable[[str], str] = lambda codebook: "unknown"
         self._requests = requests if requests is not None else Requests(log)
         self.entries: list[Entry] = []
         self._log = log
         self._optimizers = optimizers
         self._seed = seed
         self._dead_below = dead_below
-        self._decayed: set[str] = set()  # codebooks whose commitment weight is not what their owner set
         self._unheld: set[str] = set()  # codebooks that could not be held; said once
         self._counts: dict[str, np.ndarray] = {}
         self._versions: dict[str, int] = {}
@@ -61,8 +71,13 @@ class Ledger:
         """Remember the (K,) counts of the latest reading; interventions ask them which codes are dead."""
         self._counts[codebook] = counts
 
+    def version_of(self, codebook: str) -> int:
+        """Return how often a codebook was written."""
+        return self._versions.get(codebook, 0)
+
     def carry_out(self, decisions: Iterable[Decision], engine: PolicyEngine, probes: Mapping[str, Probe]) -> None:
         """Act on each decision in order, report back, and carry out what follows from the report."""
+        self._health = lambda codebook: engine.health(codebook).value
         for decision in decisions:
             if decision.kind in TOLD_AS:
                 self._tell(decision, probes)
@@ -96,23 +111,55 @@ class Ledger:
                 reason = f"holding its codebook raised {type(error).__name__}: {error}; it is no longer held"
                 self._log.emit("fault", step, where=name, reason=reason)
 
-    def tend(self, step: int, *, after_reading: bool) -> None:
+    def tend(self, step: int, probes: Mapping[str, Probe], *, after_reading: bool) -> None:
         """At a step boundary: let interventions keep themselves up to date, before or after anything is read."""
         for entry in self.entries:
             intervention = entry.intervention
             if intervention is None or not (intervention.tends if after_reading else intervention.stays):
                 continue
+            if not intervention.is_due(step - entry.step):
+                continue
             before = intervention.writes
             try:
-                done = intervention.tend(step - entry.step)
+                done = self._tended(intervention, probes[entry.codebook], step - entry.step)
             except Exception as error:
-                entry.intervention = None
+                self._drop(entry)
                 reason = f"tending {entry.action} raised {type(error).__name__}: {error}; it is no longer tended"
                 self._log.emit("fault", step, where=entry.codebook, reason=reason)
                 continue
             if intervention.writes > before:
                 self._versions[entry.codebook] = self._versions.get(entry.codebook, 0) + 1
             self._tell_tended(entry, step, done)
+            if intervention.is_over:
+                entry.intervention = None
+
+    @staticmethod
+    def _drop(entry: Entry) -> None:
+        """Let an intervention go that is no longer tended; what it holds must not outlive it."""
+        intervention, entry.intervention = entry.intervention, None
+        if intervention is not None:
+            with contextlib.suppress(Exception):
+                intervention.release()
+
+    def release(self) -> None:
+        """Take out what interventions keep in force: the guard goes."""
+        for entry in self.entries:
+            self._drop(entry)
+
+    def _tended(self, intervention: Intervention[Any], probe: Probe, steps: int) -> str | None:
+        """Tend one intervention on all ranks, and make its codebook the same on all of them."""
+        self._pool.gather([probe])
+
+        def tend() -> str | None:
+            for hold in intervention.holds():
+                hold.raise_failure()
+            return intervention.tend(steps)
+
+        try:
+            return self._ranks.together(tend)
+        finally:  # also where it raised on some of them
+            if "codebook" in intervention.touches:
+                share_codebook(probe.view, self._optimizers, self._ranks)
 
     def _tell_tended(self, entry: Entry, step: int, done: str | None) -> None:
         if done is not None:
@@ -121,9 +168,11 @@ class Ledger:
 
     def _act(self, decision: Decision, parts: Sequence[Decision], probes: Mapping[str, Probe]) -> list[Deed]:
         """Apply one intervention as a transaction, on each of its codebooks; tell, and return what became of it."""
-        deeds = [Deed(part, Entry.of(part), probes[part.codebook]) for part in parts]
+        recorded = self._pool.gather(members_of(probes[parts[0].codebook], probes))
+        by_name = {each.view.name: each for each in recorded}
+        deeds = [Deed(part, Entry.of(part), by_name[part.codebook]) for part in parts]
         self.entries += [deed.entry for deed in deeds]
-        levels = Levels.of(deeds[0].probe, probes)
+        levels = Levels(recorded)
         asked: set[str] = set()
 
         def ask(kind: str) -> None:  # once, however many levels do
@@ -132,17 +181,16 @@ class Ledger:
                 reason = f"rung {(decision.rung or 0) + 1}: {kind}"
                 self._ask(kind, decision.step, decision.codebook, decision.rule, reason)
 
-        act_together(deeds, levels, self._optimizers, lambda deed: self._site(deed.entry, deed.probe, ask))
+        act_together(deeds, levels, lambda deed: self._site(deed.entry, probes, ask), self._ranks)
         for deed in deeds:
-            if "commitment" in deed.touches:
-                self._decayed.add(deed.entry.codebook)
             if "codebook" in deed.touches:
                 self._versions[deed.entry.codebook] = self._versions.get(deed.entry.codebook, 0) + 1
                 deed.summary += "; token ids are permuted"
         self._log.emit("intervention", decision.step, **fields_of_act(decision, deeds, self._versions, probes))
         return deeds
 
-    def _site(self, entry: Entry, probe: Probe, ask: Callable[[str], None]) -> Site:
+    def _site(self, entry: Entry, probes: Mapping[str, Probe], ask: Callable[[str], None]) -> Site:
+        probe = self._pool.of(probes[entry.codebook])
         counts = self._counts.get(entry.codebook, np.zeros(probe.view.K, dtype=np.int64))
         return Site(
             view=probe.view,
@@ -153,6 +201,14 @@ class Ledger:
             dead_below=self._dead_below,
             ask=ask,
             progress=self._progress,
+            model=self._model,
+            views=[each.view for each in probes.values()],
+            health=lambda: self._health(entry.codebook),
+            standing=lambda: [
+                each.intervention
+                for each in self.entries
+                if each is not entry and each.is_in_force and each.intervention is not None
+            ],
         )
 
     def _settle(self, decision: Decision, probes: Mapping[str, Probe]) -> list[int]:
@@ -186,13 +242,15 @@ class Ledger:
             if entry.transaction is None:
                 continue
             try:
-                entry.transaction.undo()
+                self._ranks.together(entry.transaction.undo)
                 entry.undone = True
                 undone.append(entry.attempt)
             except Exception as error:
                 reason = f"undoing {entry.action} raised {type(error).__name__}: {error}"
                 self._log.emit("fault", step, where=entry.codebook, reason=reason)
-            entry.transaction = entry.intervention = None
+                if writes:  # on some ranks it was undone
+                    share_codebook(probe.view, self._optimizers, self._ranks)
+            entry.let_go()
         if writes and undone:
             levels.refresh(probe)
         probe.window.restart()
@@ -202,8 +260,11 @@ class Ledger:
     def in_force(self) -> list[dict[str, Any]]:
         """Return what stays in force, as plain data: codebook, action, and the step since when."""
         names = ("codebook", "action", "step", "attempt")
-        standing = (entry for entry in self.entries if entry.is_in_force)
-        return [{name: getattr(entry, name) for name in names} for entry in standing]
+        return [
+            {name: getattr(entry, name) for name in names} | {"meaning": entry.intervention.in_words()}
+            for entry in self.entries
+            if entry.is_in_force and entry.intervention is not None
+        ]
 
     def _tell(self, decision: Decision, probes: Mapping[str, Probe]) -> None:
         self._log.emit(TOLD_AS[decision.kind], decision.step, **fields_of_word(decision, probes))
@@ -216,26 +277,19 @@ class Ledger:
     def state_dict(self, probes: Mapping[str, Probe]) -> dict[str, Any]:
         """Return all entries with what is needed to undo and tend them, as plain data and tensors.
 
-        A commitment weight is a number on a module, in no state dict of the model: the value in force is kept here. So
-        are the names of the codebooks whose own replacement of dead codes is switched off.
+        A commitment weight is a number on a module, in no state dict of the model: such values in force are kept here,
+        and the names of the codebooks whose own replacement of dead codes is switched off.
         """
         entries = []
         for entry in self.entries:
             record = entry.as_dict()
             record["in_force"] = entry.intervention.state_dict() if entry.intervention is not None else None
             record["transaction"] = entry.transaction.state_dict() if entry.transaction is not None else None
+            record["values"] = entry.values()
             entries.append(record)
         counts = {name: values.tolist() for name, values in self._counts.items()}
-        knobs = {name: probes[name].view.commitment for name in sorted(self._decayed) if name in probes}
-        commitments = {name: knob.get() for name, knob in knobs.items() if knob is not None}
         taken_over = sorted(name for name, probe in probes.items() if probe.view.is_taken_over)
-        return {
-            "entries": entries,
-            "versions": dict(self._versions),
-            "counts": counts,
-            "commitments": commitments,
-            "taken_over": taken_over,
-        }
+        return {"entries": entries, "versions": dict(self._versions), "counts": counts, "taken_over": taken_over}
 
     def load_state_dict(self, state: Mapping[str, Any], probes: Mapping[str, Probe], rules: Container[str]) -> None:
         """Rebuild the entries; interventions in force take hold again before the first forward.
@@ -255,24 +309,28 @@ class Ledger:
             if entry.result == "applied" and (probe is None or entry.rule not in rules):
                 entry.result = "inconclusive"
                 record = {**record, "transaction": None}
-            if probe is None:
-                continue
-            if record["transaction"] is not None:
-                entry.transaction = Transaction.restore(record["transaction"], probe.view, self._optimizers)
-            if record["in_force"] is not None:
-                params = actions()[entry.action].model_validate(entry.params)
-                entry.intervention = find_intervention(entry.action)(params, self._site(entry, probe, _asked_already))
-                entry.intervention.load_state_dict(record["in_force"])
-                if entry.intervention.stays:
-                    probe.view.freeze()
+            if probe is not None:
+                self._reinstate(entry, record, probes)
         for name in state.get("taken_over", ()):
             if name in probes:
                 probes[name].view.take_over()
-        for name, value in state["commitments"].items():
-            knob = probes[name].view.commitment if name in probes else None
-            if knob is not None:
-                knob.set(value)
-                self._decayed.add(name)
+
+    def _reinstate(self, entry: Entry, record: Mapping[str, Any], probes: Mapping[str, Probe]) -> None:
+        """Take up again what an entry left in force, and what may still be undone."""
+        snapshot, in_force, values = (record[name] for name in ("transaction", "in_force", "values"))
+        if snapshot is None and in_force is None and not values:
+            return
+        params = actions()[entry.action].model_validate(entry.params)
+        intervention = find_intervention(entry.action)(params, self._site(entry, probes, _asked_already))
+        parts = intervention.parts()
+        if snapshot is not None:
+            entry.transaction = Transaction.restore(snapshot, parts)
+        entry.parts = [part for part in parts if part.name in values]
+        for part in entry.parts:
+            part.stand(values[part.name])
+        if in_force is not None:
+            entry.intervention = intervention
+            intervention.load_state_dict(in_force)
 
 
 def _asked_already(kind: str) -> None:

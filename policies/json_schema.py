@@ -6,12 +6,17 @@ found by the loader only. Actions registered by the time of the call are in it.
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 from .actions import Action, actions
 from .duration import Duration
-from .schema import Policy
+from .parts import Budget, Clear, LossBound, Rung, Sample, Verify
+from .schema import Policy, Rule
 
 __all__ = ["policy_json_schema"]
 
@@ -27,6 +32,9 @@ def policy_json_schema() -> dict[str, Any]:
     """
     schema = Policy.model_json_schema(by_alias=True, ref_template=_REFERENCE)
     definitions = schema.setdefault("$defs", {})
+    _explain(Policy, schema)
+    for part in (Budget, Clear, LossBound, Rule, Rung, Sample, Verify):
+        _explain(part, definitions[part.__name__])
     # The model of a rung is filled by a validator of its own; what it takes is written down here.
     options = {
         key: value for key, value in definitions["Rung"]["properties"].items() if key not in ("action", "params")
@@ -50,7 +58,22 @@ def _definitions_of(name: str, model: type[Action]) -> dict[str, Any]:
     """Return the definition of an action's parameters, under its name, and those that it refers to."""
     own = model.model_json_schema(by_alias=True, ref_template=_REFERENCE)
     inner: dict[str, Any] = own.pop("$defs", {})
+    _explain(model, own)
     return inner | {name: own}
+
+
+def _explain(model: type[BaseModel], definition: Mapping[str, Any]) -> None:
+    """Give each key the sentence that the model's docstring has on it: `name: what it is.`, several in a paragraph."""
+    names = sorted(model.model_fields, key=len, reverse=True)
+    any_name = "|".join(map(re.escape, names))
+    section = inspect.getdoc(model) or ""
+    text = " ".join(section.partition("Attributes:")[2].split())
+    parts = re.split(rf"(?:^|(?<=[.;`]) )((?:{any_name})(?:, (?:{any_name}))*): ", text)
+    for keys, sentence in zip(parts[1::2], parts[2::2], strict=True):
+        for name in keys.split(", "):
+            alias = model.model_fields[name].alias or name
+            if alias in definition["properties"]:
+                definition["properties"][alias]["description"] = sentence[:1].upper() + sentence[1:]
 
 
 def _rung(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from collapse_guard.hooks import Hook
 
-from .nested import flatten_tensors
+from .nested import flatten_tensors, given_tensor
 from .refs import Knob
 
 __all__ = ["AddedCommitment", "Term", "find_commitment"]
@@ -63,6 +63,14 @@ class AddedCommitment:
         elif self._handle is None:
             self._handle = self._module.register_forward_hook(Hook(self._add), with_kwargs=True)
 
+    def save(self) -> float:
+        """Return the weight in force, for `restore`."""
+        return self._weight
+
+    def restore(self, saved: float) -> None:
+        """Put a saved weight in force."""
+        self.set(saved)
+
     def release(self) -> None:
         """Leave the loss as the quantizer computes it."""
         self._weight = self._fixed
@@ -71,7 +79,7 @@ class AddedCommitment:
             self._handle = None
 
     def _add(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
-        given = next(flatten_tensors((args, kwargs)))
+        given = cast(Tensor, given_tensor(type(module).forward, args, kwargs))
         quantised, loss, *rest = output
         more = (self._weight - self._fixed) * self._term(module, given, quantised)
         return (quantised, loss + more.to(loss.dtype), *rest)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from collapse_guard.kmeans import assign
 
 from .base import CodebookView, Confidence, Metric, Observation, Reader
-from .nested import flatten_tensors
+from .nested import given_tensor
 from .refs import Knob, TensorRef
 
 __all__ = ["GenericVQ"]
@@ -85,7 +85,7 @@ class GenericVQ:
             module=module,
             confidence=Confidence.DESCRIBED,
             table=table,
-            readers={"forward": _reader(self, table)},
+            readers={"forward": _reader(self, module, table)},
             metric=self.metric,
             decodes_raw=self.decodes_raw,
             ema_sum=None if self.ema_sum is None else _ref(name, module, self.ema_sum),
@@ -100,7 +100,7 @@ class GenericVQ:
         return view
 
 
-def _reader(described: GenericVQ, table: TensorRef) -> Reader:
+def _reader(described: GenericVQ, module: nn.Module, table: TensorRef) -> Reader:
     """Return the reader of a described forward; what a description reads wrongly is said in its own words."""
     is_layout_known = described.latents is not None
 
@@ -113,7 +113,7 @@ def _reader(described: GenericVQ, table: TensorRef) -> Reader:
             latents = described.latents
             given = _asked("latents", lambda: latents(*args, **kwargs), f"the forward got {outline((*args, kwargs))}")
         else:
-            given = next(flatten_tensors((args, kwargs)), None)
+            given = given_tensor(type(module).forward, args, kwargs)
         if given is None:
             return None
         codes, given, rows = codes.detach().reshape(-1), given.detach(), table.get()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["flatten_tensors"]
+__all__ = ["flatten_tensors", "given_tensor"]
 
 
 def flatten_tensors(value: Any) -> Iterator[Tensor]:
@@ -23,3 +25,27 @@ def flatten_tensors(value: Any) -> Iterator[Tensor]:
     elif hasattr(value, "__dataclass_fields__"):
         for name in value.__dataclass_fields__:
             yield from flatten_tensors(getattr(value, name))
+
+
+def given_tensor(method: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Return the first tensor that a call hands over, in the order in which the method declares its parameters.
+
+    Args:
+        method: what was called, bound or not.
+        args: its positional arguments, without `self`.
+        kwargs: its keyword arguments, in the caller's order.
+
+    >>> import torch
+    >>> def forward(x, mask=None): ...
+    >>> given_tensor(forward, (), {"mask": torch.zeros(2), "x": torch.ones(3)})
+    tensor([1., 1., 1.])
+    """
+    if len(kwargs) > 1:
+        order = _parameters(getattr(method, "__func__", method))
+        kwargs = dict(sorted(kwargs.items(), key=lambda item: order.get(item[0], len(order))))
+    return next(flatten_tensors((args, kwargs)), None)
+
+
+@functools.lru_cache(maxsize=256)
+def _parameters(function: Callable[..., Any]) -> Mapping[str, int]:
+    return {name: place for place, name in enumerate(inspect.signature(function).parameters)}

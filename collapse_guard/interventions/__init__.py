@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .base import Intervention, InterventionError, Site, Transaction
 from .catalogue import INTERVENTIONS, find_intervention
+from .parts import Part, tensors_of
 from .support import LadderSupport, RungSupport, ladders_on
 
 __all__ = [
@@ -11,9 +12,11 @@ __all__ = [
     "Intervention",
     "InterventionError",
     "LadderSupport",
+    "Part",
     "RungSupport",
     "Site",
     "Transaction",
     "find_intervention",
     "ladders_on",
+    "tensors_of",
 ]

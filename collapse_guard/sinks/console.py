@@ -238,7 +238,7 @@ def _summary(event: Event) -> list[_Line]:
     table.title = Text(f"collapse_guard: summary after {event.step} steps{ended}")
     for column in ("codebook", "health", "perplexity\nfirst > last", "usage\nlast", "interventions"):
         table.add_column(column, overflow="fold")
-    held = {each["codebook"] for each in fields["in_force"]}
+    held = {each["codebook"] for each in fields["in_force"] if not each.get("meaning")}
     for book in fields["codebooks"]:
         done = [item for item in fields["interventions"] if item["codebook"] == book["name"]]
         first, last = book["first"], book["last"]
@@ -267,6 +267,8 @@ def _alike(in_force: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]
 
 def _standing(items: Sequence[Mapping[str, Any]]) -> str:
     names, first = ", ".join(str(item["codebook"]) for item in items), items[0]
+    if first.get("meaning"):
+        return f"{first['action']} for {names} since step {first['step']}: {first['meaning']}"
     stands, book, its = ("stands", "codebook", "its") if len(items) == 1 else ("stand", "codebooks", "their")
     return (
         f"{names} {stands} on the {book} of {first['action']} since step {first['step']}; {its} own update was "

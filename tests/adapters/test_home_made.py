@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from collapse_guard import NoQuantizerError, discover
@@ -347,3 +347,20 @@ def test_a_forward_that_raises_leaves_the_real_tensors_in_place() -> None:
         module(torch.randn(7, D))
     assert module.omega is table
     assert torch.equal(module.omega, before)
+
+
+def test_keywords_in_another_order_than_declared_hand_over_the_same_latents() -> None:
+    class Weighted(quantizers.Plain):
+        def forward(self, x: Tensor, weights: Tensor | None = None) -> Any:
+            return super().forward(x if weights is None else x * weights)
+
+    module = Weighted()
+    view, given = only_view(module), torch.randn(2, 5, D)
+    output = module(given)
+    swapped = view.readers["forward"]((), {"weights": torch.ones(2, 5, 1), "x": given}, output)
+    plain = view.readers["forward"]((given,), {}, output)
+    assert swapped is not None
+    assert plain is not None
+    assert swapped.latents is not None
+    assert plain.latents is not None
+    torch.testing.assert_close(swapped.latents, plain.latents, rtol=0, atol=0)

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from collapse_guard.adapters.base import CodebookView, Metric, Observation, Reader, Unrecognised
 from collapse_guard.adapters.commitment import AddedCommitment, find_commitment
-from collapse_guard.adapters.nested import flatten_tensors
+from collapse_guard.adapters.nested import flatten_tensors, given_tensor
 from collapse_guard.adapters.refs import Knob, Switch, TensorRef
 from collapse_guard.kmeans import assign
 
@@ -236,7 +236,7 @@ def _readers(module: nn.Module, structure: _Structure | None, search: _Search | 
         codes = true_ids[0] if getattr(module, "remap", None) is not None else _codes(output)
         latents = None
         if structure is not None and search is not None:
-            given = next(flatten_tensors((args, kwargs))).detach()
+            given = cast(Tensor, given_tensor(type(module).forward, args, kwargs)).detach()
             latents = _rows(search.as_compared(structure.project(module, given)))
         return Observation(codes.detach().reshape(-1), latents)
 

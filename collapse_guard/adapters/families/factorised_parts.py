@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from collapse_guard.adapters.base import Metric, Observation, Reader
-from collapse_guard.adapters.nested import flatten_tensors
+from collapse_guard.adapters.nested import flatten_tensors, given_tensor
 from collapse_guard.kmeans import assign
 
 __all__ = ["Form", "Parts", "alone", "as_rows", "confirm", "parts_of", "reader_of", "twin_of", "twin_of_parts"]
@@ -108,7 +108,7 @@ def reader_of(parts: Parts, form: Form) -> Reader:
         if form.latents is not None:
             latents = tensors[form.latents].detach()
         else:
-            given = next(flatten_tensors((args, kwargs))).detach()
+            given = cast(Tensor, given_tensor(type(parts.module).forward, args, kwargs)).detach()
             latents = parts.project(given.movedim(form.axis, 1))
         return Observation(tensors[form.codes].detach().reshape(-1), as_rows(latents))
 

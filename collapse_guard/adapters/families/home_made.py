@@ -8,7 +8,7 @@ other is reported with the reason if it looks or acts like a quantizer, and pass
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from collapse_guard.adapters.base import K_OF_ONE, CodebookView, Confidence, Observation, Reader, Unrecognised
-from collapse_guard.adapters.nested import flatten_tensors
+from collapse_guard.adapters.nested import flatten_tensors, given_tensor
 from collapse_guard.adapters.recognition import (
     Bench,
     CannotTryError,
@@ -139,7 +139,7 @@ def _view(
     """Make the view of a confirmed quantizer."""
     table, layout = explanation.table, explanation.layout
     training = _rehearse(bench, entry, explanation)
-    reader = _reader(layout, _training_index(training.trial, explanation), table.K)
+    reader = _reader(getattr(type(module), entry), layout, _training_index(training.trial, explanation), table.K)
     if training.trial is not None and reader((training.trial.given,), {}, training.trial.output) is None:
         return Unrecognised(name, _NO_TRAINING_CODES, table=table.name)
     averages = _averages(module, training, explanation, reader)
@@ -223,11 +223,11 @@ def _training_index(trial: Trial | None, explanation: Explanation) -> int:
     return explanation.codes_index
 
 
-def _reader(layout: Layout, index: int, K: int) -> Reader:
-    """Return the reader of a confirmed quantizer."""
+def _reader(entry: Callable[..., Any], layout: Layout, index: int, K: int) -> Reader:
+    """Return the reader of a confirmed quantizer's entry."""
 
     def read(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Observation | None:
-        given = next(flatten_tensors((args, kwargs)), None)
+        given = given_tensor(entry, args, kwargs)
         tensors = list(flatten_tensors(output))
         if given is None or index >= len(tensors):
             return None
