@@ -11,7 +11,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format docs bench bench-overhead zoo bench-kmeans bench-upkeep bench-evaluation bench-diagnosis peers readme support coverage clean
+.PHONY: help demo test test-all lint format docs bench bench-overhead zoo bench-kmeans bench-upkeep bench-evaluation bench-diagnosis peers readme support kill chaos coverage clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -67,6 +67,12 @@ readme: $(STAMP)  ## run the demo and write its output into the README
 
 support: $(STAMP)  ## write the table of supported quantizer classes into the README
 	$(BIN)/python -m tests.contract.support
+
+kill: $(STAMP)  ## kill training runs at fifty random moments each, resume them, compare bit for bit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_kill.py -m slow $(ARGS)
+
+chaos: $(STAMP)  ## inject every collapse into every kind of quantizer in every phase of the guard, and break a part of it
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/testing/test_chaos.py -m slow $(ARGS)
 
 coverage: $(STAMP)  ## measure branch coverage; collapse_guard and policies need 95 % each
 	$(BIN)/coverage run -m pytest $(ARGS)

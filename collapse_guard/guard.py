@@ -45,7 +45,7 @@ from .reports import (
     summarise,
 )
 from .requests import Requests
-from .sinks import JsonLinesSink, open_sinks
+from .sinks import JsonLinesSink, new_run, open_sinks
 from .snapshots import Snapshots, wanted_snapshots
 from .tokenizers import save_tokenizers, tokenizers_of
 from .watch import Watch
@@ -70,6 +70,8 @@ class Guard:
         seed: of the guard's own random streams; the run's are never touched.
         total_steps: optimizer steps that the whole training is planned to take, if that is known: what moves codes
             steadily stops before the end.
+        log_max_bytes: bound on the event log, which then forgets its oldest part; see `JsonLinesSink`. Without one
+            it grows with the readings.
 
     Attributes:
         requests: what the policy asks of the loop, such as to stop; see `Requests.take`.
@@ -94,10 +96,12 @@ class Guard:
         adapters: Mapping[str, GenericVQ] | None = None,
         seed: int = 0,
         total_steps: int | None = None,
+        log_max_bytes: int | None = None,
     ) -> None:
         """Load and validate the policy; nothing is hooked, opened or printed before `attach`."""
         self.policy = load_policy(policy)
         self._log_dir = log_dir
+        self._log_max_bytes = log_max_bytes
         self._console = console
         self._extra_sinks = tuple(sinks)
         self._adapters = dict(adapters or {})
@@ -107,6 +111,7 @@ class Guard:
         self._read_at = 0
         self._seconds = 0.0
         self._attached_at = 0.0
+        self._run = ""
         self._log = EventLog()
         self._file: JsonLinesSink | None = None
         self._kept: dict[str, KMeansTokenizer] = {}  # the fallbacks that were in force at the end
@@ -166,8 +171,11 @@ class Guard:
             raise
         self._ranks, self._story = ranks, 0
         optimizers = (optimizers,) if isinstance(optimizers, Optimizer) else tuple(optimizers)
+        self._run, self._log.closing = new_run(), False
         self._log.sinks, self._file = open_sinks(
             self._log_dir if ranks.is_first else None,
+            run=self._run,
+            max_bytes=self._log_max_bytes,
             console=self._console and ranks.is_first,
             further=self._extra_sinks,
         )
@@ -278,6 +286,7 @@ class Guard:
         assert self._ledger is not None
         # What is saved after the end must be able to go on: with verifications open, not settled for the summary.
         self._state_at_close = self.state_dict()
+        self._log.closing = True
         self._ledger.carry_out(self._engine.finish(self._step), self._engine, self._watch.probes)
         self.requests.remind(self._step)
         self._kept = tokenizers_of(self._ledger, self._watch.probes, self._fault)
@@ -538,6 +547,7 @@ class Guard:
             return self._state_at_close
         return {
             "schema": _STATE_SCHEMA,
+            "run": self._run,
             "step": self._step,
             "read_at": self._read_at,
             "policy": {"name": self.policy.name, "fingerprint": self.policy.fingerprint()},
@@ -555,6 +565,8 @@ class Guard:
         A policy that changed in between wins, and the log says so. State that cannot be read is told, and the guard
         starts afresh: the run itself must be able to resume.
         """
+        knobs = [probe.view.commitment for probe in self._watch.probes.values()]
+        weights = [(knob, knob.get()) for knob in knobs if knob is not None]
         try:
             if state.get("schema") != _STATE_SCHEMA:
                 raise ValueError(f"expected guard state of schema {_STATE_SCHEMA}, got {state.get('schema')}")
@@ -562,6 +574,11 @@ class Guard:
         except Exception as error:
             self._fault("resume", f"{type(error).__name__}: {error}; the guard starts afresh")
             _logger.debug("guard state could not be restored", exc_info=error)
+            if self._ledger is not None:
+                self._ledger.release()
+            self._watch.begin_afresh()  # nothing of what was restored before the error stays in force
+            for knob, weight in weights:
+                knob.set(weight)
             self._begin_afresh()
 
     def _restore(self, state: Mapping[str, Any]) -> None:
@@ -575,9 +592,15 @@ class Guard:
         self.requests.load_state_dict(state["requests"])
         if self._snapshots is not None and state["snapshot"] is not None:
             self._snapshots.load_state_dict(state["snapshot"])
-        changed = state["policy"]["fingerprint"] != self.policy.fingerprint()
-        in_force = self._ledger.in_force()
-        self._log.emit("resumed", self._step, policy=self.policy.name, policy_changed=changed, in_force=in_force)
+        self._log.emit(
+            "resumed",
+            self._step,
+            policy=self.policy.name,
+            policy_changed=state["policy"]["fingerprint"] != self.policy.fingerprint(),
+            policy_before=state["policy"],
+            in_force=self._ledger.in_force(),
+            continues=state.get("run"),
+        )
 
     def _begin_afresh(self) -> None:
         self._step = self._read_at = 0

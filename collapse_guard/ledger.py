@@ -69,6 +69,7 @@ class Ledger:
         self._optimizers = optimizers
         self._seed = seed
         self._dead_below = dead_below
+        self._unheld: set[str] = set()  # codebooks that could not be held; said once
         self._counts: dict[str, np.ndarray] = {}
         self._versions: dict[str, int] = {}
         self.withdrawn: dict[str, int] = {}  # alerts that were none, by codebook
@@ -107,9 +108,12 @@ class Ledger:
     def hold(self, step: int, probes: Mapping[str, Probe]) -> None:
         """At a step boundary, before anything is read: put back what an optimizer did to frozen codebooks."""
         for name, probe in probes.items():
+            if name in self._unheld:
+                continue
             try:
                 probe.view.hold()
             except Exception as error:
+                self._unheld.add(name)
                 probe.view.unfreeze()
                 reason = f"holding its codebook raised {type(error).__name__}: {error}; it is no longer held"
                 self._log.emit("fault", step, where=name, reason=reason)
@@ -291,7 +295,8 @@ class Ledger:
     def state_dict(self, probes: Mapping[str, Probe]) -> dict[str, Any]:
         """Return all entries with what is needed to undo and tend them, as plain data and tensors.
 
-        A commitment weight is a number on a module, in no state dict of the model: such values in force are kept here.
+        A commitment weight is a number on a module, in no state dict of the model: such values in force are kept here,
+        and the names of the codebooks whose own replacement of dead codes is switched off.
         """
         entries = []
         for entry in self.entries:
@@ -302,7 +307,8 @@ class Ledger:
             entries.append(record)
         counts = {name: values.tolist() for name, values in self._counts.items()}
         tallies = {"versions": dict(self._versions), "withdrawn": dict(self.withdrawn), "counts": counts}
-        return {"entries": entries, **tallies}
+        taken_over = sorted(name for name, probe in probes.items() if probe.view.is_taken_over)
+        return {"entries": entries, **tallies, "taken_over": taken_over}
 
     def load_state_dict(self, state: Mapping[str, Any], probes: Mapping[str, Probe], rules: Container[str]) -> None:
         """Rebuild the entries; interventions in force take hold again before the first forward.
@@ -325,6 +331,9 @@ class Ledger:
                 record = {**record, "transaction": None}
             if probe is not None:
                 self._reinstate(entry, record, probes)
+        for name in state.get("taken_over", ()):
+            if name in probes:
+                probes[name].view.take_over()
 
     def _reinstate(self, entry: Entry, record: Mapping[str, Any], probes: Mapping[str, Probe]) -> None:
         """Take up again what an entry left in force, and what may still be undone."""

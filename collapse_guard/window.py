@@ -227,6 +227,10 @@ class Window:
         """Whether a latent was added since the window began; told without asking the device."""
         return self._added != self._added_before
 
+    def emptied(self) -> Window:
+        """Return a window of the same codebook and stream that has seen nothing."""
+        return Window(self.K, self.D, seed=self._seed)
+
     def restart(self) -> None:
         """Begin a new window: counts at zero; the ring keeps its latents."""
         if self._counts is not None and self._before is not None:
