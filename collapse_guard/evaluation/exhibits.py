@@ -156,7 +156,12 @@ class Exhibits:
 def _copied(value: Any) -> Any:
     """Copy the tensors of plain containers, the first samples of them where there are too many."""
     tensors: list[Tensor] = []
-    _walk(value, lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
+
+    def note(tensor: Tensor) -> Tensor:
+        tensors.append(tensor)
+        return tensor
+
+    _walk(value, note)
     largest = max(tensors, key=Tensor.numel, default=None)
     size = most = -1
     if largest is not None and largest.ndim and largest.numel() > _MOST_ELEMENTS:

@@ -181,6 +181,10 @@ class EvalFixIntervention(Intervention[EvalFix]):
         placed = f"all codes placed on {len(latents)} latents without it"
         return f"dropout before the quantizer switched off in training, too ({', '.join(told)}), and {placed}"
 
+    def tend(self, steps: int) -> str | None:
+        """Do nothing but be asked: a hook that has failed in evaluation is told at the next step."""
+        return None
+
     def in_words(self) -> str:
         """Say what an evaluation after the end of the guard will show."""
         if self._method == "dropout":
