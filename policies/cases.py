@@ -22,7 +22,7 @@ from .duration import PositiveSteps
 from .errors import MismatchError, PolicyError, Problem, dotted, quote, suggest
 from .loader import load_policy, preset_names
 from .reading import NUMERIC_FIELDS
-from .schema import Policy
+from .schema import Policy, Stage
 from .series import Series, parse_series
 
 __all__ = ["Case", "CaseFile", "load_cases"]
@@ -111,6 +111,7 @@ class Case(BaseModel):
 
     Attributes:
         name: what is being tested, as a sentence.
+        stage: of all its readings; with `eval` each of them stands for a validation.
         codes: K. tokens: of each reading. codebook: its name, for rules that look at some codebooks only.
         every: cadence of the readings; `None`: the policy's own, denser while the codebook is suspect.
         epoch: length of an epoch, for policies that count epochs; `None`: no epoch is said.
@@ -126,6 +127,7 @@ class Case(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
 
     name: Annotated[str, Field(min_length=1)]
+    stage: Stage = "train"
     codes: Annotated[int, Field(ge=1, examples=[256])]
     tokens: Annotated[int, Field(ge=1)] = 2048
     codebook: Annotated[str, Field(min_length=1)] = "codebook"

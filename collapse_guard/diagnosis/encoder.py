@@ -126,7 +126,7 @@ def exploding(facts: Facts) -> Diagnosis | None:
     first = facts.read[0] if facts.read else None
     wider = facts.latent_norm / first.latent_norm if first is not None and first.latent_norm > 0 else math.nan
     consequence = max(ramp(risen, 1.5, 4), ramp(wider, 2, 5))
-    confidence = 0.95 * ramp(math.log10(min(grown, 1e30)), 1.0, 1.7) * consequence
+    confidence = 0.95 * ramp(math.log10(min(max(grown, 1.0), 1e30)), 1.0, 1.7) * consequence
     if confidence <= 0:
         return None
     return Diagnosis(

@@ -264,6 +264,10 @@ def _summary(event: Event) -> list[_Line]:
         done = [item for item in fields["interventions"] if item["codebook"] == book["name"]]
         first, last = book["first"], book["last"]
         seen = f"{first['perplexity']:.1f} > {last['perplexity']:.1f} of {book['K']}" if last else "no tokens seen"
+        if (evaluated := book.get("evaluated")) is not None:
+            share = evaluated["eval_to_train"]
+            beside = f", {share:.0%} of training" if share is not None else ""
+            seen += f"\nin evaluation {evaluated['perplexity']:.1f}{beside}"
         health = book["health"] if book["is_watched"] else "not watched"
         table.add_row(
             Text(plain(book["name"])),
@@ -275,6 +279,7 @@ def _summary(event: Event) -> list[_Line]:
     share = f"the guard took {fields['guard_seconds']:.2f} s of {fields['run_seconds']:.2f} s"
     lines: list[_Line] = [table]
     lines += [_more("in force", _standing(alike)) for alike in _alike(fields["in_force"])]
+    lines += [_more("tokenizer", f"{book}: saved in {place}") for book, place in fields.get("tokenizers", {}).items()]
     lines += [
         _more("withdrawn", f"{name}: {count} alert{'s' if count > 1 else ''}: nothing was wrong")
         for name, count in fields.get("withdrawn", {}).items()
