@@ -211,6 +211,7 @@ class Ledger:
                 for each in self.entries
                 if each is not entry and each.is_in_force and each.intervention is not None
             ],
+            ranks=self._ranks.size,
             snapshots=self._snapshots,
             encoder=lambda: _without_tables(probes[entry.codebook].feeds, probes),
         )

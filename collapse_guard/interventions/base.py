@@ -46,6 +46,7 @@ class Site:
         views: all codebooks of the run.
         health: returns the health of the codebook at its last reading, as a word.
         standing: returns the other interventions that are in force now, on any codebook.
+        ranks: how many train together.
         snapshots: the last healthy snapshot of the run, if any action of the policy wants one.
         encoder: returns the parameters that the quantizer's input was seen to depend on; none before a forward.
     """
@@ -62,6 +63,7 @@ class Site:
     views: Sequence[CodebookView] = ()
     health: Callable[[], str] = lambda: "unknown"
     standing: Callable[[], Sequence[Intervention[Any]]] = lambda: ()
+    ranks: int = 1
     snapshots: Snapshots | None = None
     encoder: Callable[[], Sequence[nn.Parameter]] = lambda: ()
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from collapse_guard.adapters import CodebookView
-from collapse_guard.execution import world_size
 from collapse_guard.kmeans import fit_codebook
 from collapse_guard.policies import DisableNormalisation
 
@@ -48,7 +47,7 @@ class DisableNormalisationIntervention(Intervention[DisableNormalisation]):
         """Refuse where it is off already."""
         if (why := super().refusal()) is not None:
             return why
-        if (ranks := world_size()) > 1:
+        if (ranks := self.site.ranks) > 1:
             return f"{ranks} ranks train together, and what one of them records of unnormalised latents is not pooled"
         return "normalisation is off already" if self.site.view.is_unnormalised else None
 

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from collapse_guard.adapters import CodebookView
-from collapse_guard.execution import world_size
 from collapse_guard.policies import Substitute
 
 from .base import Intervention, Site
@@ -57,7 +56,7 @@ class SubstituteIntervention(Intervention[Substitute]):
         site = self.site
         if (why := super().refusal()) is not None:
             return why
-        if (ranks := world_size()) > 1:
+        if (ranks := self.site.ranks) > 1:
             return f"{ranks} ranks train together: gradients of parameters that came later would not be averaged"
         if not site.optimizers:
             return "no optimizer is known to the guard: give it to `attach(model, optimizers)`"

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from collapse_guard.execution import world_size
 from collapse_guard.kmeans import fit_codebook
 from collapse_guard.policies import TakeOverUpdates
 from collapse_guard.window import Window
@@ -114,7 +113,7 @@ class TakeOverUpdatesIntervention(Intervention[TakeOverUpdates]):
         """Refuse where the codebook cannot be written or frozen, or where its updates are kept out already."""
         if (reason := super().refusal()) is not None:
             return reason
-        if (ranks := world_size()) > 1:
+        if (ranks := self.site.ranks) > 1:
             return (
                 f"{ranks} ranks train together, and this average would be over one rank's tokens: `fallback_tokenizer`"
             )
