@@ -36,6 +36,7 @@ __all__ = [
     "Action",
     "Alert",
     "DecayCommitment",
+    "EvalFix",
     "FallbackTokenizer",
     "ResetCodes",
     "SaveCheckpoint",
@@ -116,6 +117,21 @@ class Upkeep(Action):
     until: Annotated[float, Field(gt=0, le=1)] = 0.9
 
 
+class EvalFix(Action):
+    """Make evaluation assign codes as training does.
+
+    Attributes:
+        method: what is done. `assignment`: in evaluation the quantizer assigns as in training, and nothing that it
+            writes meanwhile lasts; `statistics`: the running statistics of batch normalisation before it are recomputed
+            before each evaluation; `dropout`: dropout before it is switched off in training; `auto`: what removes the
+            cause that was found, and nothing where it is another one.
+    """
+
+    action: ClassVar[str] = "eval_fix"
+
+    method: Literal["auto", "assignment", "statistics", "dropout"] = "auto"
+
+
 class Alert(Action):
     """Touch nothing: a rung that only tells."""
 
@@ -152,6 +168,7 @@ _ACTIONS: dict[str, type[Action]] = {
         TakeOverUpdates,
         Substitute,
         Rollback,
+        EvalFix,
         Alert,
         SaveCheckpoint,
         StopTraining,

@@ -13,7 +13,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from .actions import Action, FallbackTokenizer, ResetCodes, Upkeep
+from .causes import LEADING, Cause
 from .duration import Duration
+from .parts import OfCause
 from .remedies import FreezeEncoder, LowerLr, Rollback, ScaleLossWeight, Substitute, TakeOverUpdates
 from .schema import Policy, Rule, Rung
 from .words import MEANINGS, counted, in_a_row, in_words, joined, matching, percent
@@ -93,7 +95,15 @@ def _rollback(it: Rollback) -> str:
     )
 
 
+_EVAL_FIXES = {
+    "auto": "make evaluation assign codes as training does, by what removes the cause that was found",
+    "assignment": "let the quantizer assign codes in evaluation as in training, and keep nothing that it writes",
+    "statistics": "recompute the running statistics of batch normalisation before the quantizer before each evaluation",
+    "dropout": "switch dropout before the quantizer off in training",
+}
+
 _ACTIONS: dict[str, Callable[[Any], str]] = {
+    "eval_fix": lambda it: _EVAL_FIXES[it.method],
     "reset_codes": _reset_codes,
     "decay_commitment": lambda it: f"multiply the commitment weight by {it.factor:g}, never below {it.floor:g}",
     "fallback_tokenizer": _fallback_tokenizer,
@@ -131,8 +141,8 @@ _TOLD_OF_SAMPLE = {"every", "when_suspect", "min_tokens", "settle", "dead_below"
 _TOLD_OF_BUDGET = {"interventions", "refill_after"}
 _OF_LADDER = ("cooldown", "verify", "ladder", "budget", "on_exhausted")
 _TOLD_OF_RULE = {*_OF_LADDER, "name", "codebooks", "when", "for_", "clear", "severity", "inhibits"}
-_TOLD_OF_RULE |= {"silence_until", "missing", "nan"}
-_TOLD_OF_RUNG = {"action", "params", "repeat", "within", "budget"}
+_TOLD_OF_RULE |= {"silence_until", "missing", "nan", "unless", "stage"}
+_TOLD_OF_RUNG = {"action", "params", "repeat", "within", "budget", "on"}
 
 
 def explain_policy(policy: Policy, width: int = 100) -> str:
@@ -177,9 +187,16 @@ def _of_rule(rule: Rule, policy: Policy) -> Iterator[str]:
     """One rule from its firing to its end."""
     if rule.codebooks != ("*",):
         yield f"It exists only on codebooks whose name {matching(rule.codebooks)}."
+    if rule.stage == "eval":
+        yield "It looks at evaluation alone: each validation makes one reading, and training makes none."
     yield f"It fires when {in_words(rule.when)}, {in_a_row(rule.for_)}."
     opposite = "" if rule.clear.when else " (the opposite of what fires it)"
     yield f"It is over when {in_words(rule.clear_when)}{opposite}, {in_a_row(rule.clear_for)}."
+    if rule.unless:
+        yield (
+            f"It is withdrawn, and that is told once, where {_found(rule.unless)}; it looks again after its pause, ten "
+            "readings at the least."
+        )
     yield from _of_unknowns(rule)
     if rule.silence_until.count:
         yield f"Before step {rule.silence_until.count} it neither counts, tells nor acts."
@@ -246,7 +263,15 @@ def _of_rung(rung: Rung, rule: Rule) -> str:
     budget = f", at most {counted(rung.budget, 'time')} on one codebook" if rung.budget else ""
     within = f"; {'each ' if rung.repeat > 1 else ''}judged within {rung.within or rule.verify.within}"
     more = "".join(f"; {text.rstrip('.')}" for text in _untold(rung, _TOLD_OF_RUNG))
-    return f"{rung.action}: {_of_action(rung.params)}{repeat}{budget}{within}{more}."
+    on = f", only where {_found(rung.on)}" if rung.on else ""
+    return f"{rung.action}{on}: {_of_action(rung.params)}{repeat}{budget}{within}{more}."
+
+
+def _found(it: OfCause) -> str:
+    """Say that a cause was found, in words."""
+    sure = "" if it.confidence == LEADING else f", with a confidence of {it.confidence:g} or more"
+    told = joined([f"{name} ({Cause(name).message})" for name in it.cause], "or")
+    return f"the cause found is {told}{sure}"
 
 
 def _of_action(action: Action) -> str:

@@ -11,6 +11,7 @@ from .clip_gradients import ClipGradientsIntervention
 from .decay_commitment import DecayCommitmentIntervention
 from .disable_normalisation import DisableNormalisationIntervention
 from .ema_decay import FastEmaIntervention, SlowEmaIntervention
+from .eval_fix import EvalFixIntervention
 from .fallback_tokenizer import FallbackTokenizerIntervention
 from .freeze_encoder import FreezeEncoderIntervention
 from .learning_rate import LowerLrIntervention, RaiseCodebookLrIntervention
@@ -46,6 +47,7 @@ INTERVENTIONS: dict[str, type[Intervention[Any]]] = {
     "clip_gradients": ClipGradientsIntervention,
     "decay_commitment": DecayCommitmentIntervention,
     "disable_normalisation": DisableNormalisationIntervention,
+    "eval_fix": EvalFixIntervention,
     "fallback_tokenizer": FallbackTokenizerIntervention,
     "fast_ema": FastEmaIntervention,
     "freeze_encoder": FreezeEncoderIntervention,

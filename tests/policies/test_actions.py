@@ -65,6 +65,7 @@ def test_built_in_actions_are_known_by_their_names() -> None:
         "take_over_updates",
         "substitute",
         "rollback",
+        "eval_fix",
         "alert",
         "save_checkpoint",
         "stop_training",
