@@ -28,8 +28,8 @@ _UNSTARTED = "its codebook is not initialised yet: it awaits its weights, or the
 _SILENT_STEPS = 2
 _DRIFTS = (
     "its codebook is not the same on all ranks: each updates it from its own tokens alone. Let the quantizer add up "
-    "its updates over the ranks (vector-quantize-pytorch: sync_codebook=True; where there is no such option, all-reduce "
-    "counts and sums of its update). Until then what is measured of the codebook itself is the first rank's"
+    "its updates over the ranks (vector-quantize-pytorch: sync_codebook=True; where there is none, all-reduce counts "
+    "and sums of its update). Until then what is measured of the codebook itself is the first rank's"
 )
 
 Fault = Callable[[str, str], None]
