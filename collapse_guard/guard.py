@@ -379,7 +379,7 @@ class Guard:
         if epoch is None and self._without_epoch:
             self._fault("epoch", self._without_epoch)
         enough = sample.min_tokens if self._step >= self.policy.warmup_steps else 0
-        word = Word(self._step, self._story, loss, epoch)
+        word, asked_before = Word(self._step, self._story, loss, epoch), self.requests.open_count
         readings = self._watch.read(word, dead_below=sample.dead_below, min_tokens=enough)
         taken = []
         for reading, counts in readings:
@@ -394,7 +394,7 @@ class Guard:
                 self._log.emit("reading", self._step, health=self._engine.health(reading.codebook).value, **fields)
             self._ledger.carry_out(decisions, self._engine, self._watch.probes)
 
-        if self.requests.are_open:
+        if self.requests.open_count > asked_before:
             self._ranks.words("")  # all ranks have come this far: what is asked for is asked for on all
 
     def _explained(self, readings: Sequence[Reading]) -> Sequence[Reading]:

@@ -137,7 +137,8 @@ def sum_up(window: Window, view: CodebookView, *, size: int = 1) -> Sums:
         view: the codebook as it is now.
         size: how many ranks sample latents: each takes its share of 512.
     """
-    table = view.codebook().float()
+    # Nobody asks for a table that is sharded: what needs it is not known then.
+    table = view.codebook().float() if not view.is_sharded else torch.full((view.K, view.D), math.nan)
     tallies = window.tallies
     if tallies is None:
         tallies = torch.zeros(view.K + 2, dtype=torch.int64, device=table.device)
