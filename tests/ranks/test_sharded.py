@@ -1,4 +1,4 @@
-"""FSDP2 on two CPU ranks: a sharded table is counted and left alone with a reason; one that is left out is guarded in full."""
+"""FSDP2 on two CPU ranks: a sharded table is counted and left alone with a reason; one left out is guarded in full."""
 
 from __future__ import annotations
 
