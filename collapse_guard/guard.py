@@ -489,7 +489,7 @@ class Guard:
         if epoch is None and self._without_epoch:
             self._fault("epoch", self._without_epoch)
         enough = sample.min_tokens if self._step >= self.policy.warmup_steps else 0
-        word, asked_before = Word(self._step, self._story, loss, epoch), self.requests.open_count
+        word = Word(self._step, self._story, loss, epoch)
         readings = self._watch.read(word, dead_below=sample.dead_below, min_tokens=enough)
         taken = []
         for reading, counts in readings:
@@ -501,6 +501,7 @@ class Guard:
     def _judge(self, taken: Sequence[Reading], explain: Explain) -> None:
         """Let the policy decide on readings of one step, tell them, and carry out what it decided."""
         assert self._ledger is not None
+        asked_before = self.requests.open_count
         for bundle in taken_together(taken):
             together = explain(bundle)
             decisions = self._remembered(self._engine.observe_together(together))
@@ -514,7 +515,6 @@ class Guard:
             and all(self._engine.health(name) is Health.HEALTHY for name in self._watch.readings)
         ):
             self._snapshots.consider(self._step)
-
         if self.requests.open_count > asked_before:
             self._ranks.words("")  # all ranks have come this far: what is asked for is asked for on all
 
