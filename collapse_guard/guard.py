@@ -501,6 +501,7 @@ class Guard:
     def _judge(self, taken: Sequence[Reading], explain: Explain) -> None:
         """Let the policy decide on readings of one step, tell them, and carry out what it decided."""
         assert self._ledger is not None
+        asked_before = self.requests.open_count
         for bundle in taken_together(taken):
             together = explain(bundle)
             decisions = self._remembered(self._engine.observe_together(together))
@@ -514,8 +515,7 @@ class Guard:
             and all(self._engine.health(name) is Health.HEALTHY for name in self._watch.readings)
         ):
             self._snapshots.consider(self._step)
-
-        if self.requests.are_open:
+        if self.requests.open_count > asked_before:
             self._ranks.words("")  # all ranks have come this far: what is asked for is asked for on all
 
     def _explained(self, readings: Sequence[Reading]) -> Sequence[Reading]:
