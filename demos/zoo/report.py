@@ -166,9 +166,9 @@ def _listed(seeds: Sequence[int]) -> str:
 
 
 def _arm_table(arms: dict[str, Any]) -> list[str]:
-    head = "| arm | pairs | recovered, all | tuned | held out | error alone | detected | delay, readings | steps to recover | "
+    head = "| arm | pairs | recovered, all | tuned | held out | error alone | detected | delay, readings "
     lines = [
-        head + "error / best prevention | interventions | guard's time |",
+        head + "| steps to recover | error / best prevention | interventions | guard's time |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for arm, found in arms.items():
