@@ -25,7 +25,7 @@ class Arm:
         family: of the quantizer that stands in for the scenario's own; empty for its own.
         options: of the quantizer, over the scenario's.
         policy: of the guard: a preset, a file or a mapping; `None` for no guard.
-        is_random: whether it has the policy `default` with a ladder of random actions, drawn for each scenario and seed.
+        is_random: whether it has the policy `default` with random ladders, drawn for each scenario and seed.
         is_peer: whether it is a prevention that guarded arms are compared with.
     """
 

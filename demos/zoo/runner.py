@@ -121,11 +121,8 @@ def run_study(
         What failed, a line each.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = {(each.scenario, each.arm, each.seed, each.steps, each.policy): each for each in read_cells(path)}
+    done = {(each.scenario, each.arm, each.seed, each.steps, each.policy) for each in read_cells(path)}
     todo = [cell for cell in study.cells() if cell.key not in done]
-    acted = {
-        (each.scenario, each.seed, each.steps): _moments_of(each) for each in done.values() if each.arm == "default"
-    }
     failures: list[str] = []
     crew = _Crew(processes, seconds_per_cell)
     try:
