@@ -20,10 +20,10 @@ from rich import get_console
 from torch import Tensor
 from typing_extensions import override
 
-from collapse_guard import Event, GenericVQ, Guard, PolicyError, Request, Sink
+from collapse_guard import ConsoleSink, Event, GenericVQ, Guard, PolicyError, Request, Sink
 from collapse_guard.policies import Policy, load_policy
 from collapse_guard.requests import REQUESTABLE, may_request
-from collapse_guard.sinks import log_folder
+from collapse_guard.sinks import Verbosity, log_folder
 
 __all__ = ["CollapseGuard", "join_lightning"]
 
@@ -87,12 +87,14 @@ class CollapseGuard(Callback):
             `default_root_dir`.
         loss: name of a logged metric (`self.log(name, ...)`) that verification may look at.
         console: whether to print alerts, interventions and the summary.
+        verbosity: how much is printed: `quiet`, `normal` or `detailed`; see `ConsoleSink`.
         sinks: further places for events to go.
         adapters: module path in the LightningModule -> description, for quantizers that are not recognised.
         seed: of the guard's own random streams.
 
     Raises:
         PolicyError: the policy is not valid; every problem is listed with file and line.
+        ValueError: an unknown verbosity.
 
     Example:
         ``Trainer(callbacks=[CollapseGuard(policy="default")])``
@@ -105,6 +107,7 @@ class CollapseGuard(Callback):
         log_dir: str | Path | None = None,
         loss: str | None = None,
         console: bool = True,
+        verbosity: Verbosity = "normal",
         sinks: Sequence[Sink] = (),
         adapters: Mapping[str, GenericVQ] | None = None,
         seed: int = 0,
@@ -123,6 +126,8 @@ class CollapseGuard(Callback):
         self._log_dir = log_dir
         self._loss = loss
         self._console = console
+        ConsoleSink(verbosity=verbosity)  # refuses an unknown one here, not when training starts
+        self._verbosity = verbosity
         self._sinks = tuple(sinks)
         self._adapters = adapters
         self._seed = seed
@@ -163,6 +168,7 @@ class CollapseGuard(Callback):
             self.policy,
             log_dir=self._directory(trainer) if first else None,
             console=self._console and first,
+            verbosity=self._verbosity,
             sinks=sinks,
             adapters=self._adapters,
             seed=self._seed,

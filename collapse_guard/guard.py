@@ -33,7 +33,7 @@ from .reports import (
     summarise,
 )
 from .requests import Requests
-from .sinks import open_sinks
+from .sinks import ConsoleSink, Verbosity, open_sinks
 from .watch import Watch
 
 __all__ = ["Guard"]
@@ -49,6 +49,7 @@ class Guard:
         policy: preset name, path of a YAML file, mapping, or a loaded policy.
         log_dir: directory of the run; `collapse_guard/events.jsonl` is written below it. `None` writes no file.
         console: whether to print alerts, interventions and the summary.
+        verbosity: how much is printed: `quiet`, `normal` or `detailed`; see `ConsoleSink`.
         sinks: further places for events to go.
         adapters: module path -> description, for quantizers that are not recognised.
         seed: of the guard's own random streams; the run's are never touched.
@@ -60,6 +61,7 @@ class Guard:
 
     Raises:
         PolicyError: the policy is not valid; every problem is listed with file and line.
+        ValueError: an unknown verbosity.
 
     Example:
         >>> from collapse_guard import Guard
@@ -74,6 +76,7 @@ class Guard:
         *,
         log_dir: str | Path | None = None,
         console: bool = True,
+        verbosity: Verbosity = "normal",
         sinks: Sequence[Sink] = (),
         adapters: Mapping[str, GenericVQ] | None = None,
         seed: int = 0,
@@ -82,7 +85,7 @@ class Guard:
         """Load and validate the policy; nothing is hooked, opened or printed before `attach`."""
         self.policy = load_policy(policy)
         self._log_dir = log_dir
-        self._console = console
+        self._console = ConsoleSink(verbosity=verbosity) if console else None
         self._extra_sinks = tuple(sinks)
         self._adapters = dict(adapters or {})
         self._seed = seed
