@@ -2,9 +2,11 @@
 #
 #   make PYTHON=python3.12 test     another interpreter for a new .venv
 #   make test ARGS='-k kmeans -x'   further arguments for pytest
+#   make test PARALLEL=             one after another, in one process
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ARGS ?=
+PARALLEL ?= -n auto --dist worksteal
 BIN := .venv/bin
 STAMP := .venv/installed
 
@@ -18,10 +20,10 @@ demo: $(STAMP)  ## watch a codebook collapse, and see it repaired
 	$(BIN)/collapse-guard demo
 
 test: $(STAMP)  ## run the tests, without the slow ones
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 
 test-all: $(STAMP)  ## run every test
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: $(STAMP)  ## check style, layout and types
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """Acting: one ACT decision as one transaction, on one codebook or on several levels of a residual, coarse first.
 
 Levels that cannot take the action are refused, and those whose latents are no longer known once a coarser level was
-written are postponed, as are those whose commitment weight is shared with one that has just changed it, while the
-others go on. What raises puts all of them back.
+written are postponed, as are those that would change what another one has just changed, such as a commitment weight
+that several share, while the others go on. What raises puts all of them back.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-from torch.optim import Optimizer
 
 from collapse_guard.policies import Decision
 
@@ -49,33 +47,30 @@ class Deed:
         return self.entry.intervention.touches if self.entry.intervention is not None else frozenset()
 
 
-def act_together(
-    deeds: Sequence[Deed], levels: Levels, optimizers: Sequence[Optimizer], site_of: Callable[[Deed], Site]
-) -> None:
+def act_together(deeds: Sequence[Deed], levels: Levels, site_of: Callable[[Deed], Site]) -> None:
     """Carry out an ACT on its codebooks, coarse first; write on each deed what became of it.
 
     Args:
         deeds: coarse first.
         levels: of the residual that the codebooks belong to.
-        optimizers: those that may hold moments of their rows.
         site_of: makes the site of an intervention.
     """
     written: Probe | None = None
-    weighed: list[Deed] = []
+    applied: list[Deed] = []
     where = ""
     try:
         for deed in deeds:
             where = deed.entry.codebook
             intervention = find_intervention(deed.entry.action)(deed.decision.params, site_of(deed))
-            writes, weighs = (part in intervention.touches for part in ("codebook", "commitment"))
+            writes = "codebook" in intervention.touches
             stale = levels.why_stale(deed.probe, written) if writes and written is not None else None
-            if (wait := stale or (_why_shared(deed, weighed) if weighs else None)) is not None:
+            if (wait := stale or _why_shared(intervention, applied)) is not None:
                 deed.entry.result, deed.summary = "postponed", wait
             elif (reason := intervention.refusal()) is not None:
                 deed.entry.result, deed.summary = "refused", reason
             else:
-                _apply(deed, intervention, optimizers)
-                weighed += [deed] if weighs else []
+                _apply(deed, intervention)
+                applied.append(deed)
                 if writes:
                     written = written or deed.probe
                     levels.refresh(deed.probe)
@@ -84,25 +79,27 @@ def act_together(
         if written is not None:
             levels.refresh(written)
         return
-    applied = [deed.probe for deed in deeds if deed.entry.result == "applied"]
-    for probe in applied:
-        probe.window.restart()  # a reading never straddles an intervention
+    for deed in applied:
+        deed.probe.window.restart()  # a reading never straddles an intervention
     if applied:
-        levels.restart_below(applied[0])
+        levels.restart_below(applied[0].probe)
 
 
-def _why_shared(deed: Deed, weighed: Sequence[Deed]) -> str | None:
-    """Return why a commitment weight is not changed once more: several levels may share one."""
-    mine = deed.probe.view.commitment
-    for other in weighed:
-        theirs = other.probe.view.commitment
-        if mine is not None and theirs is not None and mine.place == theirs.place:
-            return f"its commitment weight is also that of {other.entry.codebook}, which has just changed it"
+def _why_shared(intervention: Intervention[Any], applied: Sequence[Deed]) -> str | None:
+    """Return why something is not changed once more: several levels may share a weight, and all share an optimizer."""
+    if not applied:
+        return None
+    mine = {part.place: part.name for part in intervention.parts()}
+    for other in applied:
+        for part in other.entry.transaction.parts if other.entry.transaction is not None else ():
+            if part.place in mine:
+                what = mine[part.place].replace("_", " ")
+                return f"its {what} is also that of {other.entry.codebook}, which has just changed it"
     return None
 
 
-def _apply(deed: Deed, intervention: Intervention[Any], optimizers: Sequence[Optimizer]) -> None:
-    transaction = Transaction(deed.probe.view, optimizers, intervention.touches)
+def _apply(deed: Deed, intervention: Intervention[Any]) -> None:
+    transaction = Transaction(intervention.parts())
     try:
         deed.summary = intervention.apply()
         transaction.check()
@@ -110,6 +107,7 @@ def _apply(deed: Deed, intervention: Intervention[Any], optimizers: Sequence[Opt
         transaction.undo()
         raise
     deed.entry.transaction, deed.entry.intervention = transaction, intervention
+    deed.entry.parts = [part for part in transaction.parts if part.standing() is not None]
     deed.manifest = transaction.manifest()
 
 
@@ -121,7 +119,7 @@ def _put_back(deeds: Sequence[Deed], error: Exception, where: str) -> None:
         entry = deed.entry
         if entry.transaction is not None:
             entry.transaction.undo()
-        entry.transaction = entry.intervention = None
+        entry.let_go()
         entry.result, deed.manifest = "refused", []
         whose = "" if entry.codebook == where else f"{where}: "
         deed.summary = f"{whose}{what}; everything was put back"

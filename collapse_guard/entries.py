@@ -8,7 +8,7 @@ from typing import Any
 
 from collapse_guard.policies import Decision
 
-from .interventions import Intervention, Transaction
+from .interventions import Intervention, Part, Transaction
 
 __all__ = ["Entry", "tries_of"]
 
@@ -31,6 +31,7 @@ class Entry:
         undone: whether it was rolled back.
         transaction: the snapshot, while it may still be undone.
         intervention: the acting object, while it is in force.
+        parts: what it changed, as long as that stands.
     """
 
     attempt: int
@@ -44,6 +45,7 @@ class Entry:
     undone: bool = False
     transaction: Transaction | None = field(default=None, repr=False)
     intervention: Intervention[Any] | None = field(default=None, repr=False)
+    parts: Sequence[Part] = field(default=(), repr=False)
 
     @classmethod
     def of(cls, decision: Decision) -> Entry:
@@ -68,6 +70,16 @@ class Entry:
     def as_dict(self) -> dict[str, Any]:
         """Return what happened as plain data, without what is needed to undo it."""
         return {name: getattr(self, name) for name in _RECORDED}
+
+    def let_go(self) -> None:
+        """Forget what was needed to undo it and to keep it in force: it is undone."""
+        self.transaction = self.intervention = None
+        self.parts = ()
+
+    def values(self) -> dict[str, Any]:
+        """Return what stands and is in no checkpoint of model or optimizer, by name of the part, as plain data."""
+        standing = {part.name: part.standing() for part in self.parts}
+        return {name: value for name, value in standing.items() if value is not None}
 
     @property
     def is_in_force(self) -> bool:

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from collapse_guard.policies import Policy, PolicyEngine, Reading, load_policy, taken_together
 
 from .adapters import GenericVQ, discover
+from .diagnosis import Clinic
 from .events import EventLog, Sink
 from .execution import compiled_parts, refuse_replicas, unwrap_compiled, world_size
 from .interventions import ladders_on
@@ -101,8 +102,10 @@ class Guard:
         self._state_at_close: dict[str, Any] | None = None
         self._without_epoch = ""  # what a loop that does not say its epoch makes of the policy
         self._watch = Watch((), seed=seed, fault=self._fault)
+        self._model: nn.Module | None = None
         self._optimizers: Sequence[Optimizer] = ()
         self._ledger: Ledger | None = None
+        self._clinic = Clinic(self._fault)
         self._broken: set[str] = set()
 
     # Lifetime
@@ -137,8 +140,10 @@ class Guard:
         self._is_attached, self._state_at_close = True, None
         self._watch = watch
         self._attached_at, self._seconds = time.perf_counter(), 0.0
-        self._optimizers = optimizers
+        self._model, self._optimizers = unwrap_compiled(model), optimizers
         self._begin_afresh()
+        self._clinic = Clinic(self._fault)
+        self._clinic.begin(watch.probes, unwrap_compiled(model))
         self._log.emit(
             "attached",
             self._step,
@@ -176,6 +181,8 @@ class Guard:
         except Exception as error:
             _logger.warning("the summary could not be written: %s: %s", type(error).__name__, error)
         finally:
+            if self._ledger is not None:
+                self._ledger.release()
             self._watch.release()
             self._is_attached = False
             self._log.close()
@@ -240,6 +247,8 @@ class Guard:
             if self._is_due():
                 self._read(number_of(loss), epoch)
                 self._ledger.tend(self._step, after_reading=True)
+            if self._is_due(ahead=1):
+                self._clinic.arm()
         except Exception as error:  # the one place that catches broadly: the run is not the victim of its guard
             self._fault("guard", f"{type(error).__name__}: {error}")
             _logger.debug("guard failed", exc_info=error)
@@ -255,10 +264,10 @@ class Guard:
         """Time spent in the guard since it was attached: hooks, readings and interventions."""
         return self._seconds + self._watch.seconds
 
-    def _is_due(self) -> bool:
+    def _is_due(self, ahead: int = 0) -> bool:
         sample = self.policy.sample
         every = sample.when_suspect_steps if self._engine.is_suspect else sample.every_steps
-        return self._step - self._read_at >= every
+        return self._step + ahead - self._read_at >= every
 
     def _read(self, loss: float | None, epoch: int | None) -> None:
         assert self._ledger is not None
@@ -273,8 +282,10 @@ class Guard:
         taken = []
         for reading, counts in readings:
             self._ledger.note(reading.codebook, counts)
+            self._clinic.note(reading, counts, version=self._ledger.version_of(reading.codebook))
             taken.append(reading)
-        for together in taken_together(taken):
+        for bundle in taken_together(taken):
+            together = self._clinic.explain(bundle, self._engine.wants_causes)
             decisions = self._engine.observe_together(together)
             for reading in together:
                 fields = {key: value for key, value in reading.as_record().items() if key != "step"}
@@ -297,6 +308,7 @@ class Guard:
             "policy": {"name": self.policy.name, "fingerprint": self.policy.fingerprint()},
             "engine": self._engine.state_dict(),
             "watch": self._watch.state_dict(),
+            "clinic": self._clinic.state_dict(),
             "ledger": self._ledger.state_dict(self._watch.probes) if self._ledger is not None else {},
             "requests": self.requests.state_dict(),
         }
@@ -321,6 +333,7 @@ class Guard:
         self._step, self._read_at = int(state["step"]), int(state["read_at"])
         self._engine.load_state_dict(state["engine"])
         self._watch.load_state_dict(state["watch"])
+        self._clinic.load_state_dict(state.get("clinic", {}))
         rules = {rule.name for rule in self.policy.rules}
         self._ledger.load_state_dict(state["ledger"], self._watch.probes, rules)
         self.requests.load_state_dict(state["requests"])
@@ -340,6 +353,7 @@ class Guard:
             dead_below=dead_below,
             requests=self.requests,
             progress=self._progress,
+            model=self._model,
         )
 
     def _progress(self) -> float | None:

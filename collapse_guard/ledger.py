@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import nn
 from torch.optim import Optimizer
 
 from collapse_guard.policies import Decision, DecisionKind, Outcome, PolicyEngine, actions
@@ -32,6 +34,7 @@ class Ledger:
         dead_below: share of the uniform share under which a code is dead.
         requests: where to ask for what only the training loop can do.
         progress: returns the share of the planned training that is done, or `None` where no plan is known.
+        model: that trains, for interventions that look beyond a codebook.
     """
 
     def __init__(
@@ -43,16 +46,18 @@ class Ledger:
         dead_below: float = 0.1,
         requests: Requests | None = None,
         progress: Callable[[], float | None] = lambda: None,
+        model: nn.Module | None = None,
     ) -> None:
         """Store the parts."""
         self._progress = progress
+        self._model = model
+        self._health: Callable[[str], str] = lambda codebook: "unknown"
         self._requests = requests if requests is not None else Requests(log)
         self.entries: list[Entry] = []
         self._log = log
         self._optimizers = optimizers
         self._seed = seed
         self._dead_below = dead_below
-        self._decayed: set[str] = set()  # codebooks whose commitment weight is not what their owner set
         self._counts: dict[str, np.ndarray] = {}
         self._versions: dict[str, int] = {}
 
@@ -60,8 +65,13 @@ class Ledger:
         """Remember the (K,) counts of the latest reading; interventions ask them which codes are dead."""
         self._counts[codebook] = counts
 
+    def version_of(self, codebook: str) -> int:
+        """Return how often a codebook was written."""
+        return self._versions.get(codebook, 0)
+
     def carry_out(self, decisions: Iterable[Decision], engine: PolicyEngine, probes: Mapping[str, Probe]) -> None:
         """Act on each decision in order, report back, and carry out what follows from the report."""
+        self._health = lambda codebook: engine.health(codebook).value
         for decision in decisions:
             if decision.kind in TOLD_AS:
                 self._tell(decision, probes)
@@ -100,15 +110,32 @@ class Ledger:
                 continue
             before = intervention.writes
             try:
+                for hold in intervention.holds():
+                    hold.raise_failure()
                 done = intervention.tend(step - entry.step)
             except Exception as error:
-                entry.intervention = None
+                self._drop(entry)
                 reason = f"tending {entry.action} raised {type(error).__name__}: {error}; it is no longer tended"
                 self._log.emit("fault", step, where=entry.codebook, reason=reason)
                 continue
             if intervention.writes > before:
                 self._versions[entry.codebook] = self._versions.get(entry.codebook, 0) + 1
             self._tell_tended(entry, step, done)
+            if intervention.is_over:
+                entry.intervention = None
+
+    @staticmethod
+    def _drop(entry: Entry) -> None:
+        """Let an intervention go that is no longer tended; what it holds must not outlive it."""
+        intervention, entry.intervention = entry.intervention, None
+        if intervention is not None:
+            with contextlib.suppress(Exception):
+                intervention.release()
+
+    def release(self) -> None:
+        """Take out what interventions keep in force: the guard goes."""
+        for entry in self.entries:
+            self._drop(entry)
 
     def _tell_tended(self, entry: Entry, step: int, done: str | None) -> None:
         if done is not None:
@@ -128,17 +155,16 @@ class Ledger:
                 reason = f"rung {(decision.rung or 0) + 1}: {kind}"
                 self._ask(kind, decision.step, decision.codebook, decision.rule, reason)
 
-        act_together(deeds, levels, self._optimizers, lambda deed: self._site(deed.entry, deed.probe, ask))
+        act_together(deeds, levels, lambda deed: self._site(deed.entry, probes, ask))
         for deed in deeds:
-            if "commitment" in deed.touches:
-                self._decayed.add(deed.entry.codebook)
             if "codebook" in deed.touches:
                 self._versions[deed.entry.codebook] = self._versions.get(deed.entry.codebook, 0) + 1
                 deed.summary += "; token ids are permuted"
         self._log.emit("intervention", decision.step, **fields_of_act(decision, deeds, self._versions, probes))
         return deeds
 
-    def _site(self, entry: Entry, probe: Probe, ask: Callable[[str], None]) -> Site:
+    def _site(self, entry: Entry, probes: Mapping[str, Probe], ask: Callable[[str], None]) -> Site:
+        probe = probes[entry.codebook]
         counts = self._counts.get(entry.codebook, np.zeros(probe.view.K, dtype=np.int64))
         return Site(
             view=probe.view,
@@ -149,6 +175,14 @@ class Ledger:
             dead_below=self._dead_below,
             ask=ask,
             progress=self._progress,
+            model=self._model,
+            views=[each.view for each in probes.values()],
+            health=lambda: self._health(entry.codebook),
+            standing=lambda: [
+                each.intervention
+                for each in self.entries
+                if each is not entry and each.is_in_force and each.intervention is not None
+            ],
         )
 
     def _settle(self, decision: Decision, probes: Mapping[str, Probe]) -> list[int]:
@@ -188,7 +222,7 @@ class Ledger:
             except Exception as error:
                 reason = f"undoing {entry.action} raised {type(error).__name__}: {error}"
                 self._log.emit("fault", step, where=entry.codebook, reason=reason)
-            entry.transaction = entry.intervention = None
+            entry.let_go()
         if writes and undone:
             levels.refresh(probe)
         probe.window.restart()
@@ -198,8 +232,11 @@ class Ledger:
     def in_force(self) -> list[dict[str, Any]]:
         """Return what stays in force, as plain data: codebook, action, and the step since when."""
         names = ("codebook", "action", "step", "attempt")
-        standing = (entry for entry in self.entries if entry.is_in_force)
-        return [{name: getattr(entry, name) for name in names} for entry in standing]
+        return [
+            {name: getattr(entry, name) for name in names} | {"meaning": entry.intervention.in_words()}
+            for entry in self.entries
+            if entry.is_in_force and entry.intervention is not None
+        ]
 
     def _tell(self, decision: Decision, probes: Mapping[str, Probe]) -> None:
         self._log.emit(TOLD_AS[decision.kind], decision.step, **fields_of_word(decision, probes))
@@ -212,18 +249,17 @@ class Ledger:
     def state_dict(self, probes: Mapping[str, Probe]) -> dict[str, Any]:
         """Return all entries with what is needed to undo and tend them, as plain data and tensors.
 
-        A commitment weight is a number on a module, in no state dict of the model: the value in force is kept here.
+        A commitment weight is a number on a module, in no state dict of the model: such values in force are kept here.
         """
         entries = []
         for entry in self.entries:
             record = entry.as_dict()
             record["in_force"] = entry.intervention.state_dict() if entry.intervention is not None else None
             record["transaction"] = entry.transaction.state_dict() if entry.transaction is not None else None
+            record["values"] = entry.values()
             entries.append(record)
         counts = {name: values.tolist() for name, values in self._counts.items()}
-        knobs = {name: probes[name].view.commitment for name in sorted(self._decayed) if name in probes}
-        commitments = {name: knob.get() for name, knob in knobs.items() if knob is not None}
-        return {"entries": entries, "versions": dict(self._versions), "counts": counts, "commitments": commitments}
+        return {"entries": entries, "versions": dict(self._versions), "counts": counts}
 
     def load_state_dict(self, state: Mapping[str, Any], probes: Mapping[str, Probe], rules: Container[str]) -> None:
         """Rebuild the entries; interventions in force take hold again before the first forward.
@@ -243,21 +279,25 @@ class Ledger:
             if entry.result == "applied" and (probe is None or entry.rule not in rules):
                 entry.result = "inconclusive"
                 record = {**record, "transaction": None}
-            if probe is None:
-                continue
-            if record["transaction"] is not None:
-                entry.transaction = Transaction.restore(record["transaction"], probe.view, self._optimizers)
-            if record["in_force"] is not None:
-                params = actions()[entry.action].model_validate(entry.params)
-                entry.intervention = find_intervention(entry.action)(params, self._site(entry, probe, _asked_already))
-                entry.intervention.load_state_dict(record["in_force"])
-                if entry.intervention.stays:
-                    probe.view.freeze()
-        for name, value in state["commitments"].items():
-            knob = probes[name].view.commitment if name in probes else None
-            if knob is not None:
-                knob.set(value)
-                self._decayed.add(name)
+            if probe is not None:
+                self._reinstate(entry, record, probes)
+
+    def _reinstate(self, entry: Entry, record: Mapping[str, Any], probes: Mapping[str, Probe]) -> None:
+        """Take up again what an entry left in force, and what may still be undone."""
+        snapshot, in_force, values = (record[name] for name in ("transaction", "in_force", "values"))
+        if snapshot is None and in_force is None and not values:
+            return
+        params = actions()[entry.action].model_validate(entry.params)
+        intervention = find_intervention(entry.action)(params, self._site(entry, probes, _asked_already))
+        parts = intervention.parts()
+        if snapshot is not None:
+            entry.transaction = Transaction.restore(snapshot, parts)
+        entry.parts = [part for part in parts if part.name in values]
+        for part in entry.parts:
+            part.stand(values[part.name])
+        if in_force is not None:
+            entry.intervention = intervention
+            intervention.load_state_dict(in_force)
 
 
 def _asked_already(kind: str) -> None:

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .adapters import CodebookView, Interception, Observation
 from .adapters.base import Reader
+from .diagnosis.pulse import Pulse
 from .hooks import Hook
 from .window import Window
 
@@ -32,6 +33,7 @@ class Probe:
         """Store the parts; nothing is hooked before `install`."""
         self.view = view
         self.window = Window(view.K, view.D, seed=seed)
+        self.pulse = Pulse(view.D)
         self.seconds = 0.0
         self._on_error = on_error
         self._handles: list[RemovableHandle | Interception] = []
@@ -86,6 +88,8 @@ class Probe:
                 if observation is not None:
                     self._check(observation)
                     self.window.add(observation.codes, observation.latents)
+            if observation is not None and self.pulse.is_armed and torch.is_grad_enabled():
+                self.pulse.feel((args, kwargs), output, observation.latents)
         except Exception as error:  # the watched forward must not fail for the watcher
             self.remove()
             self._on_error(error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from collapse_guard.policies import Decision, DecisionKind, levels_text
+from collapse_guard.policies import LEADING, Decision, DecisionKind, Reading, levels_text
 
 from .acting import Deed
 from .probe import Probe
@@ -24,6 +24,7 @@ TOLD_AS = {
     DecisionKind.SKIP: "skip",
     DecisionKind.CLEARED: "cleared",
     DecisionKind.EXHAUSTED: "exhausted",
+    DecisionKind.WITHDRAWN: "withdrawn",
 }
 """Events of decisions that ask for nothing."""
 
@@ -40,9 +41,11 @@ def fields_of_word(decision: Decision, probes: Mapping[str, Probe]) -> dict[str,
         fields["then"] = decision.then
         if decision.then in REQUESTABLE:
             fields["reason"] += f"; the policy asks for {decision.then} now"
-    is_alert = decision.kind is DecisionKind.ALERT and decision.before is not None
+    tells_why = decision.kind in (DecisionKind.ALERT, DecisionKind.WITHDRAWN)
+    is_alert = tells_why and decision.before is not None
     if is_alert and decision.before is not None:
-        fields |= {"why": explain(decision.before), "reading": decision.before.as_dict()}
+        fields |= {"why": _why(decision.before), "reading": decision.before.as_dict()}
+        fields |= {"causes": [each.as_dict() for each in decision.before.causes]}
     if decision.members:
         fields["members"] = [
             _place(part) | {"reason": part.reason} | (_seen(part) if is_alert else {}) for part in decision.members
@@ -122,6 +125,12 @@ def _who(decision: Decision, probes: Mapping[str, Probe]) -> dict[str, Any]:
         "levels": levels,
         "levels_watched": size,
     }
+
+
+def _why(reading: Reading) -> str:
+    """Say the likeliest cause, if one was found; else what the reading's numbers alone show."""
+    top = reading.causes[0] if reading.causes else None
+    return top.says if top is not None and top.confidence >= LEADING else explain(reading)
 
 
 def _place(decision: Decision) -> dict[str, Any]:

@@ -171,6 +171,14 @@ class Window:
         held = min(self._added, self.capacity)
         return Rows(self._latents[:held], self._origins[0, :held], self._origins[1, :held], self._valid[:held])
 
+    def recent(self, most: int) -> Rows | None:
+        """Return a copy of the last `most` rows that came in, oldest first; `None` before the first observation."""
+        if self._latents is None or self._valid is None or self._origins is None:
+            return None
+        held = min(self._added, self.capacity, most)
+        places = (self._added - held + torch.arange(held, device=self._latents.device)) % self.capacity
+        return Rows(self._latents[places], *self._origins[:, places], self._valid[places])
+
     def forget(self) -> None:
         """Take nothing in the ring for a token: it is not what the codebook is compared with any more. Counts stay."""
         if self._valid is not None:

@@ -21,6 +21,7 @@ from .actions import (
     register_action,
 )
 from .cases import Case, load_cases
+from .causes import LEADING, Cause, Diagnosis
 from .columns import Columns, columns_of, listed
 from .condition import Comparison, Condition
 from .coordination import levels_text
@@ -44,12 +45,14 @@ from .table import recording_of_rows
 from .trial import Difference, try_case
 
 __all__ = [
+    "LEADING",
     "NUMERIC_FIELDS",
     "REPLAY_LIMITS",
     "Action",
     "Alert",
     "Budget",
     "Case",
+    "Cause",
     "Clear",
     "Columns",
     "Comparison",
@@ -58,6 +61,7 @@ __all__ = [
     "DecayCommitment",
     "Decision",
     "DecisionKind",
+    "Diagnosis",
     "Difference",
     "Duration",
     "FallbackTokenizer",

@@ -5,8 +5,10 @@ An ACT decision only asks; nothing here acts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from .causes import LEADING, Diagnosis
 from .decisions import DecisionKind, Outcome, Skip
 from .plan import RulePlan, RungPlan
 from .quiet import hush, silence, yield_to
@@ -40,11 +42,10 @@ def act(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
     """
     if not rule.rungs:
         return state
-    rung = rule.next_rung(state)
+    causes = turn.reading.causes
+    rung = rule.next_rung(state, causes)
     if rung is None:
-        tried = ", ".join(each.description for each in rule.rungs)
-        spent = " or spent its budget" if any(each.description not in state.failed for each in rule.rungs) else ""
-        turn.record(DecisionKind.EXHAUSTED, rule, f"every rung has failed{spent}: {tried}", then=rule.on_exhausted)
+        turn.record(DecisionKind.EXHAUSTED, rule, _nothing_left(rule, state, causes), then=rule.on_exhausted)
         return _exhausted(turn, rule, changed(state, skipped=None))
     facts: dict[str, Any] = {"action": rung.action, "params": rung.params, "rung": rung.index}
     if turn.plan.observes:
@@ -58,6 +59,22 @@ def act(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
     if not _make_room(turn, rule, state):
         return turn.skip(rule, state, Skip.OCCUPIED, "another intervention is being verified", **facts)
     return _ask(turn, rule, state, rung)
+
+
+def _nothing_left(rule: RulePlan, state: RuleState, causes: Sequence[Diagnosis]) -> str:
+    """Say why no rung can be tried: it has failed, has spent its budget, or is meant for another cause."""
+    done = [each for each in rule.rungs if each.description in state.failed or each.is_spent(state)]
+    waiting = [each for each in rule.rungs if each not in done]
+    told = []
+    if done:
+        spent = " or spent its budget" if any(each.description not in state.failed for each in done) else ""
+        which = "every rung has failed" if not waiting else "these rungs have failed"
+        told.append(f"{which}{spent}: {', '.join(dict.fromkeys(each.description for each in done))}")
+    if waiting:
+        found = ", ".join(each.cause.value for each in causes if each.confidence >= LEADING) or "none"
+        meant = ", ".join(f"{each.description} for {each.on}" for each in waiting)
+        told.append(f"no rung is for the cause that was found ({found}): {meant}")
+    return "; ".join(told)
 
 
 def _spent_budget(turn: Turn, rule: RulePlan, rung: RungPlan, state: RuleState) -> str | None:

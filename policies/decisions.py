@@ -7,29 +7,15 @@ performs one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from .reading import Reading
+from .vocabulary import Word
 
 if TYPE_CHECKING:
     from .actions import Action
 
 __all__ = ["Decision", "DecisionKind", "Health", "Outcome", "Skip", "Word"]
-
-
-class Word(Enum):
-    """An enumeration whose members carry their own explanation: `value` for machines, `message` for people."""
-
-    message: str
-    __hash__ = object.__hash__  # a member is one object; Enum would hash its name, in Python, at every look-up
-
-    def __new__(cls, value: str, message: str = "") -> Word:
-        """Make a member of its value and its message; a look-up, `Outcome("failed")`, gives the value alone."""
-        member = object.__new__(cls)
-        member._value_ = value
-        member.message = message
-        return member
 
 
 class DecisionKind(Word):
@@ -41,6 +27,7 @@ class DecisionKind(Word):
     OUTCOME = "outcome", "an intervention has ended"
     SKIP = "skip", "something was left undone, for the stated reason"
     CLEARED = "cleared", "the rule that fired is over"
+    WITHDRAWN = "withdrawn", "the rule would fire, and what was found to be the cause is no trouble"
     EXHAUSTED = "exhausted", "every rung of the ladder has failed on this codebook"
 
 
@@ -110,7 +97,7 @@ class Decision:
         outcome: OUTCOME: how it ended.
         rollback: OUTCOME: undo what this rung has done to the codebook, earlier failed tries in the row included.
         kept: OUTCOME: what this rung has done failed and stays all the same, as the policy says.
-        before: ALERT: the reading that fired. ACT and OUTCOME: the last reading before the action.
+        before: ALERT and WITHDRAWN: the reading that fired. ACT and OUTCOME: the last reading before the action.
         after: OUTCOME: the reading that decided, if one did.
         then: EXHAUSTED and the SKIP of a spent budget: what the rule asks for now that nothing more can be tried, its
             `on_exhausted`: `alert`, `save_checkpoint`, `stop_training` or `observe`.

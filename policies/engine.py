@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .decisions import Decision, Health, Skip
+from .decisions import Decision, DecisionKind, Health, Skip
 from .group import UNSEEN
 from .judging import AT_WORK, Decisions, concerned, finish, has_phase, observe, report
 from .plan import Plan
@@ -60,6 +60,18 @@ class PolicyEngine:
         """
         self._state, decisions = observe(self._plan, self._state, tuple(readings))
         return decisions
+
+    def wants_causes(self, readings: Iterable[Reading]) -> frozenset[str]:
+        """Return the codebooks about which something would be told or done at these readings; nothing is changed.
+
+        Whoever can find out why does so for them, and hands the readings in with their `causes`. Those of which the
+        causes are known already are left out.
+        """
+        readings = tuple(readings)
+        _, decisions = observe(self._plan, self._state, readings)
+        known = {reading.codebook for reading in readings if reading.causes}
+        telling = (part for decision in decisions if _tells(decision) for part in decision.parts)
+        return frozenset(part.codebook for part in telling) - known
 
     def report(self, decision: Decision, applied: bool, reason: str = "") -> Decisions:
         """Say what became of an ACT decision, on all its codebooks alike.
@@ -148,6 +160,12 @@ class PolicyEngine:
                 for name, book in state.codebooks.items()
             },
         )
+
+
+def _tells(decision: Decision) -> bool:
+    """Whether a decision is an alert, or asks for an action or says that it would."""
+    is_skipped_action = decision.kind is DecisionKind.SKIP and decision.action is not None
+    return is_skipped_action or decision.kind in (DecisionKind.ALERT, DecisionKind.ACT, DecisionKind.EXHAUSTED)
 
 
 def _waits(book: CodebookState) -> bool:

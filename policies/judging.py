@@ -119,7 +119,12 @@ def has_phase(book: CodebookState, phases: frozenset[Phase]) -> bool:
 
 def concerned(plan: Plan, book: CodebookState) -> list[RulePlan]:
     """Return the rules that hold on a codebook now, or are not done there yet."""
-    return [rule for rule in plan.rules if (state := book.rules.get(rule.name, ARMED)).holds or state.phase in TROUBLED]
+    found = []
+    for rule in plan.rules:
+        state = book.rules.get(rule.name, ARMED)
+        if state.phase in TROUBLED or (state.holds and state.phase is not Phase.WITHDRAWN):
+            found.append(rule)
+    return found
 
 
 def _check(readings: Sequence[Reading]) -> None:

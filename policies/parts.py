@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    Strict,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from .actions import Action, action_named, actions
+from .causes import LEADING, Cause, Diagnosis, leads
 from .condition import ConditionField
 from .diagnosis import mismatches_of
 from .duration import Duration, DurationField, PositiveDuration, PositiveSteps, StepsOrNever
 from .errors import MismatchError, MismatchesError, quote, suggest
 
-__all__ = ["Budget", "Clear", "Cooldown", "Count", "LossBound", "Part", "Rung", "Sample", "Verify"]
+__all__ = ["Budget", "Clear", "Cooldown", "Count", "LossBound", "OfCause", "Part", "Rung", "Sample", "Verify"]
 
-_OPTIONS = ("repeat", "within", "budget")
+_OPTIONS = ("repeat", "within", "budget", "on")
 """What a rung says beside its action."""
 
 MOST = 10**18
@@ -113,6 +126,14 @@ class LossBound(Part):
     loss_increase: Annotated[float, Field(ge=0, examples=[0.1])]
 
 
+def _listed(value: object) -> object:
+    """Take one name for a list of it."""
+    return (value,) if isinstance(value, str) else value
+
+
+_CAUSE: dict[str, Any] = {"type": "string", "enum": [cause.value for cause in Cause]}
+_CAUSES = WithJsonSchema({"anyOf": [_CAUSE, {"type": "array", "minItems": 1, "items": _CAUSE}]})
+
 Undo = Literal["always", "unless_better", "never"]
 
 
@@ -137,6 +158,44 @@ class Verify(Part):
     undo: Undo = "always"
 
 
+CauseName = Annotated[str, Field(max_length=100)]
+
+
+class OfCause(Part):
+    """A look at what was found to be the cause: `{cause: encoder_collapse}`, or with a list of causes.
+
+    Attributes:
+        cause: any of these; one needs no list.
+        confidence: how sure the finding must be, above 0 and at most 1.
+    """
+
+    cause: Annotated[tuple[CauseName, ...], BeforeValidator(_listed), Strict(False), _CAUSES]
+    confidence: Annotated[float, Field(gt=0, le=1)] = LEADING
+
+    @field_validator("cause")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        known = [cause.value for cause in Cause]
+        if not names:
+            raise MismatchError("at least one cause", "an empty list", f"Known: {', '.join(known)}.")
+        wrong = [(index, name) for index, name in enumerate(names) if name not in known]
+        if wrong:
+            raise MismatchesError(MismatchError("a cause", quote(name), suggest(name, known)) for _, name in wrong)
+        return names
+
+    def among(self, causes: Iterable[Diagnosis]) -> Diagnosis | None:
+        """Return the likeliest of these causes, if it was found with enough confidence."""
+        return leads(causes, self.cause, self.confidence)
+
+    def __str__(self) -> str:
+        return " or ".join(self.cause)
+
+    @model_serializer
+    def _to_yaml(self) -> dict[str, Any]:
+        sure = {} if self.confidence == LEADING else {"confidence": self.confidence}
+        return {"cause": list(self.cause), **sure}
+
+
 class Rung(Part):
     """One step of a ladder.
 
@@ -149,6 +208,7 @@ class Rung(Part):
         within: overrides the rule's `verify.within`.
         budget: how often it may be tried on one codebook until the budget of the run is refilled; then it is passed
             over. `None`: no bound of its own.
+        on: the causes for which it is meant; where none of them was found it is passed over. `None`: any, also none.
     """
 
     action: str
@@ -156,6 +216,7 @@ class Rung(Part):
     repeat: Count = 1
     within: PositiveDuration | None = None
     budget: Count | None = None
+    on: OfCause | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -177,7 +238,8 @@ class Rung(Part):
     def _to_yaml(self) -> dict[str, Any]:
         within = {"within": str(self.within)} if self.within else {}
         budget = {"budget": self.budget} if self.budget else {}
-        return {self.action: self.params.model_dump(mode="json"), "repeat": self.repeat, **within, **budget}
+        on = {"on": self.on.model_dump(mode="json")} if self.on else {}
+        return {self.action: self.params.model_dump(mode="json"), "repeat": self.repeat, **within, **budget, **on}
 
 
 def _beside_the_action(wrong: MismatchError) -> MismatchError:

@@ -7,12 +7,14 @@ nothing is parsed, validated or described while readings come in.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .actions import Action
+from .causes import Diagnosis
 from .condition import Comparison, Condition, Explainer, Test
 from .duration import Duration
+from .parts import OfCause
 from .past import NOTHING, Derived, Past
 from .reading import Reading
 from .references import inhibitors_first
@@ -30,6 +32,7 @@ class RungPlan:
         index: place in the ladder, from 0. action: name of the action. params: its parameters.
         description: the action written as a call, by which a failed rung is remembered.
         repeat: tries in a row. within: how long each may take. budget: tries on one codebook, or `None` for no bound.
+        on: the causes for which it is meant; `None`: any.
     """
 
     index: int
@@ -39,10 +42,16 @@ class RungPlan:
     repeat: int
     within: Duration
     budget: int | None
+    on: OfCause | None = None
 
     def is_spent(self, state: RuleState) -> bool:
         """Whether the rung has had all its tries on a codebook."""
         return self.budget is not None and state.spent.get(self.description, 0) >= self.budget
+
+    def fits(self, state: RuleState, causes: Sequence[Diagnosis]) -> bool:
+        """Whether it is meant for what was found; a rung that is being repeated is, whatever shows meanwhile."""
+        is_begun = state.tries > 0 and state.tried == self.description
+        return self.on is None or is_begun or self.on.among(causes) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,7 @@ class RulePlan:
         cooldown, growth, silence_until, budget, on_exhausted, within: as in the policy.
         loss_increase: bound of the guard, if there is one. undo: what becomes of an intervention that failed.
         rungs: the ladder.
+        unless: the causes for which it does not fire, if any.
         inhibits: names of the rules that this one silences. inhibited_by: names of those that silence it.
         applies_to: whether the rule exists on a codebook of a given name.
     """
@@ -81,14 +91,15 @@ class RulePlan:
     loss_increase: float | None
     undo: str
     rungs: tuple[RungPlan, ...]
+    unless: OfCause | None
     inhibits: frozenset[str]
     inhibited_by: tuple[str, ...]
     applies_to: Callable[[str], bool]
 
-    def next_rung(self, state: RuleState) -> RungPlan | None:
-        """Return the first rung that has neither failed nor spent its budget, or `None` when there is none."""
+    def next_rung(self, state: RuleState, causes: Sequence[Diagnosis]) -> RungPlan | None:
+        """Return the first rung for these causes that has neither failed nor spent its budget, or `None`."""
         for rung in self.rungs:
-            if rung.description not in state.failed and not rung.is_spent(state):
+            if rung.description not in state.failed and not rung.is_spent(state) and rung.fits(state, causes):
                 return rung
         return None
 
@@ -105,7 +116,8 @@ class RulePlan:
 
     def open_rung(self, state: RuleState) -> RungPlan | None:
         """Return the rung whose intervention is open, or `None` if a changed policy no longer has it."""
-        return next((rung for rung in self.rungs if rung.description == state.tried), None)
+        those = [rung for rung in self.rungs if rung.description == state.tried]
+        return next((rung for rung in those if rung.index == state.rung), those[0] if those else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,9 +242,11 @@ def _rule_plan(rule: Rule, policy: Policy) -> RulePlan:
                 repeat=rung.repeat,
                 within=rung.within or rule.verify.within,
                 budget=rung.budget,
+                on=rung.on,
             )
             for index, rung in enumerate(rule.ladder)
         ),
+        unless=rule.unless,
         inhibits=frozenset(rule.inhibits),
         inhibited_by=tuple(other.name for other in policy.rules if rule.name in other.inhibits),
         applies_to=rule.applies_to,

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
+
+from .causes import Diagnosis, diagnoses_from
 
 __all__ = ["NUMERIC_FIELDS", "Reading"]
 
@@ -48,6 +50,7 @@ class Reading:
         commitment_weight: coefficient of the loss term that pulls the encoder towards the codes.
         decay: decay of the codebook's moving average, in [0, 1].
         loss: the value that the user named for verification.
+        causes: why, likeliest first; only known where a rule was about to alert or to act.
     """
 
     step: int
@@ -75,10 +78,13 @@ class Reading:
     commitment_weight: float | None = None
     decay: float | None = None
     loss: float | None = None
+    causes: tuple[Diagnosis, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the reading as a plain dict of strings, numbers and `None`, in field order."""
-        return asdict(self)
+        """Return the reading as plain data in field order: strings, numbers, `None`, and `causes` if there are any."""
+        plain = asdict(replace(self, causes=()))
+        del plain["causes"]
+        return plain | ({"causes": [each.as_dict() for each in self.causes]} if self.causes else {})
 
     def as_record(self) -> dict[str, Any]:
         """Return the reading as JSON can hold it: what is NaN or infinite is `None`, and written in `not_finite`."""
@@ -97,11 +103,14 @@ class Reading:
         known = {field.name for field in fields(cls)}
         odd = record.get("not_finite")
         named = odd.items() if isinstance(odd, Mapping) else ()
-        restored = {name: float(text) for name, text in named if text in _NOT_FINITE and name in NUMERIC_FIELDS}
+        restored: dict[str, Any] = {
+            name: float(text) for name, text in named if text in _NOT_FINITE and name in NUMERIC_FIELDS
+        }
+        restored["causes"] = diagnoses_from(record.get("causes"))
         return cls(**{key: value for key, value in {**record, **restored}.items() if key in known})
 
 
 NUMERIC_FIELDS: tuple[str, ...] = tuple(
-    field.name for field in fields(Reading) if field.name not in {"codebook", "stage", "group", "level"}
+    field.name for field in fields(Reading) if field.name not in {"codebook", "stage", "group", "level", "causes"}
 )
 """Names that a condition may use on its left side."""

@@ -25,7 +25,7 @@ from pydantic import (
 from .condition import Condition, ConditionField
 from .duration import DURATION_SCHEMA, Duration, Steps
 from .errors import MismatchError, MismatchesError, quote
-from .parts import Budget, Clear, Cooldown, Count, LossBound, Part, Rung, Sample, Verify
+from .parts import Budget, Clear, Cooldown, Count, LossBound, OfCause, Part, Rung, Sample, Verify
 from .references import MOST_RULES, reference_mismatches
 
 __all__ = ["Budget", "Clear", "Cooldown", "LossBound", "Mode", "Policy", "Rule", "Rung", "Sample", "Severity", "Verify"]
@@ -101,6 +101,8 @@ class Rule(Part):
         on_exhausted: what is asked for when nothing more can be tried: `alert` tells, which happens anyway;
             `save_checkpoint` and `stop_training` are asked of the training loop; `observe`: from then on nothing more
             is done to this codebook in this run.
+        unless: causes that are no trouble: where one was found the rule does not fire but says so, once, and looks
+            anew after its cooldown, 10 readings at the least.
     """
 
     model_config = ConfigDict(json_schema_extra=_overriding_rule)
@@ -120,6 +122,7 @@ class Rule(Part):
     ladder: Annotated[tuple[Rung, ...], Strict(False)] = ()
     budget: Count | None = None
     on_exhausted: LastResort = "alert"
+    unless: OfCause | None = None
 
     @property
     def clear_when(self) -> Condition:
@@ -145,13 +148,13 @@ class Rule(Part):
 
     @model_validator(mode="after")
     def _no_rung_twice(self) -> Rule:
-        seen: set[str] = set()
+        seen: dict[str, bool] = {}  # whether it is meant for some causes only
         for index, rung in enumerate(self.ladder):
             described = rung.params.describe()
-            if described in seen:
+            if described in seen and not (seen[described] and rung.on is None):
                 hint = "A failed rung is not tried again; for several tries in a row write `repeat: 2` beside it."
                 raise MismatchError("rungs that differ", described, hint, place=("ladder", index))
-            seen.add(described)
+            seen[described] = rung.on is not None
         return self
 
 

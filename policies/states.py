@@ -51,6 +51,7 @@ class Phase(Word):
     VERIFYING = "verifying", "an intervention was applied and is being judged"
     COOLING = "cooling", "an intervention has ended; the rule pauses"
     EXHAUSTED = "exhausted", "nothing more can be tried until the rule clears"
+    WITHDRAWN = "withdrawn", "the condition holds, for a cause that is no trouble"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ class RuleState:
         attempt: number of the open intervention, reported or not. before: the last reading before it. origin: the last
             reading before the first of the tries in a row.
         verdict: how the open intervention ended here, while other levels that share it are still being judged.
-        since_step, since_epoch: where the open intervention, or the cooling, began.
+        since_step, since_epoch: where the open intervention, the cooling or the withdrawal began.
         readings: readings since then. evidence: how many of them could tell success from failure.
         spent: interventions asked for, by description, since the budget was last whole. pauses: cooldowns begun since.
     """

@@ -1,9 +1,10 @@
 """The life of one rule on one codebook: armed, pending, firing, verifying, cooling, exhausted.
 
     armed -> pending -> firing -> verifying -> cooling -> armed
-                          |  ^       |
-                          |  +-------+   failed: the next rung, at the same reading
-                          +-> exhausted  every rung failed, or the budget is spent; over when the rule clears
+                |         |  ^       |
+                |         |  +-------+   failed: the next rung, at the same reading
+                |         +-> exhausted  every rung failed, or the budget is spent; over when the rule clears
+                +-> withdrawn            the cause that was found is no trouble; looked at anew after the cooldown
 
 One function per phase, each taking the old state and returning the new one; `asking` and `verification` hold those of
 an intervention. Time is the step of the turn; nothing here keeps a clock, and nothing acts: an ACT decision only asks.
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .asking import act, quieted
+from .causes import Diagnosis
 from .decisions import DecisionKind, Skip
 from .plan import RulePlan
 from .quiet import wait_for
@@ -24,6 +26,8 @@ from .verification import verify
 from .words import counted
 
 __all__ = ["advance"]
+
+_REST = 10  # readings for which a withdrawn rule rests at least: looking for causes is not free
 
 
 def advance(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
@@ -48,6 +52,8 @@ def _armed(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> 
     if held >= rule.hold:
         if (inhibitor := turn.inhibitor(rule)) is not None:
             return wait_for(turn, rule, changed(state, phase=Phase.PENDING, held=held), inhibitor)
+        if rule.unless is not None and (excuse := rule.unless.among(turn.reading.causes)) is not None:
+            return _withdraw(turn, rule, changed(state, held=held), excuse)
         why = f"{rule.why_holds(turn.reading, turn.derived)} for {counted(held, 'reading')}"
         turn.record(DecisionKind.ALERT, rule, why, before=turn.reading)
         return act(turn, rule, changed(state, phase=Phase.FIRING, held=held, cleared=0, skipped=None))
@@ -55,6 +61,31 @@ def _armed(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> 
         why = f"{rule.why_holds(turn.reading, turn.derived)}: {held} of {rule.hold} readings"
         turn.record(DecisionKind.PENDING, rule, why)
     return changed(state, phase=Phase.PENDING, held=held, skipped=None)
+
+
+def _withdraw(turn: Turn, rule: RulePlan, state: RuleState, excuse: Diagnosis) -> RuleState:
+    """Let the rule rest: it would fire, and what was found is no trouble. Told once, as long as that stays so."""
+    if state.phase is not Phase.WITHDRAWN:
+        why = f"{rule.why_holds(turn.reading, turn.derived)}, but {excuse.cause.value}: {excuse.says}"
+        turn.record(DecisionKind.WITHDRAWN, rule, why, before=turn.reading)
+    return changed(
+        state,
+        phase=Phase.WITHDRAWN,
+        skipped=None,
+        cleared=0,
+        readings=0,
+        since_step=turn.step,
+        since_epoch=turn.reading.epoch,
+    )
+
+
+def _withdrawn(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> RuleState:
+    """Withdrawn: rest as long as a cooldown lasts and the condition holds, then look whether the cause is still so."""
+    state = changed(state, readings=state.readings + 1)
+    if holds is None:
+        return state
+    is_over = left_of(rule.pause(state), turn, state) <= 0 and state.readings >= _REST
+    return _armed(turn, rule, state, holds) if not holds or is_over else state
 
 
 def _firing(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> RuleState:
@@ -116,4 +147,5 @@ _PHASES: dict[Phase, Callable[[Turn, RulePlan, RuleState, bool | None], RuleStat
     Phase.VERIFYING: lambda turn, rule, state, _: verify(turn, rule, state),
     Phase.COOLING: _cooling,
     Phase.EXHAUSTED: _clearing,
+    Phase.WITHDRAWN: _withdrawn,
 }

@@ -18,10 +18,13 @@ from .states import CodebookState, Phase, RuleState, changed
 if TYPE_CHECKING:
     from .group import Group
 
-__all__ = ["ARMED", "Turn", "action_of"]
+__all__ = ["ARMED", "AT_REST", "Turn", "action_of"]
 
 ARMED = RuleState()
 """The state of a rule that has seen nothing yet."""
+
+AT_REST = frozenset({Phase.ARMED, Phase.WITHDRAWN})
+"""Phases in which a rule keeps no other quiet."""
 
 
 class Turn:
@@ -152,7 +155,7 @@ class Turn:
 
     def inhibitor(self, rule: RulePlan) -> str | None:
         """Return a rule that keeps this one quiet here and now; one that is only pending where no other does."""
-        at_work = [name for name in rule.inhibited_by if self.rules.get(name, ARMED).phase is not Phase.ARMED]
+        at_work = [name for name in rule.inhibited_by if self.rules.get(name, ARMED).phase not in AT_REST]
         return min(at_work, key=self.is_pending) if at_work else None
 
     def is_pending(self, name: str) -> bool:

@@ -63,6 +63,14 @@ class AddedCommitment:
         elif self._handle is None:
             self._handle = self._module.register_forward_hook(Hook(self._add), with_kwargs=True)
 
+    def save(self) -> float:
+        """Return the weight in force, for `restore`."""
+        return self._weight
+
+    def restore(self, saved: float) -> None:
+        """Put a saved weight in force."""
+        self.set(saved)
+
     def release(self) -> None:
         """Leave the loss as the quantizer computes it."""
         self._weight = self._fixed

@@ -142,6 +142,20 @@ class Knob:
         else:
             setattr(self.owner, self.attribute, float(value))
 
+    def save(self) -> Any:
+        """Return what is there as it is, its type included, for `restore`; of a tensor a copy."""
+        current = getattr(self.owner, self.attribute)
+        return current.detach().clone() if isinstance(current, Tensor) else current
+
+    def restore(self, saved: Any) -> None:
+        """Put back what `save` returned, a tensor in place."""
+        current = getattr(self.owner, self.attribute)
+        if isinstance(current, Tensor):
+            with torch.no_grad():
+                current.copy_(saved)
+        else:
+            setattr(self.owner, self.attribute, saved)
+
 
 @dataclass(frozen=True, slots=True)
 class Switch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .base import Intervention, InterventionError, Site, Transaction
 from .catalogue import INTERVENTIONS, find_intervention
+from .parts import Part
 from .support import LadderSupport, RungSupport, ladders_on
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Intervention",
     "InterventionError",
     "LadderSupport",
+    "Part",
     "RungSupport",
     "Site",
     "Transaction",

@@ -68,8 +68,9 @@ class FallbackTokenizerIntervention(Intervention[FallbackTokenizer]):
         return {"due": self._due, "wait": self._wait}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the schedule of a saved fallback."""
+        """Go on with the schedule of a saved fallback, its codebook frozen again."""
         self._due, self._wait = int(state["due"]), int(state["wait"])
+        self.site.view.freeze()
 
     def _fit(self, *, warm: bool) -> CodebookFit:
         """Fit and write."""

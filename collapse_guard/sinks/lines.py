@@ -226,6 +226,7 @@ _RENDER: Mapping[str, Callable[[Event], Sequence[Line]]] = {
     "outcome": _outcome,
     "cleared": _ruling("recovered"),
     "exhausted": _ruling("failed"),
+    "withdrawn": _ruling("info"),
     "carried_out": _carried_out,
     "skip": _skip,
     "tended": _tended,

@@ -104,7 +104,7 @@ class Chronicle:
 
     def _table(self, event: Event) -> Grid:
         fields = event.fields
-        held = {each["codebook"] for each in fields["in_force"]}
+        held = {each["codebook"] for each in fields["in_force"] if not each.get("meaning")}
         rows = []
         for book in fields["codebooks"]:
             health = book["health"] if book["is_watched"] else "not watched"
@@ -232,6 +232,8 @@ def _alike(in_force: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]
 
 def _standing(items: Sequence[Mapping[str, Any]]) -> str:
     names, first = ", ".join(str(item["codebook"]) for item in items), items[0]
+    if first.get("meaning"):
+        return f"{first['action']} for {names} since step {first['step']}: {first['meaning']}"
     stands, book, its = ("stands", "codebook", "its") if len(items) == 1 else ("stand", "codebooks", "their")
     return (
         f"{names} {stands} on the {book} of {first['action']} since step {first['step']}; {its} own update was "

@@ -207,7 +207,7 @@ def reset(probe: Probe, rows: Tensor) -> Transaction:
     site = Site(probe.view, probe.window, [], counts, seed=0)
     intervention = find_intervention("reset_codes")(ResetCodes(scope="dead"), site)
     assert intervention.refusal() is None
-    transaction = Transaction(probe.view, [], intervention.touches)
+    transaction = Transaction(intervention.parts())
     intervention.apply()
     transaction.check()
     return transaction

@@ -221,7 +221,7 @@ def test_a_reset_survives_the_next_training_forward_and_its_rows_are_selected(ca
             assert len(set(dead.tolist()) & set(rows.tolist())) >= len(rows) - 2, "the spoilt rows are hardly used"
             intervention = find_intervention("reset_codes")(ResetCodes(scope="dead"), site)
             assert intervention.refusal() is None
-            transaction = Transaction(view, [optimizer], intervention.touches)
+            transaction = Transaction(intervention.parts())
             intervention.apply()
             transaction.check()
             others = torch.tensor([row for row in range(view.K) if row not in set(dead.tolist())], dtype=torch.int64)
@@ -264,7 +264,7 @@ def test_undoing_a_reset_is_bit_equal(case: Case) -> None:
             intervention = find_intervention("reset_codes")(
                 ResetCodes(scope="all"), site_of(probe.view, probe, optimizer)
             )
-            transaction = Transaction(probe.view, [optimizer], intervention.touches)
+            transaction = Transaction(intervention.parts())
             intervention.apply()
             assert transaction.manifest()
             transaction.undo()

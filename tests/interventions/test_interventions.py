@@ -147,7 +147,7 @@ def test_undo_is_bit_equal(name: str, params: Any, kind: str) -> None:
     ]
     weight = view.commitment.get() if view.commitment is not None else None
     intervention = find_intervention(name)(params, site(view, latents(), optimizers))
-    transaction = Transaction(view, optimizers, intervention.touches)
+    transaction = Transaction(intervention.parts())
     assert intervention.refusal() is None
     intervention.apply()
     transaction.check()
@@ -256,8 +256,9 @@ def test_nothing_dead_is_no_reason_to_reset() -> None:
 )
 def test_an_inconsistent_codebook_is_refused(spoil: Any, message: str) -> None:
     module, view = plain()
-    transaction = Transaction(view, [], frozenset({"codebook"}))
-    find_intervention("reset_codes")(ResetCodes(scope="all"), site(view, latents())).apply()
+    reset = find_intervention("reset_codes")(ResetCodes(scope="all"), site(view, latents()))
+    transaction = Transaction(reset.parts())
+    reset.apply()
     transaction.check()
     spoil(module)
     with pytest.raises(InterventionError, match=message):
@@ -273,8 +274,9 @@ def test_optimizer_state_that_may_be_a_master_copy_is_left_alone_and_said() -> N
     model, view, optimizer = learnable()
     (parameter,) = model.parameters()
     master = optimizer.state[parameter]["master_weight"] = torch.ones(K, D)
-    transaction = Transaction(view, [optimizer], frozenset({"codebook"}))
-    find_intervention("reset_codes")(ResetCodes(), site(view, latents(), [optimizer])).apply()
+    reset = find_intervention("reset_codes")(ResetCodes(), site(view, latents(), [optimizer]))
+    transaction = Transaction(reset.parts())
+    reset.apply()
     assert torch.equal(master, torch.ones(K, D))
     (told,) = [change for change in transaction.manifest() if "left_alone" in change]
     assert told["name"] == "optimizer0.master_weight"

@@ -21,7 +21,7 @@ def test_fields_of_a_newer_version_are_ignored() -> None:
 
 
 def test_every_field_but_the_names_can_be_compared() -> None:
-    places = {"codebook", "stage", "group", "level"}
+    places = {"codebook", "stage", "group", "level", "causes"}
     assert set(NUMERIC_FIELDS) == {field.name for field in dataclasses.fields(Reading)} - places
 
 

@@ -1,0 +1,292 @@
+"""Causes that lie in the codebook: how it is moved, where it began, and what becomes of codes that nobody uses."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from collapse_guard.adapters import TensorRef
+from collapse_guard.policies import Cause, Diagnosis
+
+from .facts import Facts, ramp
+from .memory import Mark
+
+__all__ = ["left_behind", "misplaced", "replacement", "runaway", "shrinking", "starvation"]
+
+
+def runaway(facts: Facts) -> Diagnosis | None:
+    """Code norms grow by themselves; where the table is an EMA quotient, by a factor that can be named."""
+    factor, total = _quotient_factor(facts)
+    is_unscaled = factor > 3 and abs(math.log(factor / total)) < 0.3 if total > 0 else False
+    own = _own_growth(facts)
+    ratio = facts.ratio
+    confidence = 0.95 * ramp(math.log10(own), 0.5, 1.0) * ramp(ratio, 2, 5)
+    if is_unscaled:
+        confidence = max(confidence, 0.98 * ramp(ratio, 1.5, 3))
+    if confidence <= 0:
+        return None
+    evidence = {"norm_ratio": ratio, "grown_by": own, "per_reading": _per_mark(facts)}
+    says = f"code norms are {ratio:.3g} times the latents' norm and have grown {own:.3g} times as fast as the latents"
+    advice = "repair what updates the codebook; no reset can hold before"
+    line = ""
+    if is_unscaled:
+        evidence |= {"table_over_quotient": factor, "ema_total": total}
+        says = (
+            f"code norms are {ratio:.0f} times the latents' norm: each code is {factor:.3g} times its EMA sum / EMA "
+            f"count, and the counts add up to n = {total:.3g}: the smoothed cluster size is not multiplied back by n"
+        )
+        advice = "multiply the smoothed cluster size back by n where the codebook is computed; no reset can hold before"
+        line = _unscaled_line(facts)
+    elif facts.view.kind == "learnable":
+        advice = "give the codebook a smaller learning rate of its own, or let moving averages move it"
+    return Diagnosis(
+        cause=Cause.RUNAWAY_CODEBOOK,
+        confidence=confidence,
+        says=says,
+        evidence=evidence,
+        advice=advice,
+        line=line,
+        remedy="fallback_tokenizer",
+    )
+
+
+def shrinking(facts: Facts) -> Diagnosis | None:
+    """All code norms, those of used codes included, have fallen far below the latents'."""
+    own, ratio = _own_growth(facts), facts.ratio
+    used = float(facts.code_norms[facts.used].median()) / facts.latent_norm if bool(facts.used.any()) else ratio
+    if not own > 0:
+        return None
+    confidence = 0.95 * ramp(-math.log10(own), 0.4, 0.8) * ramp(ratio, 0.6, 0.3) * ramp(used, 0.9, 0.6)
+    if confidence <= 0:
+        return None
+    of_ema = facts.view.ema_sum is not None
+    return Diagnosis(
+        cause=Cause.SHRINKING_CODEBOOK,
+        confidence=confidence,
+        says=f"code norms have fallen to {own:.2g} of what they were, and are {ratio:.2g} times the latents' norm",
+        evidence={"norm_ratio": ratio, "grown_by": own, "used_norm_ratio": used},
+        advice=(
+            "where the codebook is started from k-means, multiply each EMA sum by its count"
+            if of_ema
+            else "keep weight decay and penalties away from the codebook"
+        ),
+        line=_started_line(facts) if of_ema else "",
+        remedy="fallback_tokenizer" if of_ema else "reset_codes",
+    )
+
+
+def misplaced(facts: Facts) -> Diagnosis | None:
+    """The codebook began elsewhere, or at another scale, and most of it still is as it was."""
+    if not facts.read:
+        return None
+    first, start = facts.read[0], facts.start
+    scale = start.code_norm / first.latent_norm if first.latent_norm > 0 else math.nan
+    offset = _offset(start.codes, first)
+    misfit = max(ramp(abs(math.log10(scale)) if scale > 0 else math.nan, 0.3, 0.6), ramp(offset, 1.2, 2.5))
+    still = 1 - ramp(abs(math.log10(max(facts.grown(start), 1e-9))), 0.3, 0.6)
+    settled = 1 - _moved(facts, first)
+    confidence = 0.9 * misfit * still * settled * facts.trouble
+    if confidence <= 0:
+        return None
+    norms = start.codes.norm(dim=-1)
+    are_unit = bool((norms - 1).abs().max() < 1e-3) and not 0.8 < first.latent_norm < 1.25
+    says = f"the codebook began at {scale:.2g} times the latents' norm"
+    if offset > 1.2:
+        says = f"the codebook began {offset:.2g} spreads away from the latents"
+    if are_unit:
+        says = f"the codes began as unit vectors, and the latents have norm {first.latent_norm:.3g}"
+    return Diagnosis(
+        cause=Cause.MISPLACED_CODEBOOK,
+        confidence=confidence,
+        says=f"{says}; it has not come nearer since",
+        evidence={"start_scale": scale, "start_offset": offset, "grown_by": facts.grown(start)},
+        advice="start the codebook from k-means of the first latents"
+        + (", or normalise the latents as well" if are_unit else ""),
+        line=_kmeans_start_line(facts),
+        remedy="reset_codes",
+    )
+
+
+def left_behind(facts: Facts) -> Diagnosis | None:
+    """The codes served the latents once; since then the latents have moved, and the codes did not follow."""
+    best = facts.best()
+    error = facts.reading.relative_error
+    if best is None or best is facts.now or error is None or best.relative_error is None:
+        return None
+    moved = _moved(facts, best)
+    worse = error / max(best.relative_error, 0.02)
+    confidence = 0.9 * moved * ramp(worse, 2, 5) * (1 - ramp(math.log10(max(_own_growth(facts), 1e-9)), 0.5, 1.0))
+    if confidence <= 0:
+        return None
+    distance = _distance(facts.now, best)
+    growth = facts.latent_norm / best.latent_norm if best.latent_norm > 0 else math.nan
+    codes = float((facts.now.codes.mean(dim=0) - best.codes.mean(dim=0)).norm()) / max(facts.spread, 1e-12)
+    return Diagnosis(
+        cause=Cause.CODEBOOK_LEFT_BEHIND,
+        confidence=confidence,
+        says=(
+            f"since step {best.step} the latents have moved by {distance:.2g} of their spread and their norm by a "
+            f"factor of {growth:.2g}, the codes by {codes:.2g}; their error is {worse:.2g} times what it was"
+        ),
+        evidence={"latents_moved": distance, "latents_grown": growth, "codes_moved": codes, "error_grown": worse},
+        advice="let the codebook follow faster, or the encoder move slower: a smaller decay or encoder learning rate",
+        line=_decay_line(facts),
+        remedy="reset_codes",
+    )
+
+
+def starvation(facts: Facts) -> Diagnosis | None:
+    """Most codes are unused although they lie well: there are too few tokens for so many, and nothing revives them."""
+    reading = facts.reading
+    error = reading.relative_error if reading.relative_error is not None else math.nan
+    well = ramp(error, 1.0, 0.6) * (1 - ramp(abs(math.log10(facts.ratio)) if facts.ratio > 0 else math.nan, 0.4, 0.8))
+    confidence = 0.8 * ramp(reading.dead_fraction, 0.4, 0.75) * well * facts.trouble
+    if confidence <= 0:
+        return None
+    per_code = reading.tokens / reading.K
+    wanted = 1 << max(math.ceil(math.log2(max(2 * reading.perplexity, 2))), 1)
+    return Diagnosis(
+        cause=Cause.STARVATION,
+        confidence=confidence,
+        says=(
+            f"{reading.dead_fraction:.0%} of {reading.K} codes are dead at {per_code:.2g} tokens a code, and the codes "
+            f"in use serve the latents well (relative error {error:.2g})"
+        ),
+        evidence={"dead_fraction": reading.dead_fraction, "tokens_per_code": per_code, "relative_error": error},
+        advice=f"bring dead codes back steadily, or take about {wanted} codes",
+        line=_revival_line(facts),
+        remedy="upkeep",
+    )
+
+
+def replacement(facts: Facts) -> Diagnosis | None:
+    """Dead codes are being rewritten by the quantizer itself, and are dead again."""
+    pairs = [
+        (old, new)
+        for old, new in zip(facts.marks, facts.marks[1:], strict=False)
+        if old.dead is not None and new.dead is not None and old.version == new.version
+    ]
+    rewritten, again = 0, 0
+    for old, new in pairs:
+        assert old.dead is not None
+        assert new.dead is not None
+        moved = (new.codes - old.codes).norm(dim=-1) > 0.3 * old.codes.norm(dim=-1).clamp(min=1e-12)
+        rewritten += int((old.dead & moved).sum())
+        again += int((old.dead & moved & new.dead).sum())
+    dead = sum(int(old.dead.sum()) for old, _ in pairs if old.dead is not None)
+    share, futile = rewritten / max(dead, 1), again / max(rewritten, 1)
+    confidence = 0.9 * ramp(share, 0.15, 0.5) * ramp(futile, 0.4, 0.8) * ramp(facts.reading.dead_fraction, 0.3, 0.6)
+    threshold = _threshold(facts)
+    demand = threshold * facts.reading.K
+    if confidence <= 0:
+        return None
+    says = f"{share:.0%} of the dead codes are rewritten between readings, and {futile:.0%} of those are dead again"
+    line = ""
+    if threshold > 0:
+        says += f"; its threshold asks for {demand:.0f} tokens in the moving counts"
+        line = f"{facts.path_of(facts.view.module, 'threshold_ema_dead_code')} = 0  # now {threshold:g}; use upkeep"
+    return Diagnosis(
+        cause=Cause.REPLACEMENT_FAILS,
+        confidence=confidence,
+        says=says,
+        evidence={"rewritten": share, "dead_again": futile, "threshold": threshold},
+        advice="place revived codes at latents; write table, EMA sum and EMA count together, with a count to live on",
+        line=line,
+        remedy="upkeep",
+    )
+
+
+def _quotient_factor(facts: Facts) -> tuple[float, float]:
+    """Return by what factor used codes exceed EMA sum / EMA count, and the sum of the counts; NaN where not known."""
+    view = facts.view
+    if view.ema_sum is None or view.ema_count is None or not isinstance(view.table, TensorRef):
+        return math.nan, math.nan
+    sums, counts = view.ema_sum.get().float().cpu(), view.ema_count.get().float().cpu()
+    alive = counts > 1e-2
+    if not bool(alive.any()):
+        return math.nan, math.nan
+    quotient = sums[alive].norm(dim=-1) / counts[alive]
+    return float((facts.code_norms[alive] / quotient.clamp(min=1e-30)).median()), float(counts.sum())
+
+
+def _own_growth(facts: Facts) -> float:
+    """Return by what factor the codes have grown since the start beyond the latents' growth."""
+    latents = facts.latent_norm / facts.read[0].latent_norm if facts.read and facts.read[0].latent_norm > 0 else 1.0
+    growth = facts.grown(facts.start) / max(latents, 1e-12)
+    return growth if math.isfinite(growth) and growth > 0 else 1.0
+
+
+def _per_mark(facts: Facts) -> float:
+    """Return the mean factor of the codes' growth from one mark to the next."""
+    count = max(len(facts.marks) - 1, 1)
+    return float(max(facts.grown(facts.start), 1e-30) ** (1 / count))
+
+
+def _offset(codes: Tensor, mark: Mark) -> float:
+    """Return the distance between the means of codes and latents, in spreads of both."""
+    mean = mark.latent_mean
+    if mean is None:
+        return math.nan
+    centre = codes.mean(dim=0)
+    spread = math.sqrt(max(mark.latent_variance, 0)) + float((codes - centre).square().sum(dim=-1).mean().sqrt())
+    return float((centre - mean).norm()) / max(spread, 1e-12)
+
+
+def _distance(now: Mark, before: Mark) -> float:
+    """Return how far the latents' mean has moved, in their present spread."""
+    if now.latent_mean is None or before.latent_mean is None:
+        return math.nan
+    return float((now.latent_mean - before.latent_mean).norm()) / max(math.sqrt(max(now.latent_variance, 0)), 1e-12)
+
+
+def _moved(facts: Facts, since: Mark) -> float:
+    """Return how clearly the latents have moved or changed their scale since a mark, in [0, 1]."""
+    growth = facts.latent_norm / since.latent_norm if since.latent_norm > 0 else math.nan
+    scale = ramp(abs(math.log10(growth)) if growth > 0 else math.nan, 0.25, 0.6)
+    return max(scale, ramp(_distance(facts.read[-1], since), 0.8, 2.0))
+
+
+def _threshold(facts: Facts) -> float:
+    value = getattr(facts.view.module, "threshold_ema_dead_code", 0)
+    return float(value) if isinstance(value, (int, float)) else 0.0
+
+
+def _unscaled_line(facts: Facts) -> str:
+    count, total = facts.view.ema_count, facts.view.ema_sum
+    if count is None or total is None or not isinstance(facts.view.table, TensorRef):
+        return ""
+    return (
+        f"in {type(count.owner).__name__}: n = self.{count.attribute}.sum(); "
+        f"size = (self.{count.attribute} + eps) / (n + K * eps) * n; "
+        f"self.{facts.view.table.attribute} = self.{total.attribute} / size"
+    )
+
+
+def _started_line(facts: Facts) -> str:
+    total, count = facts.view.ema_sum, facts.view.ema_count
+    if total is None or count is None:
+        return ""
+    where = facts.path_of(total.owner, total.attribute)
+    return f"{where}.copy_(centroids * counts.unsqueeze(-1))  # not centroids alone"
+
+
+def _kmeans_start_line(facts: Facts) -> str:
+    if facts.view.adapter == "vector-quantize-pytorch":
+        return f"VectorQuantize(dim={facts.reading.D}, codebook_size={facts.reading.K}, kmeans_init=True)"
+    return ""
+
+
+def _revival_line(facts: Facts) -> str:
+    if facts.view.replacement is not None and not facts.view.replacement.is_on:
+        name = next(iter(facts.view.replacement.off))
+        return f"{facts.path_of(facts.view.replacement.owner, name)} = 2"
+    return ""
+
+
+def _decay_line(facts: Facts) -> str:
+    decay = facts.view.decay
+    if decay is None:
+        return ""
+    value = decay.get()
+    return f"{facts.path_of(decay.owner, decay.attribute)} = {max(1 - 5 * (1 - value), 0.8):.3g}  # now {value:g}"

@@ -1,0 +1,85 @@
+"""The examiners: who looks at the facts of a case for which causes, and at readings of which stage.
+
+An examiner is a function of the facts and of nothing else. It returns one diagnosis, with a confidence in [0, 1] that
+is low where little speaks for it, or `None`. To look for a further cause, name it in `policies.causes`, write a
+function and add an entry here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from collapse_guard.policies import Cause, Diagnosis
+
+from .codebook import left_behind, misplaced, replacement, runaway, shrinking, starvation
+from .encoder import collapsed_encoder, exploding, no_gradient, non_finite
+from .facts import Facts
+from .tokens import few_modes, padded, reshaped, starved_level
+
+__all__ = ["EXAMINERS", "Examiner", "diagnose"]
+
+_MOST = 4
+_LEAST = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Examiner:
+    """Who looks for what.
+
+    Attributes:
+        causes: what it may find.
+        examine: facts -> a diagnosis, or `None`.
+        stage: of the readings that it looks at, `train` or `eval`.
+    """
+
+    causes: tuple[Cause, ...]
+    examine: Callable[[Facts], Diagnosis | None]
+    stage: str = "train"
+
+
+EXAMINERS: tuple[Examiner, ...] = (
+    Examiner((Cause.NON_FINITE,), non_finite),
+    Examiner((Cause.RUNAWAY_CODEBOOK,), runaway),
+    Examiner((Cause.SHRINKING_CODEBOOK,), shrinking),
+    Examiner((Cause.MISPLACED_CODEBOOK,), misplaced),
+    Examiner((Cause.CODEBOOK_LEFT_BEHIND,), left_behind),
+    Examiner((Cause.ENCODER_COLLAPSE,), collapsed_encoder),
+    Examiner((Cause.NO_GRADIENT,), no_gradient),
+    Examiner((Cause.EXPLODING_GRADIENTS,), exploding),
+    Examiner((Cause.STARVATION,), starvation),
+    Examiner((Cause.REPLACEMENT_FAILS,), replacement),
+    Examiner((Cause.STARVED_LEVEL,), starved_level),
+    Examiner((Cause.PADDED_TOKENS,), padded),
+    Examiner((Cause.FEW_MODES,), few_modes),
+    Examiner((Cause.ARTIFICIAL_RESHAPE,), reshaped),
+)
+"""In the order in which equally likely causes are told."""
+
+
+def diagnose(
+    facts: Facts,
+    examiners: Sequence[Examiner] = EXAMINERS,
+    dismiss: Callable[[Examiner, Exception], None] | None = None,
+) -> tuple[Diagnosis, ...]:
+    """Return the likely causes, likeliest first, at most four; one below a confidence of 0.1 is left out.
+
+    Args:
+        facts: of the case.
+        examiners: who is asked; those of another stage than the reading's are not.
+        dismiss: told of an examiner that raised; without it the exception goes on.
+    """
+    found: list[Diagnosis] = []
+    for examiner in list(examiners):
+        if examiner.stage != facts.reading.stage:
+            continue
+        try:
+            diagnosis = examiner.examine(facts)
+        except Exception as error:
+            if dismiss is None:
+                raise
+            dismiss(examiner, error)
+            continue
+        if diagnosis is not None and diagnosis.confidence >= _LEAST:
+            found.append(diagnosis)
+    return tuple(sorted(found, key=lambda each: -each.confidence)[:_MOST])

@@ -1,0 +1,176 @@
+"""The facts of one case: what is known of a codebook at the reading at which somebody asks why.
+
+Everything is on the host. What takes a computation is computed once, when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from collapse_guard.adapters import CodebookView
+from collapse_guard.policies import Reading
+from collapse_guard.window import Window
+
+from .memory import Mark, decoded_table
+from .pulse import Beat
+
+__all__ = ["Facts", "gather", "ramp"]
+
+_LATENTS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of one codebook at one reading.
+
+    Attributes:
+        view: the codebook.
+        reading: of this step.
+        counts: (K,) uses of each code in the reading's window.
+        table: (K, D) float32, as decoded.
+        latents: (n, D) finite latents of tokens, oldest first. codes: (n,) of them. forwards: (n,) where each is from.
+        marks: of this and earlier readings, oldest first; never empty. The first may be of the start, before any token.
+        levels: readings of all levels of its residual at this step, by level; empty where it is no level.
+        paths: paths of the model's modules by identity, for lines of code.
+    """
+
+    view: CodebookView
+    reading: Reading
+    counts: np.ndarray
+    table: Tensor
+    latents: Tensor
+    codes: Tensor
+    forwards: Tensor
+    marks: Sequence[Mark]
+    levels: Mapping[int, Reading] = field(default_factory=dict)
+    paths: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def now(self) -> Mark:
+        """The mark of this reading."""
+        return self.marks[-1]
+
+    @property
+    def start(self) -> Mark:
+        """The first mark."""
+        return self.marks[0]
+
+    @cached_property
+    def read(self) -> Sequence[Mark]:
+        """The marks that saw latents, oldest first."""
+        return [mark for mark in self.marks if math.isfinite(mark.latent_norm)]
+
+    @cached_property
+    def beats(self) -> Sequence[Beat]:
+        """The gradients of this and earlier readings, oldest first, as far as they were seen."""
+        return [Beat.of(mark.beat) for mark in self.marks if mark.beat is not None]
+
+    @property
+    def beat(self) -> Beat:
+        """The latest of them."""
+        return self.beats[-1] if self.beats else Beat()
+
+    @cached_property
+    def code_norms(self) -> Tensor:
+        """(K,) norms of the codes."""
+        return self.table.norm(dim=-1)
+
+    @property
+    def code_norm(self) -> float:
+        """Their median."""
+        return float(self.code_norms.median())
+
+    @cached_property
+    def used(self) -> Tensor:
+        """(K,) bool: codes with a token in the window."""
+        return torch.from_numpy(self.counts > 0)
+
+    @property
+    def latent_norm(self) -> float:
+        """Median norm of recent latents; NaN without any."""
+        return self.read[-1].latent_norm if self.read else math.nan
+
+    @property
+    def spread(self) -> float:
+        """Root mean square distance of latents from their mean; NaN without any."""
+        return math.sqrt(self.read[-1].latent_variance) if self.read else math.nan
+
+    @property
+    def ratio(self) -> float:
+        """Median norm of all codes over that of the latents; NaN where unknown."""
+        return self.code_norm / self.latent_norm if self.latent_norm > 0 else math.nan
+
+    @property
+    def trouble(self) -> float:
+        """How ill the codebook is by what a reading shows, in [0, 1]: few codes in use, or useless ones."""
+        reading = self.reading
+        error = reading.relative_error if reading.relative_error is not None else math.nan
+        return max(ramp(reading.perplexity_ratio, 0.6, 0.25), ramp(error, 1, 3))
+
+    def best(self) -> Mark | None:
+        """Return the mark at which the codes served the latents best; `None` without any."""
+        known = [mark for mark in self.read if mark.relative_error is not None]
+        return min(known, key=lambda mark: mark.relative_error or 0.0, default=None)
+
+    def path_of(self, owner: object, attribute: str) -> str:
+        """Write how an attribute of a part of the model is reached: `model.quantizer.decay`."""
+        path = self.paths.get(id(owner))
+        if path is None:
+            return f"{type(owner).__name__}.{attribute}"
+        return ".".join(part for part in ("model", path, attribute) if part)
+
+    def grown(self, since: Mark) -> float:
+        """Return by what factor the codes have grown since a mark."""
+        before = since.code_norm
+        return self.now.code_norm / before if before > 0 else math.inf
+
+
+def ramp(value: float, low: float, high: float) -> float:
+    """Return 0 at `low`, 1 at `high` and what lies between on a straight line; `low` may be the larger. 0 for NaN.
+
+    >>> ramp(5, 0, 10), ramp(0.1, 1, 0.2), ramp(float("nan"), 0, 1)
+    (0.5, 1.0, 0.0)
+    """
+    if math.isnan(value):
+        return 0.0
+    if math.isinf(value):
+        return 1.0 if (value > 0) is (high > low) else 0.0
+    return min(max((value - low) / (high - low), 0.0), 1.0)
+
+
+@torch.no_grad()
+def gather(
+    view: CodebookView,
+    window: Window,
+    reading: Reading,
+    counts: np.ndarray,
+    marks: Sequence[Mark],
+    levels: Mapping[int, Reading],
+    paths: Mapping[int, str],
+) -> Facts:
+    """Bring the facts of a case to the host. Waits for the device."""
+    rows = window.recent(_LATENTS)
+    latents = torch.zeros(0, view.D)
+    codes = forwards = torch.zeros(0, dtype=torch.int64)
+    if rows is not None:
+        use = rows.valid & rows.latents.isfinite().all(dim=-1)
+        latents, codes, forwards = (each[use].cpu() for each in (rows.latents, rows.codes, rows.forwards))
+    return Facts(
+        view=view,
+        reading=reading,
+        counts=counts,
+        table=decoded_table(view).cpu(),
+        latents=latents,
+        codes=codes,
+        forwards=forwards,
+        marks=[mark.on_host() for mark in marks],
+        levels=levels,
+        paths=paths,
+    )

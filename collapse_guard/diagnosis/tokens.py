@@ -1,0 +1,174 @@
+"""Causes that lie in what is coded: padding, few distinct inputs, pieces of wider vectors, an empty residual."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from collapse_guard.policies import Cause, Diagnosis
+
+from .facts import Facts, ramp
+
+__all__ = ["few_modes", "padded", "reshaped", "starved_level"]
+
+_ALIKE = 0.02  # of the spread: latents nearer than that are the same vector
+
+
+def padded(facts: Facts) -> Diagnosis | None:
+    """Within one forward most latents are one and the same vector, and the others are diverse."""
+    share, others = _same_vector(facts)
+    confidence = 0.9 * ramp(share, 0.25, 0.5) * ramp(others, 0.3, 0.6)
+    if confidence <= 0:
+        return None
+    return Diagnosis(
+        cause=Cause.PADDED_TOKENS,
+        confidence=confidence,
+        says=(
+            f"{share:.0%} of the latents of a forward are one and the same vector, and {others:.0%} of the others "
+            "differ from each other: padding or masked positions are being coded"
+        ),
+        evidence={"same_vector": share, "others_distinct": others},
+        advice="keep padded and masked positions away from the quantizer, or give it their mask",
+        line=(
+            "quantized, codes, loss = quantizer(latents, mask=mask)"
+            if facts.view.adapter == "vector-quantize-pytorch"
+            else "quantized[mask], codes, loss = quantizer(latents[mask])"
+        ),
+        remedy="alert",
+    )
+
+
+def few_modes(facts: Facts) -> Diagnosis | None:
+    """The codes in use serve the latents as well as any would: k-means on them finds no more."""
+    reading, latents = facts.reading, facts.latents
+    error = reading.relative_error
+    if error is None or len(latents) < 16 or reading.usage >= 0.5:
+        return None
+    in_use = max(round(reading.perplexity), 1)
+    k = min(4 * in_use + 4, reading.K, len(latents) // 4)
+    found = _kmeans_error(latents, k)
+    gained = max(error - found, 0.0)
+    seen = [mark.perplexity for mark in facts.read if mark.perplexity is not None]
+    lost = max(seen, default=reading.perplexity) / reading.perplexity
+    confidence = 0.95 * ramp(error, 0.1, 0.04) * ramp(gained, 0.08, 0.03) * ramp(lost, 3, 1.6)
+    confidence *= ramp(reading.usage, 0.5, 0.3) if reading.K > 8 else 0.0
+    if confidence <= 0:
+        return None
+    return Diagnosis(
+        cause=Cause.FEW_MODES,
+        confidence=confidence,
+        says=(
+            f"{in_use} codes in use leave {error:.1%} of the latents' variance, and k-means with {k} codes would leave "
+            f"{found:.1%}: the data has no more modes"
+        ),
+        evidence={"relative_error": error, "kmeans_error": found, "kmeans_codes": float(k), "perplexity_lost": lost},
+        advice="nothing is wrong; a smaller codebook would do",
+        remedy="",
+    )
+
+
+def reshaped(facts: Facts) -> Diagnosis | None:
+    """Latents are pieces cut out of wider vectors, so that one codebook has to serve unlike kinds of them."""
+    beat, D = facts.beat, facts.reading.D
+    widths = [each for each in facts.beats if each.width > D]
+    knob = facts.view.commitment
+    heads = getattr(getattr(knob, "owner", None), "heads", 1)
+    if not widths or (isinstance(heads, int) and heads > 1):
+        return None
+    beat = widths[-1]
+    width, pieces = int(beat.width), int(beat.width) // D
+    confidence = (0.3 + 0.4 * ramp(beat.between, 0.05, 0.35)) * facts.trouble
+    if confidence <= 0:
+        return None
+    return Diagnosis(
+        cause=Cause.ARTIFICIAL_RESHAPE,
+        confidence=confidence,
+        says=(
+            f"latents of {D} features are pieces of vectors of {width}, cut into {pieces}; {beat.between:.0%} of their "
+            "variance lies between the pieces"
+        ),
+        evidence={"width": beat.width, "pieces": float(pieces), "between": beat.between},
+        advice=f"project the {width} features to {D}, or give the codes {width} dimensions; do not cut",
+        line=f"self.project = nn.Linear({width}, {D})  # and quantizer(self.project(features)), without .view(-1, {D})",
+        remedy="alert",
+    )
+
+
+def starved_level(facts: Facts) -> Diagnosis | None:
+    """A finer level of a residual has next to nothing left to code, or is hardly ever asked."""
+    level, reading = facts.reading.level, facts.reading
+    first = facts.levels.get(0)
+    if not level or first is None:
+        return None
+    variance = reading.latent_variance if reading.latent_variance is not None else math.nan
+    left = variance / first.latent_variance if first.latent_variance else math.nan
+    asked = reading.tokens / max(first.tokens, 1)
+    ratio = reading.norm_ratio if reading.norm_ratio is not None else math.nan
+    nothing = ramp(-math.log10(max(left, 1e-12)), 2.0, 3.0)
+    rarely = ramp(asked, 0.3, 0.1)
+    confidence = 0.95 * max(nothing * max(ramp(ratio, 1.5, 4), 0.6), rarely) * facts.trouble
+    if confidence <= 0:
+        return None
+    says = f"level {level} has {left:.2g} of the variance of level 0 to code, with codes {ratio:.2g} times as long"
+    if rarely > nothing:
+        says = f"level {level} is given {asked:.0%} of the tokens of level 0"
+    return Diagnosis(
+        cause=Cause.STARVED_LEVEL,
+        confidence=confidence,
+        says=says,
+        evidence={"variance_left": left, "tokens_share": asked, "norm_ratio": ratio},
+        advice="take fewer levels, or start this one from k-means of its own residuals",
+        remedy="reset_codes",
+    )
+
+
+def _same_vector(facts: Facts) -> tuple[float, float]:
+    """Return the share of a forward's latents that are its commonest vector, and how many of the others are distinct.
+
+    The mean over the latest forwards that have enough latents.
+    """
+    shares, others = [], []
+    for forward in facts.forwards.unique()[-4:]:
+        rows = facts.latents[facts.forwards == forward][:256]
+        if len(rows) < 8:
+            continue
+        size = _alike(rows)
+        near = torch.cdist(rows, rows) <= size
+        counts = near.sum(dim=1)
+        common = near[counts.argmax()]
+        shares.append(float(common.float().mean()))
+        rest = rows[~common]
+        distinct = float((torch.cdist(rest, rest) <= size).sum(dim=1).le(1).float().mean()) if len(rest) > 1 else 0.0
+        others.append(distinct)
+    if not shares:
+        return math.nan, math.nan
+    return sum(shares) / len(shares), sum(others) / len(others)
+
+
+def _alike(rows: Tensor) -> float:
+    """Return within which distance rows are taken for the same vector."""
+    spread = float((rows - rows.mean(dim=0)).square().sum(dim=-1).mean().sqrt())
+    return _ALIKE * spread + 1e-12
+
+
+@torch.no_grad()
+def _kmeans_error(latents: Tensor, k: int) -> float:
+    """Return what part of the latents' variance k-means with k codes leaves; farthest points first, 8 rounds."""
+    points = latents[-512:].float()
+    points = points - points.mean(dim=0)
+    total = float(points.square().sum(dim=-1).mean())
+    if not total > 0:
+        return 0.0
+    nearest = torch.cdist(points, points[:1]).squeeze(1)
+    chosen = [0]
+    for _ in range(k - 1):
+        chosen.append(int(nearest.argmax()))
+        nearest = torch.minimum(nearest, torch.cdist(points, points[chosen[-1:]]).squeeze(1))
+    table = points[chosen].clone()
+    for _ in range(8):
+        codes = torch.cdist(points, table).argmin(dim=1)
+        counts = torch.bincount(codes, minlength=k).clamp(min=1)
+        table = torch.zeros_like(table).index_add_(0, codes, points) / counts.unsqueeze(-1)
+    return float(torch.cdist(points, table).min(dim=1).values.square().mean()) / total
