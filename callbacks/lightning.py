@@ -20,10 +20,12 @@ from rich import get_console
 from torch import Tensor
 from typing_extensions import override
 
-from collapse_guard import ConsoleSink, Event, GenericVQ, Guard, PolicyError, Request, Sink
+from collapse_guard import ConsoleSink, GenericVQ, Guard, PolicyError, Request, Sink
 from collapse_guard.policies import Policy, load_policy
 from collapse_guard.requests import REQUESTABLE, may_request
 from collapse_guard.sinks import Verbosity, log_folder
+
+from .loggers import LoggerSink
 
 __all__ = ["CollapseGuard", "join_lightning"]
 
@@ -55,7 +57,6 @@ def _first_importable() -> tuple[type, ...]:
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.pytorch import Callback
-    from lightning.pytorch.loggers import Logger
 else:
     # A base of its own, between this callback and theirs: what it derives from may grow, see `join_lightning`.
     Callback = type("Callback", _loaded() or _first_importable(), {})
@@ -69,9 +70,6 @@ def join_lightning() -> None:
     bases = Callback.__bases__
     if new := tuple(base for base in _loaded() if base not in bases):
         Callback.__bases__ = (*bases, *new)
-
-
-_SCALARS = ("perplexity", "perplexity_ratio", "usage", "dead_fraction", "norm_ratio", "relative_error")
 
 
 class CollapseGuard(Callback):
@@ -146,6 +144,24 @@ class CollapseGuard(Callback):
             raise self._policy.with_traceback(None)
         return self._policy
 
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What the guard told so far, as flat records; empty before training starts. See `Guard.history`."""
+        return self.guard.history if self.guard is not None else []
+
+    def plot_history(self) -> Any:
+        """Return the course of each codebook as a plotly figure; see `Guard.plot_history`.
+
+        Raises:
+            RuntimeError: training has not started yet.
+            MissingExtraError: plotly is not installed.
+        """
+        if self.guard is None:
+            raise RuntimeError(
+                "expected a guard that has seen training, got one before `fit`; there is nothing to plot"
+            )
+        return self.guard.plot_history()
+
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse a bad policy before anything else happens.
@@ -163,7 +179,7 @@ class CollapseGuard(Callback):
                 get_console().print("collapse_guard: not attached: a fast_dev_run is too short to guard")
             return
         first = trainer.is_global_zero
-        sinks = [*self._sinks, _LoggerSink(trainer)] if first else []
+        sinks = [*self._sinks, LoggerSink(lambda: trainer.loggers, lambda: trainer.global_step)] if first else []
         guard = Guard(
             self.policy,
             log_dir=self._directory(trainer) if first else None,
@@ -291,30 +307,3 @@ def _is_made_by_jsonargparse() -> bool:
     while frame.f_code.co_name == "__init__" and frame.f_back is not None:
         frame = frame.f_back
     return str(frame.f_globals.get("__name__")).partition(".")[0] == "jsonargparse"
-
-
-class _LoggerSink:
-    """Writes readings to the Trainer's loggers as scalars, `codebook_perplexity/<codebook>` and so on."""
-
-    def __init__(self, trainer: pl.Trainer) -> None:
-        self._trainer = trainer
-
-    @property
-    def _loggers(self) -> list[Logger]:
-        return self._trainer.loggers
-
-    def write(self, event: Event) -> None:
-        """Log the scalars of a reading, and the attempt number at each intervention."""
-        name = event.fields.get("codebook")
-        if event.event == "reading":
-            values = {key: event.fields.get(key) for key in _SCALARS}
-            scalars = {f"codebook_{key}/{name}": float(value) for key, value in values.items() if value is not None}
-        elif event.event == "intervention":
-            scalars = {f"codebook_intervention/{name}": float(event.fields["attempt"])}
-        else:
-            return
-        for logger in self._loggers:
-            logger.log_metrics(scalars, step=self._trainer.global_step)
-
-    def close(self) -> None:
-        """The loggers belong to the Trainer."""

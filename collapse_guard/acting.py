@@ -33,6 +33,7 @@ class Deed:
         entry: of the ledger; its `result` says what became of it.
         probe: of the codebook.
         summary: what was done or why not. manifest: what was touched.
+        sketch: codes before and after among the latents, where the codebook was written.
     """
 
     decision: Decision
@@ -40,6 +41,7 @@ class Deed:
     probe: Probe
     summary: str = ""
     manifest: list[dict[str, Any]] = field(default_factory=list)
+    sketch: dict[str, Any] | None = None
 
     @property
     def touches(self) -> frozenset[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from .adapters import GenericVQ, discover
 from .diagnosis import Clinic
 from .events import EventLog, Sink
 from .execution import compiled_parts, refuse_replicas, unwrap_compiled, world_size
+from .history.kept import Kept
 from .interventions import ladders_on
 from .ledger import Ledger
 from .measure import Loss, number_of
@@ -35,6 +37,7 @@ from .reports import (
 )
 from .requests import Requests
 from .sinks import ConsoleSink, Verbosity, open_sinks
+from .sketch import is_told, uses_of
 from .watch import Watch
 
 __all__ = ["Guard"]
@@ -88,6 +91,8 @@ class Guard:
         self._log_dir = log_dir
         self._console = ConsoleSink(verbosity=verbosity) if console else None
         self._extra_sinks = tuple(sinks)
+        self._kept = Kept()
+        self._readings_taken: Counter[str] = Counter()
         self._adapters = dict(adapters or {})
         self._seed = seed
         self.total_steps = total_steps
@@ -134,7 +139,9 @@ class Guard:
         world = world_size()
         if world > 1 and self.policy.mode == "act":
             self.policy = self.policy.with_mode("observe")
-        self._log.sinks, log = open_sinks(self._log_dir, console=self._console, further=self._extra_sinks)
+        self._log.sinks, log = open_sinks(
+            self._log_dir, console=self._console, further=[self._kept, *self._extra_sinks]
+        )
         ladders = ladders_on(self.policy, found.views)
         self._without_epoch = describe_without_epoch(self.policy)
         self._is_attached, self._state_at_close = True, None
@@ -226,6 +233,27 @@ class Guard:
         """What was done so far, as plain data, in order: step, codebook, rule, action, params, result."""
         return [entry.as_dict() for entry in self._ledger.entries] if self._ledger is not None else []
 
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What was told so far as flat records, as `pandas.DataFrame` takes them.
+
+        Each has the same keys: `step`, `time`, `event`, `codebook`, `health`, the numbers of a reading and the words of
+        what happened; what does not apply is `None`. Memory is bounded, to some 10 MB: of more than 10,000 readings
+        every second goes, the one with the higher perplexity of two neighbours; of more than 1,000 other events the
+        middle ones.
+        """
+        return self._kept.records()
+
+    def plot_history(self) -> Any:
+        """Return the course of each codebook, with thresholds and interventions, as a plotly figure.
+
+        Raises:
+            MissingExtraError: plotly is not installed; says what to install.
+        """
+        from .report import figure_of_history
+
+        return figure_of_history(self.history, self.policy)
+
     def step(self, *, loss: Loss = None, epoch: int | None = None) -> None:
         """Tell the guard that one optimizer step is complete. Reads, decides and acts where due; never raises.
 
@@ -279,8 +307,11 @@ class Guard:
         readings = self._watch.read(
             step=self._step, epoch=epoch, loss=loss, dead_below=sample.dead_below, min_tokens=enough
         )
-        taken = []
+        taken, uses = [], {}
         for reading, counts in readings:
+            if is_told(self._readings_taken[reading.codebook]):
+                uses[reading.codebook] = uses_of(counts)
+            self._readings_taken[reading.codebook] += 1
             self._ledger.note(reading.codebook, counts)
             self._clinic.note(reading, counts, version=self._ledger.version_of(reading.codebook))
             taken.append(reading)
@@ -289,6 +320,7 @@ class Guard:
             decisions = self._engine.observe_together(together)
             for reading in together:
                 fields = {key: value for key, value in reading.as_record().items() if key != "step"}
+                fields |= {"uses": uses[reading.codebook]} if reading.codebook in uses else {}
                 self._log.emit("reading", self._step, health=self._engine.health(reading.codebook).value, **fields)
             self._ledger.carry_out(decisions, self._engine, self._watch.probes)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from collapse_guard.policies import Decision, DecisionKind, Outcome, PolicyEngine, actions
@@ -19,9 +20,13 @@ from .interventions import Site, Transaction, find_intervention
 from .probe import Probe
 from .requests import REQUESTABLE, Request, Requests
 from .residual import Levels
+from .sketch import MOST_SKETCHED, sketch
 from .telling import TOLD_AS, fields_of_act, fields_of_outcome, fields_of_word
 
 __all__ = ["Entry", "Ledger"]
+
+_SKETCHED_LATENTS = 1024
+_logger = logging.getLogger("collapse_guard")
 
 
 class Ledger:
@@ -155,7 +160,11 @@ class Ledger:
                 reason = f"rung {(decision.rung or 0) + 1}: {kind}"
                 self._ask(kind, decision.step, decision.codebook, decision.rule, reason)
 
+        codes = [_codes_of(deed) for deed in deeds[:MOST_SKETCHED]]
         act_together(deeds, levels, lambda deed: self._site(deed.entry, probes, ask))
+        for deed, before in zip(deeds, codes, strict=False):
+            if "codebook" in deed.touches and before is not None and (after := _codes_of(deed)) is not None:
+                deed.sketch = sketch(deed.probe.window.latest(_SKETCHED_LATENTS), before, after)
         for deed in deeds:
             if "codebook" in deed.touches:
                 self._versions[deed.entry.codebook] = self._versions.get(deed.entry.codebook, 0) + 1
@@ -298,6 +307,15 @@ class Ledger:
         if in_force is not None:
             entry.intervention = intervention
             intervention.load_state_dict(in_force)
+
+
+def _codes_of(deed: Deed) -> Tensor | None:
+    """Return a copy of the codes, for a picture; `None` where they cannot be read, which is no reason not to act."""
+    try:
+        return deed.probe.view.codebook().clone()
+    except Exception as error:  # foreign tensors may fail in any way; what matters of it is told where it is acted on
+        _logger.debug("no sketch of %s", deed.entry.codebook, exc_info=error)
+        return None
 
 
 def _asked_already(kind: str) -> None:

@@ -14,7 +14,7 @@ from .demo import demo
 from .doctor import doctor
 from .explain import explain
 from .replay import replay
-from .report import report
+from .report import compare, report
 from .schema import schema
 from .test import test
 from .tokenize import tokenize
@@ -40,7 +40,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-for _command in (demo, check, test, replay, watch, report, explain, schema, doctor, tokenize):
+for _command in (demo, check, test, replay, watch, report, compare, explain, schema, doctor, tokenize):
     app.command()(_command)
 
 
