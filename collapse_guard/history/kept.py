@@ -7,6 +7,7 @@ events the first and the latest halves stay.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from collapse_guard.events import Event
@@ -57,7 +58,8 @@ class Kept:
             if self._count > self._most_readings:
                 self._thin()
         elif event.event in _TOLD:
-            for part in event.fields.get("members") or ({},):
+            parts: Iterable[Mapping[str, Any]] = event.fields.get("members") or ({},)
+            for part in parts:
                 self._events.append(self._record(event, {**event.fields, **part}))
             if len(self._events) > self._most_events:
                 half = self._most_events // 2
@@ -71,7 +73,7 @@ class Kept:
         readings = [record for kept in self._readings.values() for record in kept]
         return [dict(each) for each in sorted([*readings, *self._events], key=lambda record: record["step"])]
 
-    def _record(self, event: Event, fields: Any) -> dict[str, Any]:
+    def _record(self, event: Event, fields: Mapping[str, Any]) -> dict[str, Any]:
         head = {"step": event.step, "time": event.time, "event": event.event, "codebook": fields.get("codebook")}
         return head | {name: fields.get(name) for name in ("health", *NUMBERS, *WORDS)}
 
