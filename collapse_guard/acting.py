@@ -3,6 +3,10 @@
 Levels that cannot take the action are refused, and those whose latents are no longer known once a coarser level was
 written are postponed, as are those that would change what another one has just changed, such as a commitment weight
 that several share, while the others go on. What raises puts all of them back.
+
+Where several ranks train together each does the same from what all of them recorded; then they agree on what came of
+it, and the first rank's codebook becomes that of all. What is refused on one rank is refused on all, and what raises on
+one puts all of them back.
 """
 
 from __future__ import annotations
@@ -12,14 +16,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch.optim import Optimizer
+
 from collapse_guard.policies import Decision
 
+from .adapters import CodebookView
 from .entries import Entry
-from .interventions import Intervention, Site, Transaction, find_intervention
-from .probe import Probe
+from .interventions import Intervention, Site, Transaction, find_intervention, tensors_of
+from .ranks import Alone, OtherRankError, Recorded, share
 from .residual import Levels
 
-__all__ = ["Deed", "act_together"]
+__all__ = ["Deed", "act_together", "share_codebook"]
 
 _logger = logging.getLogger("collapse_guard")
 
@@ -31,14 +38,14 @@ class Deed:
     Attributes:
         decision: about this codebook alone.
         entry: of the ledger; its `result` says what became of it.
-        probe: of the codebook.
+        probe: the codebook, and what was recorded of it on all ranks.
         summary: what was done or why not. manifest: what was touched.
         sketch: codes before and after among the latents, where the codebook was written.
     """
 
     decision: Decision
     entry: Entry
-    probe: Probe
+    probe: Recorded
     summary: str = ""
     manifest: list[dict[str, Any]] = field(default_factory=list)
     sketch: dict[str, Any] | None = None
@@ -49,33 +56,33 @@ class Deed:
         return self.entry.intervention.touches if self.entry.intervention is not None else frozenset()
 
 
-def act_together(deeds: Sequence[Deed], levels: Levels, site_of: Callable[[Deed], Site]) -> None:
+def act_together(
+    deeds: Sequence[Deed], levels: Levels, site_of: Callable[[Deed], Site], ranks: Alone | None = None
+) -> None:
     """Carry out an ACT on its codebooks, coarse first; write on each deed what became of it.
 
     Args:
         deeds: coarse first.
         levels: of the residual that the codebooks belong to.
         site_of: makes the site of an intervention.
+        ranks: that act together.
     """
-    written: Probe | None = None
+    ranks = ranks if ranks is not None else Alone()
+    written: Recorded | None = None
     applied: list[Deed] = []
     where = ""
     try:
         for deed in deeds:
             where = deed.entry.codebook
-            intervention = find_intervention(deed.entry.action)(deed.decision.params, site_of(deed))
-            writes = "codebook" in intervention.touches
-            stale = levels.why_stale(deed.probe, written) if writes and written is not None else None
-            if (wait := stale or _why_shared(intervention, applied)) is not None:
-                deed.entry.result, deed.summary = "postponed", wait
-            elif (reason := intervention.refusal()) is not None:
-                deed.entry.result, deed.summary = "refused", reason
-            else:
-                _apply(deed, intervention)
-                applied.append(deed)
-                if writes:
-                    written = written or deed.probe
-                    levels.refresh(deed.probe)
+            intervention, verdict, why = _considered(deed, levels, written, applied, site_of, ranks)
+            if verdict:
+                deed.entry.result, deed.summary = verdict, why
+                continue
+            _apply(deed, intervention, ranks)
+            applied.append(deed)
+            if "codebook" in intervention.touches:
+                written = written or deed.probe
+                levels.refresh(deed.probe)
     except Exception as error:  # foreign tensors may fail in any way
         _put_back(deeds, error, where)
         if written is not None:
@@ -85,6 +92,32 @@ def act_together(deeds: Sequence[Deed], levels: Levels, site_of: Callable[[Deed]
         deed.probe.window.restart()  # a reading never straddles an intervention
     if applied:
         levels.restart_below(applied[0].probe)
+
+
+def _considered(
+    deed: Deed,
+    levels: Levels,
+    written: Recorded | None,
+    applied: Sequence[Deed],
+    site_of: Callable[[Deed], Site],
+    ranks: Alone,
+) -> tuple[Intervention[Any], str, str]:
+    """Return the intervention, and where it is not to be applied here and now the result, and why."""
+
+    def consider() -> tuple[Intervention[Any], str, str]:
+        intervention = find_intervention(deed.entry.action)(deed.decision.params, site_of(deed))
+        writes = "codebook" in intervention.touches
+        stale = levels.why_stale(deed.probe, written) if writes and written is not None else None
+        if (wait := stale or _why_shared(intervention, applied)) is not None:
+            return intervention, "postponed", wait
+        reason = intervention.refusal()
+        return (intervention, "", "") if reason is None else (intervention, "refused", reason)
+
+    intervention, verdict, why = ranks.together(consider)
+    if ranks.size > 1:
+        verdict = next((each for each in ranks.words(verdict) if each), "")
+        why = ranks.word(why)
+    return intervention, verdict, why
 
 
 def _why_shared(intervention: Intervention[Any], applied: Sequence[Deed]) -> str | None:
@@ -100,11 +133,13 @@ def _why_shared(intervention: Intervention[Any], applied: Sequence[Deed]) -> str
     return None
 
 
-def _apply(deed: Deed, intervention: Intervention[Any]) -> None:
-    transaction = Transaction(intervention.parts())
+def _apply(deed: Deed, intervention: Intervention[Any], ranks: Alone) -> None:
+    transaction = ranks.together(lambda: Transaction(intervention.parts()))
     try:
-        deed.summary = intervention.apply()
-        transaction.check()
+        deed.summary = ranks.together(intervention.apply)
+        if "codebook" in intervention.touches:
+            share_codebook(deed.probe.view, intervention.site.optimizers, ranks)
+        ranks.together(transaction.check)
     except BaseException:
         transaction.undo()
         raise
@@ -113,10 +148,21 @@ def _apply(deed: Deed, intervention: Intervention[Any]) -> None:
     deed.manifest = transaction.manifest()
 
 
+def share_codebook(view: CodebookView, optimizers: Sequence[Optimizer], ranks: Alone) -> None:
+    """Make a codebook that was just written what it is on the first rank: table, EMA and optimizer rows.
+
+    Raises:
+        OtherRankError: it still differs on some rank.
+    """
+    if ranks.size > 1:
+        share(ranks, tensors_of(view, optimizers))
+        view.written()
+
+
 def _put_back(deeds: Sequence[Deed], error: Exception, where: str) -> None:
     """Undo what was applied on any codebook, and refuse the action on all."""
     _logger.debug("intervention failed", exc_info=error)
-    what = f"{type(error).__name__}: {error}"
+    what = str(error) if isinstance(error, OtherRankError) else f"{type(error).__name__}: {error}"
     for deed in reversed(deeds):
         entry = deed.entry
         if entry.transaction is not None:

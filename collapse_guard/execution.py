@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch.distributed
+import torch
 from torch import nn
 
-__all__ = ["compiled_parts", "explain_compiled", "has_compiled", "refuse_replicas", "unwrap_compiled", "world_size"]
+__all__ = ["compiled_parts", "explain_compiled", "has_compiled", "refuse_replicas", "unwrap_compiled"]
 
 
 def unwrap_compiled(model: nn.Module) -> nn.Module:
@@ -63,9 +63,3 @@ def refuse_replicas(model: nn.Module) -> None:
                 f"{path or 'the top'}: its forwards run on copies that are thrown away. Use DistributedDataParallel, "
                 f"or one device"
             )
-
-
-def world_size() -> int:
-    """Return how many ranks train together; 1 where none do."""
-    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if ready else 1

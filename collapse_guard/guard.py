@@ -2,31 +2,38 @@
 
 Framework-free. A loop attaches it to a model, calls `step()` after each optimizer step and closes it. Nothing that
 fails in here may fail the run: an exception is contained, told once, and what raised it is switched off.
+
+Where several ranks train together, each has a guard, and all of them decide and do the same; see `ranks`.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from torch import nn
+from torch.distributed import ProcessGroup, get_rank
 from torch.optim import Optimizer
 
-from collapse_guard.policies import Policy, PolicyEngine, Reading, load_policy, taken_together
+from collapse_guard.policies import Decision, Policy, PolicyEngine, Reading, load_policy, taken_together
 
 from .adapters import GenericVQ, discover
 from .diagnosis import Clinic
 from .events import EventLog, Sink
-from .execution import compiled_parts, refuse_replicas, unwrap_compiled, world_size
+from .execution import compiled_parts, refuse_replicas, unwrap_compiled
 from .history.kept import Kept
 from .interventions import ladders_on
 from .ledger import Ledger
 from .measure import Loss, number_of
+from .ranks import Alone, PartedError, Word, join_ranks
 from .reports import (
     describe_environment,
     describe_idle_rules,
@@ -106,6 +113,8 @@ class Guard:
         self._is_attached = False
         self._state_at_close: dict[str, Any] | None = None
         self._without_epoch = ""  # what a loop that does not say its epoch makes of the policy
+        self._ranks = Alone()
+        self._story = 0  # a checksum of all decisions: the same on all ranks
         self._watch = Watch((), seed=seed, fault=self._fault)
         self._model: nn.Module | None = None
         self._optimizers: Sequence[Optimizer] = ()
@@ -115,32 +124,48 @@ class Guard:
 
     # Lifetime
 
-    def attach(self, model: nn.Module, optimizers: Optimizer | Sequence[Optimizer] = ()) -> Guard:
+    def attach(
+        self,
+        model: nn.Module,
+        optimizers: Optimizer | Sequence[Optimizer] = (),
+        *,
+        group: ProcessGroup | None = None,
+        patience: timedelta | None = None,
+    ) -> Guard:
         """Find the codebooks of a model and begin to watch them.
 
-        Call it when the model is on its device, before a compiled model's first forward.
+        Call it when the model is on its device, before a compiled model's first forward. Where several ranks train
+        together, every rank calls it, and from then on calls `step` and `close` as the others do.
 
         Args:
             model: the model that is trained; of what `torch.compile` returned, the module inside is meant.
             optimizers: all that may move a codebook.
+            group: of the ranks that train this model together, where those are not all ranks.
+            patience: how long to wait for the slowest of them; as long as torch's collectives do where not given.
 
         Raises:
             NoQuantizerError: there is nothing to watch; says what was looked at.
-            ValueError: the model runs as copies, in `nn.DataParallel`.
+            ValueError: the model runs as copies, in `nn.DataParallel`; or the ranks' guards are not alike.
             RuntimeError: the guard is attached already, or another guard watches this model.
         """
         if self.is_attached:
             raise RuntimeError("this guard is attached already; close it first, or make one guard per model")
         refuse_replicas(model)
-        found = discover(unwrap_compiled(model), self._adapters)
-        watch = Watch(found.views, seed=self._seed, fault=self._fault, compiled=compiled_parts(model))
-        watch.install()
+        ranks = self._join(group, patience)
+        try:
+            found = discover(unwrap_compiled(model), self._adapters)
+            watch = Watch(found.views, seed=self._seed, fault=self._fault, compiled=compiled_parts(model), ranks=ranks)
+            self._agree(ranks, watch)
+            watch.install()
+        except BaseException:
+            ranks.leave()
+            raise
+        self._ranks, self._story = ranks, 0
         optimizers = (optimizers,) if isinstance(optimizers, Optimizer) else tuple(optimizers)
-        world = world_size()
-        if world > 1 and self.policy.mode == "act":
-            self.policy = self.policy.with_mode("observe")
         self._log.sinks, log = open_sinks(
-            self._log_dir, console=self._console, further=[self._kept, *self._extra_sinks]
+            self._log_dir if ranks.is_first else None,
+            console=self._console if ranks.is_first else None,
+            further=[self._kept, *self._extra_sinks],
         )
         ladders = ladders_on(self.policy, found.views)
         self._without_epoch = describe_without_epoch(self.policy)
@@ -160,15 +185,51 @@ class Guard:
             policy_fingerprint=self.policy.fingerprint(),
             policy_as_run=self.policy.model_dump(mode="json", by_alias=True),
             environment=describe_environment(),
+            ranks=ranks.size,
             log=str(log.path) if log is not None else None,
             codebooks=describe_views(found.views),
             unrecognised=describe_unrecognised(found.unrecognised),
             idle_rules=describe_idle_rules(self.policy, found.views),
             powerless={ladder.rule: list(books) for ladder in ladders if (books := ladder.powerless_on)},
         )
-        if world > 1:
-            self._fault("distributed", f"{world} ranks: this version counts this rank's tokens only and does not act")
+        if ranks.parted:
+            self._part(ranks.parted)
         return self
+
+    def _join(self, group: ProcessGroup | None, patience: timedelta | None) -> Alone:
+        """Return the ranks that train together; one that cannot reach the others observes by itself."""
+        try:
+            return join_ranks(group, patience=patience)
+        except RuntimeError as error:
+            alone = Alone()
+            alone.index = get_rank()
+            alone.leave(f"the ranks cannot talk to each other: {error}")
+            return alone
+
+    def _agree(self, ranks: Alone, watch: Watch) -> None:
+        """Make sure that the guards of all ranks are alike; the planned length is the first rank's.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if ranks.size == 1:
+            return
+        books = sorted((name, probe.view.K, probe.view.D) for name, probe in watch.probes.items())
+        me = f"policy {self.policy.name!r} ({self.policy.fingerprint()[:12]}), seed {self._seed}, "
+        me += f"{len(books)} codebooks ({zlib.crc32(repr(books).encode()):08x})"
+        try:
+            said = ranks.words(f"{self.total_steps}|{me}")
+        except PartedError:
+            return  # told once the log is open
+        guards = [each.partition("|")[2] for each in said]
+        for rank, other in enumerate(guards):
+            if other != guards[0]:
+                raise ValueError(
+                    f"expected the same guard and the same codebooks on every rank, got {guards[0]} on rank 0 and "
+                    f"{other} on rank {rank}; where only some ranks hold the quantizer, attach there with group=..."
+                )
+        planned = said[0].partition("|")[0]
+        self.total_steps = None if planned == "None" else int(planned)
 
     @property
     def is_attached(self) -> bool:
@@ -184,6 +245,7 @@ class Guard:
         if not self.is_attached:
             return
         try:
+            self._say_farewell(ended_by)
             self._summarise(ended_by)
         except Exception as error:
             _logger.warning("the summary could not be written: %s: %s", type(error).__name__, error)
@@ -191,8 +253,18 @@ class Guard:
             if self._ledger is not None:
                 self._ledger.release()
             self._watch.release()
+            self._ranks.leave()
             self._is_attached = False
             self._log.close()
+
+    def _say_farewell(self, ended_by: str | None) -> None:
+        """Let ranks that go on know that this one does not; after an exception nobody is waited for."""
+        if self._ranks.size == 1 or self._ranks.parted or ended_by is not None:
+            return
+        try:
+            self._watch.farewell(self._step)
+        except PartedError as error:
+            _logger.debug("no farewell: %s", error)
 
     def _summarise(self, ended_by: str | None) -> None:
         assert self._ledger is not None
@@ -270,17 +342,49 @@ class Guard:
             assert self._ledger is not None
             self.requests.remind(self._step)
             self._ledger.hold(self._step, self._watch.probes)
-            self._ledger.tend(self._step, after_reading=False)
-            self._watch.notice_silence()
-            if self._is_due():
-                self._read(number_of(loss), epoch)
-                self._ledger.tend(self._step, after_reading=True)
-            if self._is_due(ahead=1):
-                self._clinic.arm()
+            if not self._ranks.parted:
+                self._tend_and_read(loss, epoch)
+        except PartedError as error:
+            self._part(str(error))
         except Exception as error:  # the one place that catches broadly: the run is not the victim of its guard
             self._fault("guard", f"{type(error).__name__}: {error}")
             _logger.debug("guard failed", exc_info=error)
+            if self._ranks.size > 1:  # this rank no longer knows what the others know
+                self._part(f"the guard of rank {self._ranks.index} failed")
         self._seconds += time.perf_counter() - start
+
+    def _tend_and_read(self, loss: Loss, epoch: int | None) -> None:
+        assert self._ledger is not None
+        self._ledger.tend(self._step, self._watch.probes, after_reading=False)
+        self._watch.notice_silence()
+        if self._is_due():
+            self._read(self._number_of(loss), epoch)
+            self._ledger.tend(self._step, self._watch.probes, after_reading=True)
+        if self._is_due(ahead=1):
+            self._clinic.arm()
+
+    def _number_of(self, loss: Loss) -> float | None:
+        """Return the loss as a number; one rank that cannot say its own must not keep the others waiting."""
+        if self._ranks.size == 1:
+            return number_of(loss)
+        try:
+            return number_of(loss)
+        except Exception as error:
+            self._fault("loss", f"asking for the loss raised {type(error).__name__}: {error}")
+            return None
+
+    def _part(self, reason: str) -> None:
+        """Stop, on every rank: what is in force stays, and nothing more is read or changed."""
+        self._ranks.leave(reason)
+        for probe in self._watch.probes.values():
+            probe.remove()
+        unmet = ", ".join(sorted({request.kind for request in self.requests.take()}))
+        lost = f"; what was asked for and not yet done is dropped: {unmet}" if unmet else ""
+        self._fault(
+            "ranks",
+            f"{self._ranks.parted}. The ranks no longer act as one: nothing is read or changed from step {self._step} "
+            f"on, what is in force stays{lost}; training goes on",
+        )
 
     @property
     def steps(self) -> int:
@@ -304,9 +408,8 @@ class Guard:
         if epoch is None and self._without_epoch:
             self._fault("epoch", self._without_epoch)
         enough = sample.min_tokens if self._step >= self.policy.warmup_steps else 0
-        readings = self._watch.read(
-            step=self._step, epoch=epoch, loss=loss, dead_below=sample.dead_below, min_tokens=enough
-        )
+        word = Word(self._step, self._story, loss, epoch)
+        readings = self._watch.read(word, dead_below=sample.dead_below, min_tokens=enough)
         taken, uses = [], {}
         for reading, counts in readings:
             if is_told(self._readings_taken[reading.codebook]):
@@ -316,13 +419,34 @@ class Guard:
             self._clinic.note(reading, counts, version=self._ledger.version_of(reading.codebook))
             taken.append(reading)
         for bundle in taken_together(taken):
-            together = self._clinic.explain(bundle, self._engine.wants_causes)
-            decisions = self._engine.observe_together(together)
+            together = self._explained(bundle)
+            decisions = self._remembered(self._engine.observe_together(together))
             for reading in together:
                 fields = {key: value for key, value in reading.as_record().items() if key != "step"}
                 fields |= {"uses": uses[reading.codebook]} if reading.codebook in uses else {}
                 self._log.emit("reading", self._step, health=self._engine.health(reading.codebook).value, **fields)
             self._ledger.carry_out(decisions, self._engine, self._watch.probes)
+
+        if self.requests.are_open:
+            self._ranks.words("")  # all ranks have come this far: what is asked for is asked for on all
+
+    def _explained(self, readings: Sequence[Reading]) -> Sequence[Reading]:
+        """Return readings with their causes, where somebody wants to know them; on several ranks the first one's."""
+        if self._ranks.size == 1 or not self._engine.wants_causes(readings):
+            return self._clinic.explain(readings, self._engine.wants_causes)
+        found = self._clinic.explain(readings, self._engine.wants_causes) if self._ranks.is_first else ()
+        said = self._ranks.tell(json.dumps([each.as_dict() for each in found]))
+        return [Reading.from_dict(each) for each in json.loads(said)]
+
+    def _remembered(self, decisions: Iterable[Decision]) -> list[Decision]:
+        """Return decisions; ranks that have not made the same ones find out at the next reading."""
+        decisions = list(decisions)
+        for each in decisions if self._ranks.size > 1 else ():
+            told = (
+                f"{each.kind} {each.codebooks or each.codebook} {each.rule} {each.rung} {each.attempt} {each.outcome}"
+            )
+            self._story = zlib.crc32(told.encode(), self._story)
+        return decisions
 
     # State
 
@@ -354,7 +478,7 @@ class Guard:
         try:
             if state.get("schema") != _STATE_SCHEMA:
                 raise ValueError(f"expected guard state of schema {_STATE_SCHEMA}, got {state.get('schema')}")
-            self._restore(state)
+            self._ranks.together(lambda: self._restore(state))
         except Exception as error:
             self._fault("resume", f"{type(error).__name__}: {error}; the guard starts afresh")
             _logger.debug("guard state could not be restored", exc_info=error)
@@ -386,6 +510,7 @@ class Guard:
             requests=self.requests,
             progress=self._progress,
             model=self._model,
+            ranks=self._ranks,
         )
 
     def _progress(self) -> float | None:
@@ -397,3 +522,5 @@ class Guard:
         if (where + reason) not in self._broken:
             self._broken.add(where + reason)
             self._log.emit("fault", self._step, where=where, reason=reason)
+            if not self._ranks.is_first:  # whose log nobody reads
+                _logger.warning("rank %d: %s: %s", self._ranks.index, where, reason)

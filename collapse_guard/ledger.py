@@ -13,13 +13,14 @@ from torch.optim import Optimizer
 
 from collapse_guard.policies import Decision, DecisionKind, Outcome, PolicyEngine, actions
 
-from .acting import Deed, act_together
+from .acting import Deed, act_together, share_codebook
 from .entries import Entry, tries_of
 from .events import EventLog
-from .interventions import Site, Transaction, find_intervention
+from .interventions import Intervention, Site, Transaction, find_intervention
 from .probe import Probe
+from .ranks import Alone, Pool
 from .requests import REQUESTABLE, Request, Requests
-from .residual import Levels
+from .residual import Levels, members_of
 from .sketch import MOST_SKETCHED, sketch
 from .telling import TOLD_AS, fields_of_act, fields_of_outcome, fields_of_word
 
@@ -39,6 +40,7 @@ class Ledger:
         dead_below: share of the uniform share under which a code is dead.
         requests: where to ask for what only the training loop can do.
         progress: returns the share of the planned training that is done, or `None` where no plan is known.
+        ranks: that act together.
         model: that trains, for interventions that look beyond a codebook.
     """
 
@@ -51,9 +53,12 @@ class Ledger:
         dead_below: float = 0.1,
         requests: Requests | None = None,
         progress: Callable[[], float | None] = lambda: None,
+        ranks: Alone | None = None,
         model: nn.Module | None = None,
     ) -> None:
         """Store the parts."""
+        self._ranks = ranks if ranks is not None else Alone()
+        self._pool = Pool(self._ranks)
         self._progress = progress
         self._model = model
         self._health: Callable[[str], str] = lambda codebook: "unknown"
@@ -107,17 +112,17 @@ class Ledger:
                 reason = f"holding its codebook raised {type(error).__name__}: {error}; it is no longer held"
                 self._log.emit("fault", step, where=name, reason=reason)
 
-    def tend(self, step: int, *, after_reading: bool) -> None:
+    def tend(self, step: int, probes: Mapping[str, Probe], *, after_reading: bool) -> None:
         """At a step boundary: let interventions keep themselves up to date, before or after anything is read."""
         for entry in self.entries:
             intervention = entry.intervention
             if intervention is None or not (intervention.tends if after_reading else intervention.stays):
                 continue
+            if not intervention.is_due(step - entry.step):
+                continue
             before = intervention.writes
             try:
-                for hold in intervention.holds():
-                    hold.raise_failure()
-                done = intervention.tend(step - entry.step)
+                done = self._tended(intervention, probes[entry.codebook], step - entry.step)
             except Exception as error:
                 self._drop(entry)
                 reason = f"tending {entry.action} raised {type(error).__name__}: {error}; it is no longer tended"
@@ -142,6 +147,21 @@ class Ledger:
         for entry in self.entries:
             self._drop(entry)
 
+    def _tended(self, intervention: Intervention[Any], probe: Probe, steps: int) -> str | None:
+        """Tend one intervention on all ranks, and make its codebook the same on all of them."""
+        self._pool.gather([probe])
+
+        def tend() -> str | None:
+            for hold in intervention.holds():
+                hold.raise_failure()
+            return intervention.tend(steps)
+
+        try:
+            return self._ranks.together(tend)
+        finally:  # also where it raised on some of them
+            if "codebook" in intervention.touches:
+                share_codebook(probe.view, self._optimizers, self._ranks)
+
     def _tell_tended(self, entry: Entry, step: int, done: str | None) -> None:
         if done is not None:
             facts = {"codebook": entry.codebook, "action": entry.action, "attempt": entry.attempt, "summary": done}
@@ -149,9 +169,11 @@ class Ledger:
 
     def _act(self, decision: Decision, parts: Sequence[Decision], probes: Mapping[str, Probe]) -> list[Deed]:
         """Apply one intervention as a transaction, on each of its codebooks; tell, and return what became of it."""
-        deeds = [Deed(part, Entry.of(part), probes[part.codebook]) for part in parts]
+        recorded = self._pool.gather(members_of(probes[parts[0].codebook], probes))
+        by_name = {each.view.name: each for each in recorded}
+        deeds = [Deed(part, Entry.of(part), by_name[part.codebook]) for part in parts]
         self.entries += [deed.entry for deed in deeds]
-        levels = Levels.of(deeds[0].probe, probes)
+        levels = Levels(recorded)
         asked: set[str] = set()
 
         def ask(kind: str) -> None:  # once, however many levels do
@@ -161,7 +183,7 @@ class Ledger:
                 self._ask(kind, decision.step, decision.codebook, decision.rule, reason)
 
         codes = [_codes_of(deed) for deed in deeds[:MOST_SKETCHED]]
-        act_together(deeds, levels, lambda deed: self._site(deed.entry, probes, ask))
+        act_together(deeds, levels, lambda deed: self._site(deed.entry, probes, ask), self._ranks)
         for deed, before in zip(deeds, codes, strict=False):
             if "codebook" in deed.touches and before is not None and (after := _codes_of(deed)) is not None:
                 deed.sketch = sketch(deed.probe.window.latest(_SKETCHED_LATENTS), before, after)
@@ -173,7 +195,7 @@ class Ledger:
         return deeds
 
     def _site(self, entry: Entry, probes: Mapping[str, Probe], ask: Callable[[str], None]) -> Site:
-        probe = probes[entry.codebook]
+        probe = self._pool.of(probes[entry.codebook])
         counts = self._counts.get(entry.codebook, np.zeros(probe.view.K, dtype=np.int64))
         return Site(
             view=probe.view,
@@ -225,12 +247,14 @@ class Ledger:
             if entry.transaction is None:
                 continue
             try:
-                entry.transaction.undo()
+                self._ranks.together(entry.transaction.undo)
                 entry.undone = True
                 undone.append(entry.attempt)
             except Exception as error:
                 reason = f"undoing {entry.action} raised {type(error).__name__}: {error}"
                 self._log.emit("fault", step, where=entry.codebook, reason=reason)
+                if writes:  # on some ranks it was undone
+                    share_codebook(probe.view, self._optimizers, self._ranks)
             entry.let_go()
         if writes and undone:
             levels.refresh(probe)

@@ -1,7 +1,7 @@
-"""From a window to a reading: device-side sums, one copy to the host, exact formulas there.
+"""From sums to a reading: exact formulas, on the host.
 
-Sums over latents and codes run in float32 on the device; counts stay integers; perplexity, entropy and spectra are
-computed on the host in float64. One call makes one device-to-host copy.
+Counts stay integers; perplexity, entropy and spectra are computed in float64. What is summed, and over which ranks, is
+the matter of `sums` and `ranks`: equal sums make equal readings.
 """
 
 from __future__ import annotations
@@ -12,27 +12,19 @@ from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from collapse_guard.policies import Reading
 
 from .adapters import CodebookView
-from .adapters.base import Metric
-from .kmeans import assign
 from .statistics import dead_fraction, effective_rank, perplexity, perplexity_ceiling, top_share, usage
+from .sums import Sums, sum_up
 from .window import Window
 
-__all__ = ["Loss", "number_of", "read_window"]
+__all__ = ["Loss", "number_of", "read_window", "reading_of"]
 
 Loss: TypeAlias = "float | Tensor | Callable[[], float | Tensor | None] | None"
 """What a loop may name as its loss."""
-
-_SAMPLE = 512
-_DISTANCE_OPERATIONS = 1 << 27  # bounds what a reading may cost on huge codebooks
-_WIDEST_COVARIANCE = 512
-_SCALARS = ("latent_norm", "codebook_norm", "used_norm", "latent_variance", "error")
 
 
 def read_window(
@@ -57,13 +49,29 @@ def read_window(
     Returns:
         The reading, and the (K,) int64 counts on the host that it was computed from.
     """
+    return reading_of(sum_up(window, view), view, step=step, epoch=epoch, loss=loss, dead_below=dead_below)
+
+
+def reading_of(
+    sums: Sums,
+    view: CodebookView,
+    *,
+    step: int,
+    epoch: int | None = None,
+    loss: float | None = None,
+    dead_below: float = 0.1,
+) -> tuple[Reading, np.ndarray]:
+    """Turn sums, of one rank or of all, into a reading and its (K,) counts; see `read_window`."""
     K = view.K
-    tallies, scalars, latent_covariance, table_covariance = _fetch(window, view)
-    counts, not_finite = tallies[:K], int(tallies[K + 1])
+    counts, not_finite = sums.tallies[:K], int(sums.tallies[K + 1])
     reading = _unused(view, int(counts.sum()), step=step, epoch=epoch, loss=loss)
     if reading.tokens == 0:
         return reading, counts
     value, ceiling = perplexity(counts), perplexity_ceiling(reading.tokens, K)
+    latent_norm = _lower_median(sums.norms[~np.isnan(sums.norms)])
+    used_norms = sums.table_norms[counts > 0]
+    number, compared = float(sums.number[0]), float(sums.error[1])
+    latent_variance = float(sums.squares[0]) / number if number else math.nan
     reading = replace(
         reading,
         perplexity=value,
@@ -72,12 +80,12 @@ def read_window(
         usage=usage(counts),
         dead_fraction=dead_fraction(counts, dead_below),
         top_share=top_share(counts),
-        norm_ratio=_ratio(scalars["codebook_norm"], scalars["latent_norm"]),
-        used_norm_ratio=_ratio(scalars["used_norm"], scalars["latent_norm"]),
-        latent_rank=_rank(latent_covariance),
-        codebook_rank=_rank(table_covariance),
-        latent_variance=_finite(scalars["latent_variance"]),
-        relative_error=_ratio(scalars["error"], scalars["latent_variance"]),
+        norm_ratio=_ratio(_lower_median(sums.table_norms), latent_norm),
+        used_norm_ratio=_ratio(_lower_median(used_norms[~np.isnan(used_norms)]), latent_norm),
+        latent_rank=_rank(sums.covariance),
+        codebook_rank=_rank(sums.table_covariance),
+        latent_variance=_finite(latent_variance),
+        relative_error=_ratio(float(sums.error[0]) / compared if compared else math.nan, latent_variance),
         finite_fraction=1 - not_finite / reading.tokens,
     )
     return reading, counts
@@ -106,73 +114,10 @@ def _unused(view: CodebookView, tokens: int, *, step: int, epoch: int | None, lo
     )
 
 
-@torch.no_grad()
-def _fetch(window: Window, view: CodebookView) -> tuple[np.ndarray, dict[str, float], np.ndarray, np.ndarray]:
-    """Compute the sums on the device and bring all of them over in one copy."""
-    table = view.codebook().float()
-    tallies = window.tallies
-    if tallies is None:
-        tallies = torch.zeros(view.K + 2, dtype=torch.int64, device=table.device)
-    with torch.autocast(table.device.type, enabled=False):
-        is_unit = view.metric == "cosine" and not view.decodes_raw
-        decoded = functional.normalize(table, dim=-1) if is_unit else table
-        scalars, latent_covariance = _latent_sums(window, decoded, view.metric)
-        scalars[1:3] = _table_norms(decoded, tallies[: view.K])
-        table_covariance = _covariance(decoded, torch.ones(len(table), dtype=torch.bool, device=table.device))
-    numbers = torch.cat([scalars, latent_covariance.flatten(), table_covariance.flatten()])
-    packed = torch.cat([tallies.view(torch.uint8), numbers.contiguous().view(torch.uint8)]).cpu().numpy()
-    split = tallies.numel() * 8
-    values = packed[split:].view(np.float32)
-    first = len(_SCALARS) + latent_covariance.numel()
-    return (
-        packed[:split].view(np.int64).copy(),
-        dict(zip(_SCALARS, values[: len(_SCALARS)].tolist(), strict=True)),
-        values[len(_SCALARS) : first].reshape(latent_covariance.shape),
-        values[first:].reshape(table_covariance.shape),
-    )
-
-
-def _latent_sums(window: Window, table: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
-    """Return the scalars that need latents (the two about norms of codes are filled in later) and a covariance."""
-    most = max(min(_SAMPLE, _DISTANCE_OPERATIONS // table.numel()), 16)
-    latents, valid = window.spread(_SAMPLE)
-    latents, valid = latents.to(table.device), valid.to(table.device)
-    scalars = torch.full((len(_SCALARS),), math.nan, device=table.device)
-    if len(latents) == 0:
-        return scalars, torch.zeros(0, 0, device=table.device)
-    finite = latents.isfinite().all(dim=-1)
-    use = finite & valid
-    clean = torch.where(use.unsqueeze(-1), latents, 0.0)
-    number = use.sum().clamp(min=1)
-    mean = clean.sum(dim=0) / number
-    norms = torch.where(use, clean.norm(dim=-1), math.nan)
-    squared = torch.where(use, (clean - mean).square().sum(dim=-1), 0.0)
-    stride = -(-len(clean) // most)
-    few, few_used = clean[::stride], use[::stride]
-    distances = (few - table[assign(few, table, metric, backend="torch")]).square().sum(dim=-1)
-    scalars[0] = norms.nanmedian()
-    scalars[3] = squared.sum() / number
-    scalars[4] = torch.where(few_used, distances, 0.0).sum() / few_used.sum().clamp(min=1)
-    return scalars, _covariance(clean, use)
-
-
-def _table_norms(table: Tensor, counts: Tensor) -> Tensor:
-    norms = table.norm(dim=-1)
-    return torch.stack([norms.median(), torch.where(counts > 0, norms, math.nan).nanmedian()])
-
-
-def _covariance(rows: Tensor, use: Tensor) -> Tensor:
-    """Return a matrix with the non-zero spectrum of the rows' covariance.
-
-    It is (D, D), or made of at most 512 rows where D is wider than that.
-    """
-    weights = use.float().unsqueeze(-1)
-    number = weights.sum().clamp(min=1)
-    centred = (rows - (rows * weights).sum(dim=0) / number) * weights
-    if rows.shape[1] <= _WIDEST_COVARIANCE:
-        return centred.t() @ centred / number
-    picked = torch.linspace(0, len(rows) - 1, min(len(rows), _WIDEST_COVARIANCE), device=rows.device).long()
-    return centred[picked] @ centred[picked].t() / number
+def _lower_median(values: np.ndarray) -> float:
+    """Return the median as torch does: of an even number of values the lower one; NaN of none, or with a NaN."""
+    middle = (len(values) - 1) // 2
+    return float(np.partition(values, middle)[middle]) if len(values) and not np.isnan(values).any() else math.nan
 
 
 def _rank(covariance: np.ndarray) -> float | None:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from .kmeans import assign
-from .probe import Probe
+from .ranks import Recorded
 from .window import Rows, Window
 
-__all__ = ["Levels", "follows"]
+__all__ = ["Levels", "follows", "members_of"]
 
 _TOLERANCE = 1e-2  # of a latent's norm: half precision between the levels is within it
 _MOST = 0.99  # share of the rows that must agree
@@ -31,26 +31,24 @@ class Levels:
         probes: of all levels that are watched.
     """
 
-    def __init__(self, probes: Sequence[Probe]) -> None:
+    def __init__(self, probes: Sequence[Recorded]) -> None:
         """Look which levels follow from the one before, as their rings stand now."""
         self.probes = sorted(probes, key=lambda probe: (probe.view.level or 0, probe.view.name))
         pairs = zip(self.probes, self.probes[1:], strict=False)
         self._follow = [_is_next(coarse, fine) and follows(coarse.window, fine.window) for coarse, fine in pairs]
 
     @classmethod
-    def of(cls, probe: Probe, probes: Mapping[str, Probe]) -> Levels:
+    def of(cls, probe: Recorded, probes: Mapping[str, Recorded]) -> Levels:
         """Return the levels of the residual that a codebook belongs to; one that is no level stands by itself."""
-        group = probe.view.group
-        members = [each for each in probes.values() if each.view.group == group] if group is not None else [probe]
-        return cls(members)
+        return cls(members_of(probe, probes))
 
-    def restart_below(self, probe: Probe) -> None:
+    def restart_below(self, probe: Recorded) -> None:
         """Begin new windows at all finer levels than that of a codebook: none may straddle an intervention there."""
         for each in self.probes:
             if (each.view.level or 0) > (probe.view.level or 0):
                 each.window.restart()
 
-    def why_stale(self, probe: Probe, written: Probe) -> str | None:
+    def why_stale(self, probe: Recorded, written: Recorded) -> str | None:
         """Return why the latents of a finer level cannot be had once a coarser one was written; `None` if they can."""
         first, last = self.probes.index(written), self.probes.index(probe)
         for index in range(first, last):
@@ -62,7 +60,7 @@ class Levels:
                 )
         return None
 
-    def refresh(self, written: Probe) -> None:
+    def refresh(self, written: Recorded) -> None:
         """After a write to one level, put its residuals into the rings of all finer ones; else empty those."""
         index = self.probes.index(written)
         stale = False
@@ -74,6 +72,12 @@ class Levels:
                 fine.window.forget()
             else:
                 _subtract(coarse, fine)
+
+
+def members_of(probe: Recorded, probes: Mapping[str, Recorded]) -> list[Recorded]:
+    """Return what was recorded of each level of the residual that a codebook belongs to, itself among them."""
+    group = probe.view.group
+    return [each for each in probes.values() if each.view.group == group] if group is not None else [probe]
 
 
 @torch.no_grad()
@@ -103,17 +107,19 @@ def _tokens_alike(rows: Rows) -> Tensor:
     return torch.stack([rows.forwards, rows.codes], dim=-1)
 
 
-def _is_next(coarse: Probe, fine: Probe) -> bool:
+def _is_next(coarse: Recorded, fine: Recorded) -> bool:
     return coarse.view.level is not None and fine.view.level == coarse.view.level + 1
 
 
 @torch.no_grad()
-def _subtract(coarse: Probe, fine: Probe) -> None:
+def _subtract(coarse: Recorded, fine: Recorded) -> None:
     """Let a level's ring hold what the level before it, as it is now, leaves over."""
-    rows, left = coarse.window.rows(), fine.window.rows()
-    assert rows is not None
-    assert left is not None
     table = coarse.view.codebook().float()
-    codes = assign(rows.latents.nan_to_num(), table, coarse.view.metric, backend="torch")
-    left.latents.copy_(rows.latents - table[codes])
-    rows.codes.copy_(codes)
+    for above, below in zip(coarse.window.parts, fine.window.parts, strict=True):
+        rows, left = above.rows(), below.rows()
+        if rows is None or left is None or not torch.equal(rows.forwards, left.forwards):
+            below.forget()
+            continue
+        codes = assign(rows.latents.nan_to_num(), table, coarse.view.metric, backend="torch")
+        left.latents.copy_(rows.latents - table[codes])
+        rows.codes.copy_(codes)

@@ -1,6 +1,7 @@
 """What a guard watches: one probe per codebook, the latest reading of each, and who has gone quiet.
 
-It turns windows into readings when told to. It decides nothing and writes nothing to the model.
+It turns windows into readings when told to, over all ranks where several train together. It decides nothing and writes
+nothing to the model.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from collapse_guard.policies import Reading
 
 from .adapters import CodebookView
 from .execution import explain_compiled, has_compiled
-from .measure import read_window
+from .measure import reading_of
 from .probe import Probe
+from .ranks import Alone, Part, PartedError, Roll, Word, call_roll, fingerprint, say_farewell
+from .sums import Sums, sum_up
 
 __all__ = ["Watch"]
 
@@ -23,6 +26,11 @@ _QUIET_READINGS = 2
 _UNSEEN = "no forward of its module in training mode has shown a code"
 _UNSTARTED = "its codebook is not initialised yet: it awaits its weights, or the start that its quantizer makes"
 _SILENT_STEPS = 2
+_DRIFTS = (
+    "its codebook is not the same on all ranks: each updates it from its own tokens alone. Let the quantizer add up its "
+    "updates over the ranks (vector-quantize-pytorch: sync_codebook=True; where there is no such option, all-reduce the "
+    "counts and sums of its update). Until then what is measured of the codebook itself is the first rank's"
+)
 
 Fault = Callable[[str, str], None]
 """(where, reason): told once of each thing that went wrong."""
@@ -36,13 +44,26 @@ class Watch:
         seed: of the probes' random streams, one after another; levels of one residual share one.
         fault: where to say what went wrong.
         compiled: paths of the parts of the model that are compiled.
+        ranks: that train together, each with the same codebooks.
 
     Attributes:
         probes: by codebook name. readings, first: the latest and the first reading of each, by name.
     """
 
-    def __init__(self, views: Sequence[CodebookView], *, seed: int, fault: Fault, compiled: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        views: Sequence[CodebookView],
+        *,
+        seed: int,
+        fault: Fault,
+        compiled: Sequence[str] = (),
+        ranks: Alone | None = None,
+    ) -> None:
         """Make the probes; nothing is hooked before `install`."""
+        self._ranks = ranks if ranks is not None else Alone()
+        self._failures: dict[str, str] = {}
+        self._dropped: set[str] = set()
+        self._drifted: set[str] = set()
         self._fault = fault
         self._compiled = tuple(compiled)
         self._steps = 0
@@ -91,28 +112,34 @@ class Watch:
         """Time spent in hooks."""
         return sum(probe.seconds for probe in self.probes.values())
 
-    def read(
-        self, *, step: int, epoch: int | None, loss: float | None, dead_below: float, min_tokens: int
-    ) -> Iterator[tuple[Reading, np.ndarray]]:
+    def read(self, word: Word, *, dead_below: float, min_tokens: int) -> Iterator[tuple[Reading, np.ndarray]]:
         """Yield a reading and its (K,) counts for each codebook that showed tokens; begin new windows.
 
         A window with fewer than `min_tokens` tokens, too few for a verdict, goes on instead of beginning anew.
+
+        Args:
+            word: what this rank says of itself. dead_below: share of the uniform share under which a code is dead.
+            min_tokens: fewest for a verdict.
+
+        Raises:
+            PartedError: the ranks cannot go on as one.
         """
+        views = {name: probe.view for name, probe in self.probes.items()}
+        roll = call_roll(self._ranks, word, {name: self._tell(probe) for name, probe in self.probes.items()}, views)
+        if why := roll.why_parted():
+            raise PartedError(why)
+        self._drop_failed(roll)
+        self._notice_differences(roll)
         for name, probe in self.probes.items():
             if not probe.is_recording:
                 continue
-            try:
-                if self._began_unstarted(probe, step):
-                    continue
-                reading, counts = read_window(
-                    probe.window, probe.view, step=step, epoch=epoch, loss=loss, dead_below=dead_below
-                )
-            except Exception as error:  # one codebook that cannot be read must not keep the others from it
-                probe.remove()
-                self._failure_of(probe.view)(error)
+            if self._began_unstarted(probe, word.step, all(part.is_started for part in roll.parts[name])):
                 continue
+            reading, counts = reading_of(
+                roll.sums[name], probe.view, step=word.step, epoch=roll.epoch, loss=roll.loss, dead_below=dead_below
+            )
             if not reading.tokens:
-                self._count_empty(name, step, _UNSEEN)
+                self._count_empty(name, word.step, _UNSEEN)
                 continue
             self._empty[name] = 0
             if reading.tokens >= min_tokens:
@@ -121,7 +148,50 @@ class Watch:
             self.first.setdefault(name, reading)
             yield reading, counts
 
-    def _began_unstarted(self, probe: Probe, step: int) -> bool:
+    def farewell(self, step: int) -> None:
+        """Tell the other ranks that this one takes no reading any more."""
+        say_farewell(self._ranks, step, {name: probe.view for name, probe in self.probes.items()})
+
+    def _tell(self, probe: Probe) -> tuple[Part, Sums | None]:
+        """Return what this rank says of one codebook; one that cannot be read must not keep the others from it."""
+        if not probe.is_recording:
+            return Part(has_failed=True), None
+        size, view = self._ranks.size, probe.view
+        try:
+            if not (self._is_started.get(view.name) or view.is_initialised()):
+                return Part(is_started=False), None
+            mark = int(fingerprint(view.codebook())) if size > 1 else 0
+            part = Part(is_frozen=view.is_frozen, fingerprint=mark)
+            return part, sum_up(probe.window, view, size=size)
+        except Exception as error:
+            probe.remove()
+            self._failure_of(view)(error)
+            return Part(has_failed=True), None
+
+    def _drop_failed(self, roll: Roll) -> None:
+        """A codebook that one rank cannot read is not watched on any; every rank is told why."""
+        if self._ranks.size == 1:
+            return
+        for name, parts in roll.parts.items():
+            if name not in self._dropped and any(part.has_failed for part in parts):
+                self._dropped.add(name)
+                self.probes[name].remove()
+                self._fault(name, self._ranks.word(self._failures.get(name, "")))
+
+    def _notice_differences(self, roll: Roll) -> None:
+        """Say once of each codebook that it is not the same on all ranks; what is frozen on some only is let go."""
+        for name, parts in roll.parts.items():
+            if name in self._dropped or not all(part.is_started for part in parts):
+                continue
+            if name not in self._drifted and len({part.fingerprint for part in parts}) > 1:
+                self._drifted.add(name)
+                self._fault(name, _DRIFTS)
+            frozen = [part.is_frozen for part in parts]
+            if any(frozen) and not all(frozen):
+                self.probes[name].view.unfreeze()
+                self._fault(name, f"rank {frozen.index(False)} no longer holds its codebook, so no rank does")
+
+    def _began_unstarted(self, probe: Probe, step: int, is_started: bool) -> bool:
         """Whether the window began before the codebook made its start; what it holds is forgotten then.
 
         A table of zeros gives every token the same code, which is no collapse. Once started, a codebook is not asked
@@ -131,8 +201,8 @@ class Watch:
         if self._is_started.get(name):
             return False
         was_asked = name in self._is_started
-        self._is_started[name] = probe.view.is_initialised()
-        if not self._is_started[name]:
+        self._is_started[name] = is_started
+        if not is_started:
             self._count_empty(name, step, _UNSTARTED)
         elif not was_asked:
             return False
@@ -148,9 +218,10 @@ class Watch:
 
     def _failure_of(self, view: CodebookView) -> Callable[[Exception], None]:
         def failed(error: Exception) -> None:
-            self._fault(
-                view.name, f"its probe raised {type(error).__name__}: {error}; {view.name} is no longer watched"
-            )
+            why = f"its probe raised {type(error).__name__}: {error}; {view.name} is no longer watched"
+            self._failures[view.name] = why
+            if self._ranks.size == 1:  # else all ranks are told at the next reading
+                self._fault(view.name, why)
 
         return failed
 
@@ -164,6 +235,8 @@ class Watch:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`; a window that does not fit is told and left out."""
         self.first = {name: Reading.from_dict(record) for name, record in state["first"].items()}
+        if not self._ranks.is_first:  # a checkpoint holds what the first rank recorded; it must not count twice
+            return
         for name, window in state["windows"].items():
             try:
                 probe = self.probes[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .base import Intervention, InterventionError, Site, Transaction
 from .catalogue import INTERVENTIONS, find_intervention
-from .parts import Part
+from .parts import Part, tensors_of
 from .support import LadderSupport, RungSupport, ladders_on
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "Transaction",
     "find_intervention",
     "ladders_on",
+    "tensors_of",
 ]

@@ -114,6 +114,13 @@ class Intervention(ABC, Generic[Params]):
     def apply(self) -> str:
         """Act, in place, and say what was done with numbers."""
 
+    def is_due(self, steps: int) -> bool:
+        """Whether `tend` may do anything after so many steps; where several ranks act, they then gather first.
+
+        The same on all ranks: told from what is planned, never from what was recorded.
+        """
+        return type(self).tend is not Intervention.tend
+
     def tend(self, steps: int) -> str | None:
         """Keep up while in force, told after each step how many it has been; say what was done, if anything."""
         return None

@@ -51,9 +51,13 @@ class FallbackTokenizerIntervention(Intervention[FallbackTokenizer]):
         view.freeze()
         return f"k-means codebook of {view.K} codes ({fit}); own updates frozen"
 
+    def is_due(self, steps: int) -> bool:
+        """Whether it is time for the next refit."""
+        return steps >= self._due
+
     def tend(self, steps: int) -> str | None:
         """Refit to recent latents, from the codes as they are so that ids keep their meaning, at growing intervals."""
-        if steps < self._due:
+        if not self.is_due(steps):
             return None
         self._due = steps + self._wait
         self._wait = math.ceil(self._wait * self.params.refit_growth)

@@ -21,7 +21,7 @@ from collapse_guard.optimizer import moment_rows, unknown_state
 
 from .holds import Hold
 
-__all__ = ["CodebookPart", "HoldPart", "InterventionError", "KnobPart", "Part", "table_moments"]
+__all__ = ["CodebookPart", "HoldPart", "InterventionError", "KnobPart", "Part", "table_moments", "tensors_of"]
 
 
 class InterventionError(RuntimeError):
@@ -108,7 +108,7 @@ class CodebookPart(Part):
         self._rows_before = self._view.codebook().clone()
 
     def _live(self) -> dict[str, Tensor]:
-        return dict(self._view.tensors()) | (table_moments(self._view, self._optimizers) or {})
+        return tensors_of(self._view, self._optimizers)
 
     def check(self) -> None:
         """Refuse a codebook that could not work.
@@ -276,6 +276,11 @@ class HoldPart(Part):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over whether they were in force."""
         self._was_in_force = bool(state["was_in_force"])
+
+
+def tensors_of(view: CodebookView, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+    """Return what makes up a codebook, by name, as views on the model: table, EMA, optimizer moments of its rows."""
+    return dict(view.tensors()) | (table_moments(view, optimizers) or {})
 
 
 def table_moments(view: CodebookView, optimizers: Sequence[Optimizer]) -> dict[str, Tensor] | None:

@@ -49,16 +49,23 @@ class UpkeepIntervention(Intervention[Upkeep]):
         least = self.params.below
         return f"codes used less than {least:g} times the uniform share are moved every {self.params.every} from now on"
 
+    def is_due(self, steps: int) -> bool:
+        """Whether it is time for the next round, and training is not near its end."""
+        is_late = (progress := self.site.progress()) is not None and progress > self.params.until
+        return steps - self._last >= self.params.every.count and not is_late
+
     def tend(self, steps: int) -> str | None:
         """Move codes where it is time to, right after a reading. Nothing is said of single moves."""
         window, view = self.site.window, self.site.view
-        is_late = (progress := self.site.progress()) is not None and progress > self.params.until
-        if steps - self._last < self.params.every.count or window.has_begun or is_late:
+        if not self.is_due(steps) or window.has_begun:
             return None
         uses = window.uses
         if uses is None:
             return None
         counts = (uses if self._since is None else uses - self._since).cpu()
+        if int(counts.min()) < 0:  # other ranks than those that began have not seen what was counted then
+            self._since = uses
+            return None
         if int(counts.sum()) < _TOKENS_PER_CODE * view.K:
             return None
         self._last, self._since = steps, uses

@@ -1,0 +1,191 @@
+"""What one rank's window and codebook add up to, and the same over all ranks.
+
+Sums over latents and codes run in float32 on the device and come over in one copy. What is additive is added up over
+the ranks in float64; of what is not, each rank keeps its place: the norms of sampled latents stand side by side. The
+codebook itself is the first rank's, since all should hold the same.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .adapters import CodebookView
+from .adapters.base import Metric
+from .kmeans import assign
+from .window import Window
+
+__all__ = ["Sums", "sum_up"]
+
+_SAMPLE = 512
+_DISTANCE_OPERATIONS = 1 << 27  # bounds what a reading may cost on huge codebooks
+_WIDEST_COVARIANCE = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What a reading is computed from, in host memory.
+
+    Attributes:
+        tallies: (K + 2,) int64: uses of each code, non-tokens, tokens with a non-finite latent.
+        norms: (s,) of sampled latents, NaN where there is none.
+        number: (1,) of those latents that are finite tokens.
+        mean: (D,) of them. squares: (1,) sum of their squared distances from the mean.
+        covariance: a matrix with the non-zero spectrum of theirs: (D, D), or (s, s) where D is wider than 512.
+        error: (2,) sum of |z - q|^2 over some of them, and of how many.
+        table_norms: (K,) of the codes as they are decoded.
+        table_covariance: of the codes, as `covariance`.
+    """
+
+    tallies: np.ndarray
+    norms: np.ndarray
+    number: np.ndarray
+    mean: np.ndarray
+    squares: np.ndarray
+    covariance: np.ndarray
+    error: np.ndarray
+    table_norms: np.ndarray
+    table_covariance: np.ndarray
+
+    @classmethod
+    def length(cls, K: int, D: int, size: int) -> int:
+        """Return how many numbers `pack` makes for a codebook of K x D on so many ranks."""
+        side, rows = min(D, _WIDEST_COVARIANCE), min(K, _WIDEST_COVARIANCE) if D > _WIDEST_COVARIANCE else D
+        return (K + 2) + _share(size) * size + 1 + D + 1 + side * side + 2 + K + rows * rows
+
+    def pack(self, index: int, size: int) -> np.ndarray:
+        """Return one rank's sums as (length,) float64 such that those of all ranks can be added up.
+
+        Counts stay exact up to 2**53. Sums about a mean are moved to the origin, in float64.
+
+        Args:
+            index: of this rank. size: how many ranks there are.
+        """
+        share, wide, first = _share(size), len(self.mean) > _WIDEST_COVARIANCE, index == 0
+        norms = np.zeros((size, share))
+        norms[index] = np.nan
+        norms[index, : len(self.norms)] = self.norms
+        number, mean = float(self.number[0]), self.mean.astype(np.float64)
+        side = min(len(mean), _WIDEST_COVARIANCE)
+        covariance = np.zeros((side, side))
+        if not wide and self.covariance.size:
+            covariance = number * (self.covariance.astype(np.float64) + np.outer(mean, mean))
+        elif first and self.covariance.size:  # not additive: the first rank speaks for all
+            n = len(self.covariance)
+            covariance[:n, :n] = self.covariance
+        parts = [
+            self.tallies,
+            norms,
+            self.number,
+            number * mean,
+            self.squares + number * float(mean @ mean),
+            covariance,
+            self.error,
+            self.table_norms if first else np.zeros_like(self.table_norms),
+            self.table_covariance if first else np.zeros_like(self.table_covariance),
+        ]
+        return np.concatenate([np.asarray(part, dtype=np.float64).ravel() for part in parts])
+
+    @classmethod
+    def unpack(cls, packed: np.ndarray, K: int, D: int, size: int) -> Sums:
+        """Return the sums over all ranks from what they packed, added up."""
+        side, wide = min(D, _WIDEST_COVARIANCE), D > _WIDEST_COVARIANCE
+        rows = min(K, _WIDEST_COVARIANCE) if wide else D
+        lengths = (K + 2, _share(size) * size, 1, D, 1, side * side, 2, K, rows * rows)
+        parts = dict(zip((each.name for each in fields(cls)), np.split(packed, np.cumsum(lengths)[:-1]), strict=True))
+        number = max(float(parts["number"][0]), 1.0)
+        mean = parts["mean"] / number
+        squares = _moved(parts["squares"], number * float(mean @ mean))
+        covariance = parts["covariance"].reshape(side, side)
+        if not wide:
+            covariance = covariance / number - np.outer(mean, mean)
+            np.fill_diagonal(covariance, _moved(covariance.diagonal() + mean**2, mean**2))
+        return cls(
+            tallies=parts["tallies"].astype(np.int64),
+            norms=parts["norms"],
+            number=parts["number"],
+            mean=mean,
+            squares=squares,
+            covariance=covariance,
+            error=parts["error"],
+            table_norms=parts["table_norms"],
+            table_covariance=parts["table_covariance"].reshape(rows, rows),
+        )
+
+
+def _share(size: int) -> int:
+    return max(_SAMPLE // size, 1)
+
+
+def _moved(value: np.ndarray, by: np.ndarray | float) -> np.ndarray:
+    """Return sums of squares about the mean instead of the origin; what only rounding has left is zero."""
+    left = value - by
+    return np.where(left > 1e-12 * np.abs(value), left, 0.0)
+
+
+@torch.no_grad()
+def sum_up(window: Window, view: CodebookView, *, size: int = 1) -> Sums:
+    """Compute a window's sums on the device and bring all of them over in one copy.
+
+    Args:
+        window: counts and latents.
+        view: the codebook as it is now.
+        size: how many ranks sample latents: each takes its share of 512.
+    """
+    table = view.codebook().float()
+    tallies = window.tallies
+    if tallies is None:
+        tallies = torch.zeros(view.K + 2, dtype=torch.int64, device=table.device)
+    with torch.autocast(table.device.type, enabled=False):
+        is_unit = view.metric == "cosine" and not view.decodes_raw
+        decoded = functional.normalize(table, dim=-1) if is_unit else table
+        parts = _latent_sums(window, decoded, view.metric, size)
+        table_covariance = _covariance(decoded, torch.ones(len(table), dtype=torch.bool, device=table.device))
+        parts += [decoded.norm(dim=-1), table_covariance]
+    numbers = torch.cat([part.flatten().float() for part in parts])
+    packed = torch.cat([tallies.view(torch.uint8), numbers.contiguous().view(torch.uint8)]).cpu().numpy()
+    split = tallies.numel() * 8
+    values = np.split(packed[split:].view(np.float32), np.cumsum([part.numel() for part in parts])[:-1])
+    shaped = [value.reshape(part.shape) for value, part in zip(values, parts, strict=True)]
+    return Sums(packed[:split].view(np.int64).copy(), *shaped)
+
+
+def _latent_sums(window: Window, table: Tensor, metric: Metric, size: int) -> list[Tensor]:
+    """Return norms, number, mean, squares, covariance and error, in the order of `Sums`."""
+    most = max(min(_SAMPLE, _DISTANCE_OPERATIONS // table.numel()), 16)
+    latents, valid = window.spread(_share(size))
+    latents, valid = latents.to(table.device), valid.to(table.device)
+    if len(latents) == 0:
+        zero, D = torch.zeros(1, device=table.device), table.shape[1]
+        return [zero[:0], zero, zero.new_zeros(D), zero, zero.new_zeros(0, 0), zero.new_zeros(2)]
+    finite = latents.isfinite().all(dim=-1)
+    use = finite & valid
+    clean = torch.where(use.unsqueeze(-1), latents, 0.0)
+    number = use.sum()
+    mean = clean.sum(dim=0) / number.clamp(min=1)
+    norms = torch.where(use, clean.norm(dim=-1), math.nan)
+    squared = torch.where(use, (clean - mean).square().sum(dim=-1), 0.0)
+    stride = -(-len(clean) * size // most)
+    few, few_used = clean[::stride], use[::stride]
+    distances = (few - table[assign(few, table, metric, backend="torch")]).square().sum(dim=-1)
+    error = torch.stack([torch.where(few_used, distances, 0.0).sum(), few_used.sum().float()])
+    return [norms, number.view(1), mean, squared.sum().view(1), _covariance(clean, use), error]
+
+
+def _covariance(rows: Tensor, use: Tensor) -> Tensor:
+    """Return a matrix with the non-zero spectrum of the rows' covariance.
+
+    It is (D, D), or made of at most 512 rows where D is wider than that.
+    """
+    weights = use.float().unsqueeze(-1)
+    number = weights.sum().clamp(min=1)
+    centred = (rows - (rows * weights).sum(dim=0) / number) * weights
+    if rows.shape[1] <= _WIDEST_COVARIANCE:
+        return centred.t() @ centred / number
+    picked = torch.linspace(0, len(rows) - 1, min(len(rows), _WIDEST_COVARIANCE), device=rows.device).long()
+    return centred[picked] @ centred[picked].t() / number

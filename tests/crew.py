@@ -1,0 +1,111 @@
+"""A crew: processes that are started once and run functions together, each time over a fresh gloo group."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import socket
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+Call = Callable[..., Any]
+
+_PATIENCE = timedelta(seconds=60)
+
+
+class Hang(AssertionError):
+    """Not every rank came back in time."""
+
+
+class Crew:
+    """Up to four processes; those that are needed are started when they are first needed.
+
+    A function is called on each rank with `rank`, `size` and what else was given; the default process group is there.
+    """
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._orders: list[Any] = []
+        self._processes: list[Any] = []
+        self._results: Any = self._context.Queue()
+
+    def run(self, function: Call, size: int, *, timeout: float = 120, **arguments: Any) -> list[Any]:
+        """Return what a function returns on each rank; one that raises there raises here.
+
+        Raises:
+            Hang: some rank did not come back within `timeout` seconds; the processes are killed.
+        """
+        while len(self._processes) < size:
+            self._start()
+        with tempfile.TemporaryDirectory() as folder:
+            store = os.path.join(folder, "store")  # noqa: PTH118 - what torch takes is a string
+            for rank in range(size):
+                self._orders[rank].put((function, rank, size, store, arguments))
+            return self._collect(function, size, timeout)
+
+    def _collect(self, function: Call, size: int, timeout: float) -> list[Any]:
+        results: dict[int, Any] = {}
+        errors: dict[int, str] = {}
+        until = time.monotonic() + timeout
+        while len(results) + len(errors) < size:
+            try:
+                rank, result, error = self._results.get(timeout=max(until - time.monotonic(), 0.01))
+            except queue.Empty:
+                missing = sorted(set(range(size)) - set(results) - set(errors))
+                self.dismiss()
+                raise Hang(f"{function.__name__}: ranks {missing} of {size} did not return; {errors}") from None
+            if error:
+                errors[rank] = error
+            else:
+                results[rank] = result
+        if errors:
+            raise AssertionError("\n".join(f"rank {rank}: {error}" for rank, error in sorted(errors.items())))
+        return [results[rank] for rank in range(size)]
+
+    def _start(self) -> None:
+        orders = self._context.Queue()
+        process = self._context.Process(target=_serve, args=(orders, self._results), daemon=True)
+        process.start()
+        self._orders.append(orders)
+        self._processes.append(process)
+
+    def dismiss(self) -> None:
+        """Kill the processes; the next run starts new ones."""
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._processes, self._orders = [], []
+        self._results = self._context.Queue()
+
+
+def _serve(orders: Any, results: Any) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    while True:
+        function, rank, size, store, arguments = orders.get()
+        result, error = None, ""
+        try:
+            dist.init_process_group(
+                "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=_PATIENCE
+            )
+            result = function(rank=rank, size=size, **arguments)
+        except BaseException:
+            error = traceback.format_exc()
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+        results.put((rank, result, error))
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
