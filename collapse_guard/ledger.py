@@ -185,8 +185,8 @@ class Ledger:
         codes = [_codes_of(deed) for deed in deeds[:MOST_SKETCHED]]
         act_together(deeds, levels, lambda deed: self._site(deed.entry, probes, ask), self._ranks)
         for deed, before in zip(deeds, codes, strict=False):
-            if "codebook" in deed.touches and before is not None and (after := _codes_of(deed)) is not None:
-                deed.sketch = sketch(deed.probe.window.latest(_SKETCHED_LATENTS), before, after)
+            if "codebook" in deed.touches and before is not None:
+                deed.sketch = _sketched(deed, before)
         for deed in deeds:
             if "codebook" in deed.touches:
                 self._versions[deed.entry.codebook] = self._versions.get(deed.entry.codebook, 0) + 1
@@ -338,6 +338,15 @@ def _codes_of(deed: Deed) -> Tensor | None:
     try:
         return deed.probe.view.codebook().clone()
     except Exception as error:  # foreign tensors may fail in any way; what matters of it is told where it is acted on
+        _logger.debug("no sketch of %s", deed.entry.codebook, exc_info=error)
+        return None
+
+
+def _sketched(deed: Deed, before: Tensor) -> dict[str, Any] | None:
+    """Return the picture of what was done; `None` where none can be made, which changes nothing of what was done."""
+    try:
+        return sketch(deed.probe.window.latest(_SKETCHED_LATENTS), before, deed.probe.view.codebook())
+    except Exception as error:  # a decomposition that does not converge, foreign tensors
         _logger.debug("no sketch of %s", deed.entry.codebook, exc_info=error)
         return None
 

@@ -63,3 +63,17 @@ def test_the_event_of_an_intervention_holds_a_sketch_of_stated_size() -> None:
     assert all(len(json.dumps(each)) < 5000 for each in sketches)
     readings = recorder.of("reading")
     assert all(sum(event.fields["uses"]) == event.fields["tokens"] for event in readings)
+
+
+def test_an_intervention_whose_picture_fails_is_told_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    from collapse_guard import Guard, ledger
+
+    def fails(*_: object) -> None:
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(ledger, "sketch", fails)
+    recorder = Recorder()
+    train(digits_model(), 40, Guard("default", console=False, sinks=[recorder]))
+    (done,) = recorder.of("intervention")
+    assert (done.fields["result"], "sketch" in done.fields) == ("applied", False)
+    assert recorder.of("fault") == []
