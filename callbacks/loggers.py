@@ -99,10 +99,10 @@ def scalars_of(event: Event) -> Iterator[tuple[str, float]]:
     """Yield the numbers of an event by the key under which they are logged: `codebook_perplexity/<codebook>`."""
     fields = event.fields
     if event.event == "reading":
-        name = fields["codebook"]
+        name, where = fields["codebook"], "_eval" if fields.get("stage") == "eval" else ""
         for key in SCALARS:
             if fields.get(key) is not None:
-                yield f"codebook_{key}/{name}", float(fields[key])
+                yield f"codebook_{key}{where}/{name}", float(fields[key])
         yield f"codebook_health/{name}", float(_HEALTH.get(str(fields.get("health")), 0))
     elif event.event in ("alert", "intervention", "outcome"):
         for part in fields.get("members") or (fields,):

@@ -76,6 +76,7 @@ def fields_of_act(
             "manifest": deed.manifest,
         }
         | ({"sketch": deed.sketch} if deed.sketch is not None else {})
+        | (deed.entry.intervention.facts if deed.entry.intervention is not None else {})
         for deed in deeds
     ]
     if not decision.members:

@@ -37,11 +37,11 @@ class Kept:
     """A sink that keeps flat records.
 
     Attributes:
-        columns: keys of every record, in order: `step`, `time`, `event`, `codebook`, `health`, the numbers of a reading
-            and the words of what happened; what does not apply is `None`.
+        columns: keys of every record, in order: `step`, `time`, `event`, `codebook`, `stage` (`train` or `eval`),
+            `health`, the numbers of a reading and the words of what happened; what does not apply is `None`.
     """
 
-    columns = ("step", "time", "event", "codebook", "health", *NUMBERS, *WORDS)
+    columns = ("step", "time", "event", "codebook", "stage", "health", *NUMBERS, *WORDS)
 
     def __init__(self, *, most_readings: int = MOST_READINGS, most_events: int = MOST_EVENTS) -> None:
         """Begin with nothing."""
@@ -75,7 +75,7 @@ class Kept:
 
     def _record(self, event: Event, fields: Mapping[str, Any]) -> dict[str, Any]:
         head = {"step": event.step, "time": event.time, "event": event.event, "codebook": fields.get("codebook")}
-        return head | {name: fields.get(name) for name in ("health", *NUMBERS, *WORDS)}
+        return head | {name: fields.get(name) for name in ("stage", "health", *NUMBERS, *WORDS)}
 
     def _thin(self) -> None:
         for name, kept in self._readings.items():

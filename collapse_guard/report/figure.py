@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from collapse_guard.history.rules import number
-from collapse_guard.history.story import FIELDS, thinned
+from collapse_guard.history.story import FIELDS, Series, thinned
 from collapse_guard.policies import Policy, Rule
 
 __all__ = ["MissingExtraError", "figure_of_history", "heat_map", "places", "thresholds", "timelines"]
@@ -49,12 +49,14 @@ def timelines(
     rules: Sequence[Rule],
     marks: Sequence[tuple[int, str]],
     most: int,
+    evaluated: Series | None = None,
 ) -> Any:
     """Return one plot below another for the fields of the readings, with thresholds and interventions.
 
     Args:
         courses: codebook -> its steps and, by field, its values. rules: of the policy.
         marks: (step, what) of interventions. most: points of a line.
+        evaluated: readings of evaluation, which are drawn as points.
 
     Raises:
         MissingExtraError: plotly is not installed.
@@ -75,6 +77,11 @@ def timelines(
                 connectgaps=False,
             )
             figure.add_trace(line, row=row, col=1)
+        if evaluated is not None:
+            x, y = thinned(evaluated.steps, evaluated.values[key], most)
+            dots = {"color": "#7a4fbf", "size": 7, "symbol": "diamond"}
+            shown = graph.Scatter(x=x, y=y, mode="markers", name=f"{LABELS[key]} in evaluation", marker=dots)
+            figure.add_trace(shown, row=row, col=1)
         figure.update_yaxes(title_text=LABELS[key], row=row, col=1)
         bounds = {value for name in courses for value in thresholds(rules, name, key)}
         for value in sorted(bounds)[:_MOST_THRESHOLDS]:
@@ -149,7 +156,7 @@ def figure_of_history(records: Sequence[Mapping[str, Any]], policy: Policy) -> A
     """
     courses: dict[str, tuple[array[float], dict[str, array[float]]]] = {}
     for record in records:
-        if record["event"] == "reading":
+        if record["event"] == "reading" and record["stage"] != "eval":
             empty = (array("d"), {key: array("d") for key in FIELDS})
             steps, values = courses.setdefault(str(record["codebook"]), empty)
             steps.append(record["step"])

@@ -76,7 +76,7 @@ def _timelines(story: Story, name: str, most: int, data: Mapping[str, Any]) -> s
         if each["step"].isdecimal() and len(each["step"]) < 16
     ]
     rules = list(facts_of(story.attached).rules.values())
-    return _json(timelines({name: (series.steps, series.values)}, rules, marks, most))
+    return _json(timelines({name: (series.steps, series.values)}, rules, marks, most, story.evaluated.get(name)))
 
 
 def _uses(story: Story, name: str) -> str:

@@ -12,10 +12,11 @@ from datetime import datetime
 from typing import Any
 
 from collapse_guard.events import Event
-from collapse_guard.policies import levels_text
+from collapse_guard.policies import LEADING, levels_text
 
 __all__ = ["Entry", "Grid", "Line", "lines_of", "local_time", "who"]
 
+_CLOSE = 0.2  # a second cause that is so much less sure is told, too
 _MOST_NAMED = 3
 _MOST_LEVELS = 4
 """Levels of a residual whose numbers stand beside an alert."""
@@ -144,7 +145,19 @@ def _alert(event: Event) -> list[Line]:
     if "why" in fields:
         whose = f"level {fields['levels'][0]}: " if "levels" in fields else ""
         lines.append(Entry("why", whose + fields["why"]))
-    return lines
+    return [*lines, *_causes(fields.get("causes", ()))]
+
+
+def _causes(causes: Sequence[Mapping[str, Any]]) -> Iterator[Entry]:
+    """Say what to do about the likeliest cause, with the line to change, and name a second one that is close."""
+    if not causes or causes[0]["confidence"] < LEADING:
+        return
+    first, *others = causes
+    yield Entry("cause", f"{first['cause']} ({first['confidence']:.0%} sure): {first['advice']}")
+    if first["line"]:
+        yield Entry("change", first["line"])
+    if others and others[0]["confidence"] >= max(LEADING, first["confidence"] - _CLOSE):
+        yield Entry("or", f"{others[0]['cause']} ({others[0]['confidence']:.0%} sure): {others[0]['says']}")
 
 
 def _seen(fields: Mapping[str, Any]) -> Iterator[str]:
@@ -213,7 +226,10 @@ def _reading(event: Event) -> list[Line]:
     fields = event.fields
     known = [("norm ratio", fields.get("norm_ratio")), ("error", fields.get("relative_error"))]
     more = "".join(f", {name} {value:.3g}" for name, value in known if isinstance(value, (int, float)))
-    return [_at(event, "READING", "", f"{fields['codebook']}: {_numbers(fields)}{more}; {fields.get('health', '')}")]
+    where = " in evaluation" if fields.get("stage") == "eval" else ""
+    return [
+        _at(event, "READING", "", f"{fields['codebook']}{where}: {_numbers(fields)}{more}; {fields.get('health', '')}")
+    ]
 
 
 _RENDER: Mapping[str, Callable[[Event], Sequence[Line]]] = {

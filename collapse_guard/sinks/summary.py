@@ -88,7 +88,7 @@ class Chronicle:
 
     def _read(self, event: Event) -> None:
         value, name = event.fields.get("perplexity"), str(event.fields.get("codebook"))
-        if not isinstance(value, (int, float)) or value != value:
+        if event.fields.get("stage") == "eval" or not isinstance(value, (int, float)) or value != value:
             return
         known = self.lowest.setdefault(name, _Lowest(value, event.step))
         known.readings += 1
@@ -100,6 +100,7 @@ class Chronicle:
         fields = event.fields
         lines: list[Line] = [self._table(event), *self._happened(fields)]
         lines += [Entry("in force", _standing(alike)) for alike in _alike(fields["in_force"])]
+        lines += _beside(fields)
         return [*lines, Entry("words", _GLOSS), Entry("for a paper", " ".join(self._paragraph(event)))]
 
     def _table(self, event: Event) -> Grid:
@@ -175,6 +176,19 @@ class Chronicle:
             ends = [book["last"]["perplexity"] for book in seen]
             yield f"Perplexity at the end: {min(ends):.1f} to {max(ends):.1f}, median {statistics.median(ends):.1f}."
         yield share_of_time(fields)
+
+
+def _beside(fields: Mapping[str, Any]) -> Iterator[Entry]:
+    """Tell of evaluation, of saved tokenizers and of alerts that were withdrawn, where there is something to tell."""
+    for book in fields["codebooks"]:
+        if (evaluated := book.get("evaluated")) is not None:
+            share = evaluated["eval_to_train"]
+            beside = f", {share:.0%} of training" if share is not None else ""
+            yield Entry("evaluation", f"{book['name']}: perplexity {evaluated['perplexity']:.1f}{beside}")
+    for book, place in fields.get("tokenizers", {}).items():
+        yield Entry("tokenizer", f"{book}: saved in {place}")
+    for name, count in fields.get("withdrawn", {}).items():
+        yield Entry("withdrawn", f"{name}: {count} alert{'s' if count > 1 else ''}: nothing was wrong")
 
 
 def share_of_time(fields: Mapping[str, Any]) -> str:
