@@ -25,6 +25,8 @@ from collapse_guard.policies import Policy, load_policy
 from collapse_guard.requests import REQUESTABLE, may_request
 from collapse_guard.sinks import log_folder
 
+from .averaging import averaged_models, follow
+
 __all__ = ["CollapseGuard", "join_lightning"]
 
 
@@ -129,6 +131,8 @@ class CollapseGuard(Callback):
         self._resume_from: dict[str, Any] | None = None
         self._guarded: pl.LightningModule | None = None
         self._last_global_step = 0
+        self._loss_scale: float | None = None
+        self._rewritten: Mapping[str, int] = {}
 
     @property
     def policy(self) -> Policy:
@@ -175,18 +179,29 @@ class CollapseGuard(Callback):
         if self._resume_from is not None:
             guard.load_state_dict(self._resume_from)
             self._resume_from = None
-        self._last_global_step = trainer.global_step
+        self._last_global_step, self._loss_scale = trainer.global_step, _loss_scale(trainer)
+        self._rewritten = guard.rewritten
         self.guard, self._guarded = guard, pl_module
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count one step per batch in which an optimizer stepped: none under accumulation, one for two optimizers."""
+        """Count one step per batch in which an optimizer stepped: none under accumulation, one for two optimizers.
+
+        A step that the gradient scaler skipped, which its lower scale tells, is none.
+        """
         if self.guard is None or trainer.global_step == self._last_global_step:
             return
+        before, self._loss_scale = self._loss_scale, _loss_scale(trainer)
         self._last_global_step = trainer.global_step
+        if before is not None and self._loss_scale is not None and self._loss_scale < before:
+            return
         self.guard.step(loss=lambda: self._logged_loss(trainer), epoch=trainer.current_epoch)
+        if (rewritten := self.guard.rewritten) != self._rewritten:
+            names = [name for name, count in rewritten.items() if self._rewritten.get(name) != count]
+            self._rewritten = rewritten
+            follow(pl_module, averaged_models(trainer.callbacks), self.guard.views(names))
         if may_request(self.guard.policy):
             self._carry_out(trainer, self.guard)
 
@@ -267,6 +282,12 @@ def _planned_steps(trainer: pl.Trainer) -> int | None:
     """Return the optimizer steps that the whole training is planned to take, or `None` where it has no end."""
     planned = trainer.estimated_stepping_batches
     return int(planned) if math.isfinite(planned) and planned > 0 else None
+
+
+def _loss_scale(trainer: pl.Trainer) -> float | None:
+    """Return the scale of the loss under float16, or `None` where there is none."""
+    scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
+    return float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else None
 
 
 def _stopping(trainer: pl.Trainer) -> str:
