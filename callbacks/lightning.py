@@ -92,6 +92,7 @@ class CollapseGuard(Callback):
         sinks: further places for events to go.
         adapters: module path in the LightningModule -> description, for quantizers that are not recognised.
         seed: of the guard's own random streams.
+        log_max_bytes: bound on the event log, which then forgets its oldest part; see `Guard`.
 
     Raises:
         PolicyError: the policy is not valid; every problem is listed with file and line.
@@ -110,6 +111,7 @@ class CollapseGuard(Callback):
         sinks: Sequence[Sink] = (),
         adapters: Mapping[str, GenericVQ] | None = None,
         seed: int = 0,
+        log_max_bytes: int | None = None,
     ) -> None:
         """Validate the policy and store the rest; nothing is hooked, opened or printed before training starts."""
         join_lightning()
@@ -128,6 +130,7 @@ class CollapseGuard(Callback):
         self._sinks = tuple(sinks)
         self._adapters = adapters
         self._seed = seed
+        self._log_max_bytes = log_max_bytes
         self._resume_from: dict[str, Any] | None = None
         self._guarded: pl.LightningModule | None = None
         self._last_global_step = 0
@@ -170,6 +173,7 @@ class CollapseGuard(Callback):
             sinks=sinks,
             adapters=self._adapters,
             seed=self._seed,
+            log_max_bytes=self._log_max_bytes,
             total_steps=_planned_steps(trainer),
         )
         guard.attach(pl_module, trainer.optimizers)

@@ -136,12 +136,8 @@ def test_a_spoilt_state_is_told_and_nothing_of_it_stays_in_force() -> None:
             (probe,) = guard._watch.probes.values()
             faults = [event.fields["reason"] for event in recorder.of("fault")]
             assert any("the guard starts afresh" in reason for reason in faults), name
-            assert (guard.steps, probe.view.is_frozen, probe.window.tallies, guard.interventions) == (
-                0,
-                False,
-                None,
-                [],
-            )
+            assert (guard.steps, guard.interventions) == (0, [])
+            assert (probe.view.is_frozen, probe.window.tallies) == (False, None)
             model.train()(torch.rand(8, 64))
             guard.step()
             assert guard.steps == 1

@@ -1,4 +1,4 @@
-"""What a policy, a checkpoint and an event log cannot do; further claims of docs/security.md are tested where they live."""
+"""What a policy, a checkpoint and an event log cannot do; other claims of docs/security.md are tested elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOSTILE = "vq\x1b]0;owned\x07\x1b[2J[bold red]x[/] \u202e<script>alert(1)</scrip
     "version: 1\nname: !!python/object/apply:os.system ['touch owned']\n",
     "version: 1\nname: x\nrules:\n  - {name: low, when: \"__import__('os').system('touch owned') < 1\"}\n",
     "version: 1\nname: x\nrules:\n  - {name: low, when: perplexity < 1, ladder: [os.system]}\n",
-    "version: 1\nname: x\nrules:\n  - {name: low, when: perplexity < 1, ladder: [{reset_codes: {scope: !!python/name:os.system }}]}\n",
+    "version: 1\nname: x\nrules:\n  - {name: low, when: perplexity < 1, ladder: [{alert: !!python/name:os.system }]}\n",
 ])  # fmt: skip
 def test_a_policy_that_names_code_is_refused_and_nothing_runs(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
