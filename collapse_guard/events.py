@@ -26,8 +26,8 @@ class Event:
     """One thing that happened.
 
     Attributes:
-        event: `attached`, `reading`, `pending`, `alert`, `intervention`, `tended`, `outcome`, `skip`, `cleared`,
-            `exhausted`, `carried_out`, `fault`, `resumed` or `summary`.
+        event: `attached`, `reading`, `pending`, `alert`, `withdrawn`, `intervention`, `tended`, `outcome`, `skip`,
+            `cleared`, `exhausted`, `carried_out`, `fault`, `resumed` or `summary`.
         step: optimizer steps completed.
         fields: what else there is to say, as plain data. What concerns several levels of a residual has `group`,
             `codebooks`, `levels` and `members`, one record for each level, coarse first.

@@ -12,23 +12,27 @@ import json
 import logging
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 from torch.distributed import ProcessGroup, get_rank
 from torch.optim import Optimizer
 
-from collapse_guard.policies import Decision, Policy, PolicyEngine, Reading, load_policy, taken_together
+from collapse_guard.policies import Decision, Health, Policy, PolicyEngine, Reading, load_policy, taken_together
 
 from .adapters import CodebookView, GenericVQ, discover
 from .diagnosis import Clinic
+from .evaluation import Evaluations
 from .events import EventLog, Sink
 from .execution import compiled_parts, refuse_replicas, unwrap_compiled
 from .interventions import ladders_on
+from .kmeans import KMeansTokenizer
 from .ledger import Ledger
 from .measure import Loss, number_of
 from .ranks import Alone, PartedError, Word, join_ranks
@@ -41,13 +45,17 @@ from .reports import (
     summarise,
 )
 from .requests import Requests
-from .sinks import new_run, open_sinks
+from .sinks import JsonLinesSink, new_run, open_sinks
+from .snapshots import Snapshots, wanted_snapshots
+from .tokenizers import save_tokenizers, tokenizers_of
 from .watch import Watch
 
 __all__ = ["Guard"]
 
 _logger = logging.getLogger("collapse_guard")
 _STATE_SCHEMA = 1
+
+Explain: TypeAlias = "Callable[[Sequence[Reading]], Sequence[Reading]]"
 
 
 class Guard:
@@ -105,6 +113,8 @@ class Guard:
         self._attached_at = 0.0
         self._run = ""
         self._log = EventLog()
+        self._file: JsonLinesSink | None = None
+        self._kept: dict[str, KMeansTokenizer] = {}  # the fallbacks that were in force at the end
         self.requests = Requests(self._log)
         self._engine = PolicyEngine(self.policy)
         self._is_attached = False
@@ -113,9 +123,11 @@ class Guard:
         self._ranks = Alone()
         self._story = 0  # a checksum of all decisions: the same on all ranks
         self._watch = Watch((), seed=seed, fault=self._fault)
+        self._evaluations = Evaluations(nn.Module(), self._watch, self._fault, keeps_inputs=False)
         self._model: nn.Module | None = None
         self._optimizers: Sequence[Optimizer] = ()
         self._ledger: Ledger | None = None
+        self._snapshots: Snapshots | None = None
         self._clinic = Clinic(self._fault)
         self._broken: set[str] = set()
 
@@ -160,7 +172,7 @@ class Guard:
         self._ranks, self._story = ranks, 0
         optimizers = (optimizers,) if isinstance(optimizers, Optimizer) else tuple(optimizers)
         self._run, self._log.closing = new_run(), False
-        self._log.sinks, log = open_sinks(
+        self._log.sinks, self._file = open_sinks(
             self._log_dir if ranks.is_first else None,
             run=self._run,
             max_bytes=self._log_max_bytes,
@@ -169,8 +181,11 @@ class Guard:
         )
         ladders = ladders_on(self.policy, found.views)
         self._without_epoch = describe_without_epoch(self.policy)
-        self._is_attached, self._state_at_close = True, None
+        self._is_attached, self._state_at_close, self._kept = True, None, {}
         self._watch = watch
+        keeps_inputs = self._ranks.size == 1 and not compiled_parts(model)
+        self._evaluations = Evaluations(unwrap_compiled(model), watch, self._fault, keeps_inputs=keeps_inputs)
+        self._evaluations.install()
         self._attached_at, self._seconds = time.perf_counter(), 0.0
         self._model, self._optimizers = unwrap_compiled(model), optimizers
         self._begin_afresh()
@@ -186,7 +201,7 @@ class Guard:
             policy_as_run=self.policy.model_dump(mode="json", by_alias=True),
             environment=describe_environment(),
             ranks=ranks.size,
-            log=str(log.path) if log is not None else None,
+            log=str(self._file.path) if self._file is not None else None,
             codebooks=describe_views(found.views),
             unrecognised=describe_unrecognised(found.unrecognised),
             idle_rules=describe_idle_rules(self.policy, found.views),
@@ -252,6 +267,7 @@ class Guard:
         finally:
             if self._ledger is not None:
                 self._ledger.release()
+            self._evaluations.remove()
             self._watch.release()
             self._ranks.leave()
             self._is_attached = False
@@ -273,12 +289,16 @@ class Guard:
         self._log.closing = True
         self._ledger.carry_out(self._engine.finish(self._step), self._engine, self._watch.probes)
         self.requests.remind(self._step)
+        self._kept = tokenizers_of(self._ledger, self._watch.probes, self._fault)
+        file = self._file
+        saved = {} if file is None else save_tokenizers(self._kept, file.path.parent, file.run, self._fault)
         total = time.perf_counter() - self._attached_at
         self._log.emit(
             "summary",
             self._step,
             ended_by=ended_by,
             **summarise(self._ledger, self._watch, self._engine),
+            tokenizers=saved,
             guard_seconds=self.seconds,
             run_seconds=total,
             guard_share=self.seconds / total if total > 0 else 0.0,
@@ -306,6 +326,27 @@ class Guard:
         """What was done so far, as plain data, in order: step, codebook, rule, action, params, result."""
         return [entry.as_dict() for entry in self._ledger.entries] if self._ledger is not None else []
 
+    def tokenizer(self, codebook: str) -> KMeansTokenizer:
+        """Return the fallback that stands in for a codebook, as a tokenizer of its own: a copy, as it is now.
+
+        After `close` it is the one that the run ended with, which is also saved below the log directory.
+
+        Args:
+            codebook: name, as `readings` and the log have it.
+
+        Raises:
+            ValueError: no fallback is in force there; lists the codebooks on which one is.
+        """
+        kept = self._kept
+        if self.is_attached and self._ledger is not None:
+            kept = tokenizers_of(self._ledger, self._watch.probes, self._fault)
+        if codebook not in kept:
+            raise ValueError(
+                f"codebook: expected one on which a fallback tokenizer is in force ({', '.join(kept) or 'none here'}), "
+                f"got {codebook!r}; to make a tokenizer of any latents, call KMeansTokenizer.fit"
+            )
+        return kept[codebook]
+
     def step(self, *, loss: Loss = None, epoch: int | None = None) -> None:
         """Tell the guard that one optimizer step is complete. Reads, decides and acts where due; never raises.
 
@@ -314,24 +355,84 @@ class Guard:
                 one and is called only when a reading is due. A tensor is not waited for on other steps.
             epoch: epochs begun, from 0.
         """
+        self._step += self.is_attached
+        self._contain(lambda: self._take_step(loss, epoch))
+
+    def _take_step(self, loss: Loss, epoch: int | None) -> None:
+        assert self._ledger is not None
+        self.requests.remind(self._step)
+        self._ledger.hold(self._step, self._watch.probes)
+        if not self._ranks.parted:
+            self._tend_and_read(loss, epoch)
+
+    @contextmanager
+    def evaluate(self, *, epoch: int | None = None) -> Iterator[None]:
+        """Read the codebooks in evaluation: around one whole validation, between two steps.
+
+            with guard.evaluate():
+                validate(model)
+
+        What the model is called with in there makes one reading of each codebook, of stage `eval`; nothing of it counts
+        for training. Swap averaged weights in and out inside of the block.
+
+        Args:
+            epoch: epochs begun, from 0.
+        """
+        self.begin_evaluation()
+        try:
+            yield
+        except BaseException:
+            self._evaluations.abandon()
+            raise
+        self.end_evaluation(epoch=epoch)
+
+    def begin_evaluation(self) -> None:
+        """Begin an evaluation, for loops that cannot use `evaluate`; never raises."""
+        if self._ranks.size > 1:
+            self._fault("evaluation", f"{self._ranks.size} ranks: evaluation is read where one rank trains alone")
+        else:
+            self._contain(self._evaluations.begin)
+
+    def end_evaluation(self, *, loss: Loss = None, epoch: int | None = None) -> None:
+        """End an evaluation: read, decide and act where due; never raises. The model trains with its own weights again.
+
+        Args:
+            loss: as for `step`.
+            epoch: epochs begun, from 0.
+        """
+        self._contain(lambda: self._read_evaluation(number_of(loss), epoch))
+
+    def offer(self, batch: object) -> None:
+        """Hand in the batch of the coming step, training or evaluation, to compare modes with if need be.
+
+        Only of use where a loop calls encoder and quantizer one after the other, and its model has a `validation_step`
+        or a `training_step` that takes a batch and a number.
+        """
+        if self._evaluations.exhibits is not None:
+            self._evaluations.exhibits.offer(batch)
+
+    def _contain(self, act: Callable[[], None]) -> None:
+        """Do something for an attached guard; the one place that catches broadly: the run is not its victim."""
         if not self.is_attached:
             return
         start = time.perf_counter()
-        self._step += 1
         try:
-            assert self._ledger is not None
-            self.requests.remind(self._step)
-            self._ledger.hold(self._step, self._watch.probes)
-            if not self._ranks.parted:
-                self._tend_and_read(loss, epoch)
+            with torch.inference_mode(False):  # a loop may evaluate in it; what is kept from there must serve training
+                act()
         except PartedError as error:
             self._part(str(error))
-        except Exception as error:  # the one place that catches broadly: the run is not the victim of its guard
+        except Exception as error:
             self._fault("guard", f"{type(error).__name__}: {error}")
             _logger.debug("guard failed", exc_info=error)
             if self._ranks.size > 1:  # this rank no longer knows what the others know
                 self._part(f"the guard of rank {self._ranks.index} failed")
         self._seconds += time.perf_counter() - start
+
+    def _read_evaluation(self, loss: float | None, epoch: int | None) -> None:
+        dead_below = self.policy.sample.dead_below
+        found = self._evaluations.end(step=self._step, epoch=epoch, loss=loss, dead_below=dead_below)
+        wants = self._engine.wants_causes
+        self._judge([reading for reading, _ in found], lambda bundle: self._evaluations.explain(bundle, wants))
 
     def _tend_and_read(self, loss: Loss, epoch: int | None) -> None:
         assert self._ledger is not None
@@ -404,13 +505,24 @@ class Guard:
             self._ledger.note(reading.codebook, counts)
             self._clinic.note(reading, counts, version=self._ledger.version_of(reading.codebook))
             taken.append(reading)
+        self._judge(taken, self._explained)
+
+    def _judge(self, taken: Sequence[Reading], explain: Explain) -> None:
+        """Let the policy decide on readings of one step, tell them, and carry out what it decided."""
+        assert self._ledger is not None
         for bundle in taken_together(taken):
-            together = self._explained(bundle)
+            together = explain(bundle)
             decisions = self._remembered(self._engine.observe_together(together))
             for reading in together:
                 fields = {key: value for key, value in reading.as_record().items() if key != "step"}
                 self._log.emit("reading", self._step, health=self._engine.health(reading.codebook).value, **fields)
             self._ledger.carry_out(decisions, self._engine, self._watch.probes)
+        if (
+            taken
+            and self._snapshots is not None
+            and all(self._engine.health(name) is Health.HEALTHY for name in self._watch.readings)
+        ):
+            self._snapshots.consider(self._step)
 
         if self.requests.are_open:
             self._ranks.words("")  # all ranks have come this far: what is asked for is asked for on all
@@ -453,6 +565,7 @@ class Guard:
             "clinic": self._clinic.state_dict(),
             "ledger": self._ledger.state_dict(self._watch.probes) if self._ledger is not None else {},
             "requests": self.requests.state_dict(),
+            "snapshot": self._snapshots.state_dict() if self._snapshots is not None else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -486,6 +599,8 @@ class Guard:
         rules = {rule.name for rule in self.policy.rules}
         self._ledger.load_state_dict(state["ledger"], self._watch.probes, rules)
         self.requests.load_state_dict(state["requests"])
+        if self._snapshots is not None and state["snapshot"] is not None:
+            self._snapshots.load_state_dict(state["snapshot"])
         self._log.emit(
             "resumed",
             self._step,
@@ -500,15 +615,18 @@ class Guard:
         self._step = self._read_at = 0
         self._engine = PolicyEngine(self.policy)
         self.requests = Requests(self._log)
-        dead_below = self.policy.sample.dead_below
+        assert self._model is not None
+        self._snapshots = wanted_snapshots(self.policy, self._model, self._optimizers)
         self._ledger = Ledger(
             self._log,
             self._optimizers,
             seed=self._seed,
-            dead_below=dead_below,
+            dead_below=self.policy.sample.dead_below,
             requests=self.requests,
             progress=self._progress,
             model=self._model,
+            evaluations=self._evaluations,
+            snapshots=self._snapshots,
             ranks=self._ranks,
         )
 

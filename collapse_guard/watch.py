@@ -28,8 +28,8 @@ _UNSTARTED = "its codebook is not initialised yet: it awaits its weights, or the
 _SILENT_STEPS = 2
 _DRIFTS = (
     "its codebook is not the same on all ranks: each updates it from its own tokens alone. Let the quantizer add up "
-    "its updates over the ranks (vector-quantize-pytorch: sync_codebook=True; where there is none, all-reduce the "
-    "counts and sums of its update). Until then what is measured of the codebook itself is the first rank's"
+    "its updates over the ranks (vector-quantize-pytorch: sync_codebook=True; where there is no such option, "
+    "all-reduce counts and sums of its update). Until then what is measured of the codebook itself is the first rank's"
 )
 
 Fault = Callable[[str, str], None]
@@ -48,6 +48,7 @@ class Watch:
 
     Attributes:
         probes: by codebook name. readings, first: the latest and the first reading of each, by name.
+        evaluated: the latest reading of each in evaluation, by name.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Watch:
         self._is_started: dict[str, bool] = {}
         self.readings: dict[str, Reading] = {}
         self.first: dict[str, Reading] = {}
+        self.evaluated: dict[str, Reading] = {}
         # Levels of one residual draw alike, so that their rings hold the same tokens.
         firsts: dict[str, int] = {}
         streams = [firsts.setdefault(view.group or view.name, index) for index, view in enumerate(views)]

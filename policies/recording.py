@@ -46,7 +46,7 @@ class Recording:
 
         On codebooks in neither the run applied it, or never asked for it.
         """
-        params = decision.params.model_dump(mode="json") if decision.params is not None else {}
+        params = decision.params.plain() if decision.params is not None else {}
         found: dict[str, dict[str, str]] = {"refused": {}, "postponed": {}, "applied": {}}
         for codebook in decision.codebooks:
             key = _key(codebook, decision.step, decision.action or "", params)

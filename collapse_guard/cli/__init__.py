@@ -20,6 +20,7 @@ from .schema import schema
 from .test import test
 from .tokenize import tokenize
 from .watch import watch
+from .zoo import zoo
 
 __all__ = ["app", "main"]
 
@@ -43,6 +44,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 for _command in (demo, check, test, rehearse, replay, watch, report, explain, schema, doctor, tokenize):
     app.command()(_command)
+
+
+app.add_typer(zoo, name="zoo")
 
 
 def main() -> None:

@@ -66,6 +66,7 @@ class Book:
         series: of perplexity. raw: what the latest reading says, and what of it is not finite, as it stands there.
         health: at the latest reading. step: of it. marks: what happened to it. rules: where each rule stands.
         bounds: that alerts have stated. resets: how often its token ids were permuted.
+        evaluated: step and perplexity of the latest reading in evaluation, and its share of that in training.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Book:
     marks: deque[Mark] = field(default_factory=lambda: deque(maxlen=_MOST_MARKS))
     rules: dict[str, Standing] = field(default_factory=dict)
     bounds: set[Bound] = field(default_factory=set)
+    evaluated: tuple[int, float, float | None] | None = None
     past: deque[tuple[int, str, Standing, bool]] = field(default_factory=lambda: deque(maxlen=_MOST_STANDINGS))
 
     @property
@@ -277,15 +279,30 @@ def _reading(run: Run, record: Mapping[str, Any]) -> None:
     book = run.book(str(record["codebook"])[:_LONGEST_TEXT])
     if book is None:
         return
-    book.health, book.step = str(record.get("health") or "unknown"), run.step
+    book.health = str(record.get("health") or "unknown")
+    stage = "eval" if record.get("stage") == "eval" else "train"
+    if stage == "eval":
+        if (shown := number(record.get("perplexity"))) is not None:
+            book.evaluated = run.step, shown, number(record.get("eval_to_train"))
+        _move_rules(run, book, record, stage)
+        return
+    book.step = run.step
     book.raw = tuple(map(record.get, _LATEST)), record.get("not_finite")
     perplexity = number(record.get("perplexity"))
     if perplexity is not None:
         book.series.add(run.step, perplexity)
     if not book.K:  # a log whose beginning is lost
         book.K, book.D = int(number(record.get("K")) or 0), int(number(record.get("D")) or 0)
+    _move_rules(run, book, record, stage)
+
+
+def _move_rules(run: Run, book: Book, record: Mapping[str, Any], stage: str) -> None:
+    """Move the rules that look at readings of this stage."""
     for name, standing in book.rules.items():
-        after = after_reading(standing, record, run.step, run.facts.rules.get(name))
+        rule = run.facts.rules.get(name)
+        if (rule.stage if rule is not None else "train") != stage:
+            continue
+        after = after_reading(standing, record, run.step, rule)
         if after is not standing:
             book.stand(run.step, name, after)
 

@@ -72,7 +72,7 @@ class Story:
 
     Attributes:
         run: its name in the log. runs: how many the log holds. skipped: lines of the file that are no events.
-        series: readings by codebook. counts: events by kind.
+        series: readings in training by codebook. evaluated: those in evaluation. counts: events by kind.
         dropped: interventions, outcomes and faults beyond `MOST_KEPT` of each kind.
     """
 
@@ -80,6 +80,7 @@ class Story:
     runs: int = 1
     skipped: int = 0
     series: dict[str, Series] = field(default_factory=dict)
+    evaluated: dict[str, Series] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     kept: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     dropped: int = 0
@@ -91,7 +92,8 @@ class Story:
         kind = visible(record.get("event")) or "(no event)"
         self.counts[kind] += 1
         if kind == "reading":
-            self.series.setdefault(visible(record.get("codebook")) or "(no name)", Series()).add(record)
+            those_readings = self.evaluated if record.get("stage") == "eval" else self.series
+            those_readings.setdefault(visible(record.get("codebook")) or "(no name)", Series()).add(record)
         elif kind == "attached":
             self.attached = record
         elif kind == "summary":
