@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 
 from collapse_guard.policies import Decision, Health, Policy, PolicyEngine, Reading, load_policy, taken_together
 
-from .adapters import GenericVQ, discover
+from .adapters import CodebookView, GenericVQ, discover
 from .diagnosis import Clinic
 from .evaluation import Evaluations
 from .events import EventLog, Sink
@@ -495,6 +495,15 @@ class Guard:
             f"{self._ranks.parted}. The ranks no longer act as one: nothing is read or changed from step {self._step} "
             f"on, what is in force stays{lost}; training goes on",
         )
+
+    @property
+    def rewritten(self) -> dict[str, int]:
+        """How often each codebook was rewritten so far, by interventions, refits and what undid them."""
+        return self._ledger.rewritten() if self._ledger is not None else {}
+
+    def views(self, names: Iterable[str]) -> list[CodebookView]:
+        """Return the handles of some codebooks, by name."""
+        return [self._watch.probes[name].view for name in names]
 
     @property
     def steps(self) -> int:
