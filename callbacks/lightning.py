@@ -190,6 +190,37 @@ class CollapseGuard(Callback):
         if may_request(self.guard.policy):
             self._carry_out(trainer, self.guard)
 
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Hand the batch in: training and evaluation mode may have to be compared on it."""
+        if self.guard is not None:
+            self.guard.offer(batch)
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin an evaluation; the sanity check, and validation outside of `fit`, come before or after the guard."""
+        if self.guard is not None and not trainer.sanity_checking:
+            self.guard.begin_evaluation()
+
+    @override
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Hand the batch in, as in training."""
+        if self.guard is not None and not trainer.sanity_checking:
+            self.guard.offer(batch)
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read the codebooks in evaluation; averaged weights have been swapped out by now."""
+        if self.guard is None or trainer.sanity_checking:
+            return
+        self.guard.end_evaluation(loss=lambda: self._logged_loss(trainer), epoch=trainer.current_epoch)
+        if may_request(self.guard.policy):
+            self._carry_out(trainer, self.guard)
+
     def _carry_out(self, trainer: pl.Trainer, guard: Guard) -> None:
         """Do what the policy asks of the loop: on every rank as soon as it is asked for on one."""
         taken = guard.requests.take()
@@ -288,7 +319,7 @@ def _is_made_by_jsonargparse() -> bool:
 
 
 class _LoggerSink:
-    """Writes readings to the Trainer's loggers as scalars, `codebook_perplexity/<codebook>` and so on."""
+    """Writes readings to the Trainer's loggers: `codebook_perplexity/<codebook>`, `codebook_perplexity_eval/...`."""
 
     def __init__(self, trainer: pl.Trainer) -> None:
         self._trainer = trainer
@@ -302,7 +333,9 @@ class _LoggerSink:
         name = event.fields.get("codebook")
         if event.event == "reading":
             values = {key: event.fields.get(key) for key in _SCALARS}
-            scalars = {f"codebook_{key}/{name}": float(value) for key, value in values.items() if value is not None}
+            where = "_eval" if event.fields.get("stage") == "eval" else ""
+            found = {f"codebook_{key}{where}/{name}": value for key, value in values.items()}
+            scalars = {key: float(value) for key, value in found.items() if value is not None}
         elif event.event == "intervention":
             scalars = {f"codebook_intervention/{name}": float(event.fields["attempt"])}
         else:

@@ -14,12 +14,14 @@ from collapse_guard.policies import Decision, DecisionKind, Outcome, PolicyEngin
 
 from .acting import Deed, act_together, share_codebook
 from .entries import Entry, tries_of
+from .evaluation import Evaluations
 from .events import EventLog
 from .interventions import Intervention, Site, Transaction, find_intervention
 from .probe import Probe
 from .ranks import Alone, Pool
 from .requests import REQUESTABLE, Request, Requests
 from .residual import Levels, members_of
+from .snapshots import Snapshots
 from .telling import TOLD_AS, fields_of_act, fields_of_outcome, fields_of_word
 
 __all__ = ["Entry", "Ledger"]
@@ -37,6 +39,8 @@ class Ledger:
         progress: returns the share of the planned training that is done, or `None` where no plan is known.
         ranks: that act together.
         model: that trains, for interventions that look beyond a codebook.
+        evaluations: what reads the codebooks in evaluation.
+        snapshots: the last healthy snapshot of the run, for those that go back to it.
     """
 
     def __init__(
@@ -50,12 +54,14 @@ class Ledger:
         progress: Callable[[], float | None] = lambda: None,
         ranks: Alone | None = None,
         model: nn.Module | None = None,
+        evaluations: Evaluations | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
         """Store the parts."""
         self._ranks = ranks if ranks is not None else Alone()
         self._pool = Pool(self._ranks)
         self._progress = progress
-        self._model = model
+        self._model, self._evaluations, self._snapshots = model, evaluations, snapshots
         self._health: Callable[[str], str] = lambda codebook: "unknown"
         self._requests = requests if requests is not None else Requests(log)
         self.entries: list[Entry] = []
@@ -63,8 +69,10 @@ class Ledger:
         self._optimizers = optimizers
         self._seed = seed
         self._dead_below = dead_below
+        self._unheld: set[str] = set()  # codebooks that could not be held; said once
         self._counts: dict[str, np.ndarray] = {}
         self._versions: dict[str, int] = {}
+        self.withdrawn: dict[str, int] = {}  # alerts that were none, by codebook
 
     def note(self, codebook: str, counts: np.ndarray) -> None:
         """Remember the (K,) counts of the latest reading; interventions ask them which codes are dead."""
@@ -100,9 +108,12 @@ class Ledger:
     def hold(self, step: int, probes: Mapping[str, Probe]) -> None:
         """At a step boundary, before anything is read: put back what an optimizer did to frozen codebooks."""
         for name, probe in probes.items():
+            if name in self._unheld:
+                continue
             try:
                 probe.view.hold()
             except Exception as error:
+                self._unheld.add(name)
                 probe.view.unfreeze()
                 reason = f"holding its codebook raised {type(error).__name__}: {error}; it is no longer held"
                 self._log.emit("fault", step, where=name, reason=reason)
@@ -183,6 +194,8 @@ class Ledger:
             if "codebook" in deed.touches:
                 self._versions[deed.entry.codebook] = self.version_of(deed.entry.codebook) + 1
                 deed.summary += f"; {_what_ids_do(deed)}"
+        if any("model" in deed.touches for deed in deeds):
+            _forget_all(probes)
         self._log.emit("intervention", decision.step, **fields_of_act(decision, deeds, self._versions, probes))
         return deeds
 
@@ -199,6 +212,7 @@ class Ledger:
             ask=ask,
             progress=self._progress,
             model=self._model,
+            evaluations=self._evaluations,
             views=[each.view for each in probes.values()],
             health=lambda: self._health(entry.codebook),
             standing=lambda: [
@@ -206,6 +220,9 @@ class Ledger:
                 for each in self.entries
                 if each is not entry and each.is_in_force and each.intervention is not None
             ],
+            ranks=self._ranks.size,
+            snapshots=self._snapshots,
+            encoder=lambda: _without_tables(probes[entry.codebook].feeds, probes),
         )
 
     def _settle(self, decision: Decision, probes: Mapping[str, Probe]) -> list[int]:
@@ -234,7 +251,7 @@ class Ledger:
         undone = []
         probe = probes[last.codebook]
         levels = Levels.of(probe, probes)
-        writes = "codebook" in find_intervention(last.action).touches
+        touches = find_intervention(last.action).touches
         for entry in tries_of(last, self.entries):
             if entry.transaction is None:
                 continue
@@ -245,11 +262,13 @@ class Ledger:
             except Exception as error:
                 reason = f"undoing {entry.action} raised {type(error).__name__}: {error}"
                 self._log.emit("fault", step, where=entry.codebook, reason=reason)
-                if writes:  # on some ranks it was undone
+                if "codebook" in touches:  # on some ranks it was undone
                     share_codebook(probe.view, self._optimizers, self._ranks)
             entry.let_go()
-        if writes and undone:
+        if "codebook" in touches and undone:
             levels.refresh(probe)
+        if "model" in touches and undone:
+            _forget_all(probes)
         probe.window.restart()
         levels.restart_below(probe)
         return undone
@@ -264,6 +283,9 @@ class Ledger:
         ]
 
     def _tell(self, decision: Decision, probes: Mapping[str, Probe]) -> None:
+        if decision.kind is DecisionKind.WITHDRAWN:
+            for name in decision.codebooks:
+                self.withdrawn[name] = self.withdrawn.get(name, 0) + 1
         self._log.emit(TOLD_AS[decision.kind], decision.step, **fields_of_word(decision, probes))
         if decision.then is not None and decision.then in REQUESTABLE:
             self._ask(decision.then, decision.step, decision.codebook, decision.rule, decision.reason)
@@ -274,7 +296,8 @@ class Ledger:
     def state_dict(self, probes: Mapping[str, Probe]) -> dict[str, Any]:
         """Return all entries with what is needed to undo and tend them, as plain data and tensors.
 
-        A commitment weight is a number on a module, in no state dict of the model: such values in force are kept here.
+        A commitment weight is a number on a module, in no state dict of the model: such values in force are kept here,
+        and the names of the codebooks whose own replacement of dead codes is switched off.
         """
         entries = []
         for entry in self.entries:
@@ -284,7 +307,9 @@ class Ledger:
             record["values"] = entry.values()
             entries.append(record)
         counts = {name: values.tolist() for name, values in self._counts.items()}
-        return {"entries": entries, "versions": dict(self._versions), "counts": counts}
+        tallies = {"versions": dict(self._versions), "withdrawn": dict(self.withdrawn), "counts": counts}
+        taken_over = sorted(name for name, probe in probes.items() if probe.view.is_taken_over)
+        return {"entries": entries, **tallies, "taken_over": taken_over}
 
     def load_state_dict(self, state: Mapping[str, Any], probes: Mapping[str, Probe], rules: Container[str]) -> None:
         """Rebuild the entries; interventions in force take hold again before the first forward.
@@ -295,6 +320,7 @@ class Ledger:
             rules: names of the rules of this run's policy; what another rule had open ends inconclusive.
         """
         self._versions = dict(state["versions"])
+        self.withdrawn = dict(state.get("withdrawn", {}))
         self._counts = {name: np.asarray(values, dtype=np.int64) for name, values in state["counts"].items()}
         self.entries = []
         for record in state["entries"]:
@@ -306,6 +332,9 @@ class Ledger:
                 record = {**record, "transaction": None}
             if probe is not None:
                 self._reinstate(entry, record, probes)
+        for name in state.get("taken_over", ()):
+            if name in probes:
+                probes[name].view.take_over()
 
     def _reinstate(self, entry: Entry, record: Mapping[str, Any], probes: Mapping[str, Probe]) -> None:
         """Take up again what an entry left in force, and what may still be undone."""
@@ -331,6 +360,19 @@ def _what_ids_do(deed: Deed) -> str:
     if "ids_changed" not in facts:
         return "token ids are permuted"
     return f"{facts['ids_changed']} of {facts['ids_compared']} token ids changed"
+
+
+def _forget_all(probes: Mapping[str, Probe]) -> None:
+    """Begin all windows anew, their latents forgotten: another model made them."""
+    for probe in probes.values():
+        probe.window.restart()
+        probe.window.forget()
+
+
+def _without_tables(parameters: Iterable[nn.Parameter], probes: Mapping[str, Probe]) -> list[nn.Parameter]:
+    """Return the parameters that are no codebook: a coarser level's may lie behind the input of a finer one."""
+    tables = {id(ref.whole()) for probe in probes.values() for ref in probe.view.refs().values()}
+    return [each for each in parameters if id(each) not in tables]
 
 
 def _asked_already(kind: str) -> None:

@@ -8,6 +8,7 @@ which tells the tokens of one residual level from those of another.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +49,14 @@ class Window:
         K: number of codes.
         D: dimension of a latent.
         seed: of the private stream that picks which latents are kept.
+        capacity: how many latents are kept; `ring_capacity` where not given.
     """
 
-    def __init__(self, K: int, D: int, *, seed: int = 0) -> None:
+    def __init__(self, K: int, D: int, *, seed: int = 0, capacity: int | None = None) -> None:
         """Store sizes; tensors are allocated at the first observation, on its device."""
         self.K = K
         self.D = D
-        self.capacity = ring_capacity(K, D)
+        self.capacity = min(ring_capacity(K, D), capacity) if capacity is not None else ring_capacity(K, D)
         self._seed = seed
         self._counts: Tensor | None = None
         self._before: Tensor | None = None  # uses of each code before this window
@@ -63,6 +65,8 @@ class Window:
         self._origins: Tensor | None = None
         self._forwards = 0
         self._generator: torch.Generator | None = None
+        self.tap: Callable[[Tensor, Tensor], None] | None = None
+        """Shown the codes (n,) and latents (n, D) of every forward, for what needs all of them and not a sample."""
         self._added = 0  # latents ever added
         self._added_before = 0  # of those, before this window began
 
@@ -88,6 +92,8 @@ class Window:
             return
         finite = latents.sum(dim=-1, dtype=torch.float32).isfinite()
         self._counts[self.K + 1] += (valid & ~finite).sum()
+        if self.tap is not None:
+            self.tap(torch.where(valid & finite, codes, -1), latents)
         self._keep(latents, codes, valid)
         self._forwards += 1
 
@@ -220,6 +226,10 @@ class Window:
     def has_begun(self) -> bool:
         """Whether a latent was added since the window began; told without asking the device."""
         return self._added != self._added_before
+
+    def emptied(self) -> Window:
+        """Return a window of the same codebook and stream that has seen nothing."""
+        return Window(self.K, self.D, seed=self._seed)
 
     def restart(self) -> None:
         """Begin a new window: counts at zero; the ring keeps its latents."""

@@ -29,7 +29,7 @@ from collapse_guard.callbacks import CollapseGuard
 from .digits import DigitsClassifier, digits_loaders
 from .quantizer import ReferenceQuantizer
 
-__all__ = ["ARMS", "Arm", "ArmResult", "run_arm", "run_reference"]
+__all__ = ["ARMS", "Arm", "ArmResult", "quiet", "run_arm", "run_reference"]
 
 
 def _repaired() -> ReferenceQuantizer:
@@ -191,7 +191,7 @@ def run_reference(
         raise ValueError(f"expected at least 1 seed and 1 epoch, got {seeds} and {epochs}")
     console = get_console()
     results: dict[str, list[ArmResult]] = {key: [] for key in ARMS}
-    with _quiet():
+    with quiet():
         for seed in range(seeds):
             for key, arm in ARMS.items():
                 tell = key == "guarded" and seed == 0
@@ -210,7 +210,7 @@ def run_reference(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence Lightning's hints about hardware, loggers and workers; they are not what a demo is about."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level

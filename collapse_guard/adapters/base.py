@@ -126,6 +126,8 @@ class CodebookView:
         commitment: knob of the coefficient of the loss term that pulls the encoder, where it can be read.
         decay: knob of the moving averages' decay, where it can be read.
         replacement: the quantizer's own replacement of dead codes, where it has one.
+        normalisation: the setting by which the quantizer normalises latents and codes, where it has one; without it
+            the metric is "l2".
         after_write: called after each write: drops cached tables, sets flags of initialisation.
         is_initialised: whether the quantizer has made its own start; before that it would overwrite what is written.
         lacks: capability -> why it is not supported.
@@ -149,6 +151,7 @@ class CodebookView:
     commitment: Knob | AddedCommitment | None = None
     decay: Knob | None = None
     replacement: Switch | None = None
+    normalisation: Switch | None = None
     after_write: Callable[[], None] = lambda: None
     is_initialised: Callable[[], bool] = lambda: True
     lacks: Mapping[str, str] = field(default_factory=dict)
@@ -159,6 +162,7 @@ class CodebookView:
     level: int | None = None
     _freeze: Freeze | None = field(default=None, init=False)
     _native: Mapping[str, Any] | None = field(default=None, init=False)
+    _normalised: tuple[Metric, Mapping[str, Any]] | None = field(default=None, init=False)
 
     @property
     def K(self) -> int:
@@ -271,6 +275,24 @@ class CodebookView:
         if self.replacement is not None and self._native is not None:
             self.replacement.restore(self._native)
             self._native = None
+
+    @property
+    def is_unnormalised(self) -> bool:
+        """Whether the guard has switched the quantizer's normalisation off."""
+        return self._normalised is not None
+
+    def disable_normalisation(self) -> None:
+        """Let the quantizer compare latents and codes as long as they are, until `restore_normalisation`."""
+        if self.normalisation is not None and self._normalised is None:
+            self._normalised = self.metric, self.normalisation.turn_off()
+            self.metric = "l2"
+
+    def restore_normalisation(self) -> None:
+        """Let the quantizer normalise again."""
+        if self.normalisation is not None and self._normalised is not None:
+            self.metric, settings = self._normalised
+            self.normalisation.restore(settings)
+            self._normalised = None
 
     def release(self) -> None:
         """Leave the quantizer to itself: its updates, its replacement of dead codes, its loss."""

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from collapse_guard.policies import LEADING
+
 from .story import Series, Story, number, visible
 
 __all__ = ["as_data", "five_lines"]
@@ -22,6 +24,10 @@ def five_lines(story: Story) -> list[tuple[str, str]]:
         who, when = _get(first, "codebook"), _get(first, "step")
         what = f"{who} at step {when}: {_get(first, 'rule')}, {_get(first, 'reason')}{more}."
     why = _get(first, "why") if first.get("why") else "The log names no cause."
+    top = next(iter(_records(first.get("causes"))), {})
+    if number(top.get("confidence")) >= LEADING and top.get("advice"):  # never so of NaN
+        line = f" ({_get(top, 'line')})" if top.get("line") else ""
+        why = f"{why}. {_get(top, 'cause')}: {_get(top, 'advice')}{line}."
     return [
         ("What", what),
         ("Why", why),
@@ -41,7 +47,7 @@ def as_data(story: Story) -> dict[str, Any]:
         "left_out": story.dropped,
         "events": dict(story.counts),
         "story": {name.lower(): text for name, text in five_lines(story)},
-        "codebooks": [_numbers(name, series) for name, series in story.series.items()],
+        "codebooks": [_numbers(name, series, story.evaluated.get(name)) for name, series in story.series.items()],
         "adapters": [_adapter(each) for each in _records(story.attached.get("codebooks"))],
         "ledger": _ledger(story),
         "policy": _deep(policy) if isinstance(policy, Mapping) else None,
@@ -71,6 +77,8 @@ def _held(story: Story) -> str:
     for name in names[:3]:
         series = story.series[name]
         at = f"perplexity {_short(series.values['perplexity'][-1])}, usage {_short(series.values['usage'][-1])}"
+        if name in story.evaluated:
+            at += f", perplexity in evaluation {_short(story.evaluated[name].values['perplexity'][-1])}"
         parts.append(f"{name} {series.health or 'of unknown health'} at step {_short(series.steps[-1])} ({at})")
     healthy = sum(each.health == "healthy" for each in story.series.values())
     count = f"; {healthy} of {len(names)} codebooks healthy" if len(names) > 3 else ""
@@ -116,7 +124,7 @@ def _parts(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{**record, **each} for each in members] or [dict(record)]
 
 
-def _numbers(name: str, series: Series) -> dict[str, Any]:
+def _numbers(name: str, series: Series, evaluated: Series | None) -> dict[str, Any]:
     known = [
         (value, step) for value, step in zip(series.values["perplexity"], series.steps, strict=True) if value == value
     ]
@@ -128,6 +136,13 @@ def _numbers(name: str, series: Series) -> dict[str, Any]:
         "first": {key: _short(values[0]) for key, values in series.values.items()},
         "lowest": {"perplexity": _short(lowest[0]), "step": _short(lowest[1])},
         "last": {key: _short(values[-1]) for key, values in series.values.items()},
+        "evaluation": None
+        if evaluated is None
+        else {
+            "readings": len(evaluated.steps),
+            "step": _short(evaluated.steps[-1]),
+            "last": {key: _short(values[-1]) for key, values in evaluated.values.items()},
+        },
     }
 
 

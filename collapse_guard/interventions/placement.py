@@ -23,6 +23,7 @@ from collapse_guard.kmeans import (
 __all__ = [
     "WholeCodebook",
     "are_distinct",
+    "as_decoded",
     "beside_the_living",
     "in_place_of",
     "place_beside",
@@ -84,7 +85,7 @@ def in_place_of(view: CodebookView, fit: CodebookFit, latents: Tensor, refill: f
     if view.ema_count is not None:
         present = view.ema_count.get()
         counts = scale_counts(fit.counts[order].to(present.device), present, refill)
-    return WholeCodebook(_as_decoded(view, fit.codebook[order], latents), counts, matching)
+    return WholeCodebook(as_decoded(view, fit.codebook[order], latents), counts, matching)
 
 
 def beside_the_living(
@@ -115,7 +116,7 @@ def beside_the_living(
         # A quantizer that updates nothing may count nothing.
         mean = float(view.ema_count.get().float().mean()) or len(latents) / view.K
         counts = torch.full((len(rows),), refill * mean)
-    return _as_decoded(view, places, latents, living=table), counts
+    return as_decoded(view, places, latents, living=table), counts
 
 
 def place_beside(living: Tensor, latents: Tensor, m: int, *, source: str, seed: int) -> Tensor:
@@ -184,7 +185,7 @@ def _separate(chosen: Tensor, living: Tensor, latents: Tensor, generator: torch.
     return chosen
 
 
-def _as_decoded(view: CodebookView, vectors: Tensor, latents: Tensor, living: Tensor | None = None) -> Tensor:
+def as_decoded(view: CodebookView, vectors: Tensor, latents: Tensor, living: Tensor | None = None) -> Tensor:
     """Return (m, D) places as the view's rows are decoded: with a length where angles alone were placed.
 
     Args:

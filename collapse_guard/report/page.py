@@ -78,6 +78,13 @@ def _figure(story: Story, name: str, most: int, data: Mapping[str, Any]) -> str:
             x=x, y=y, mode=mode, name=_LABELS[key], line={"color": "#3b82c4", "width": 2}, connectgaps=False
         )
         figure.add_trace(line, row=row, col=1)
+        if name in story.evaluated:
+            shown = story.evaluated[name]
+            x, y = thinned(shown.steps, shown.values[key], most)
+            dots = {"color": "#7a4fbf", "size": 7, "symbol": "diamond"}
+            figure.add_trace(
+                go.Scatter(x=x, y=y, mode="markers", name=f"{_LABELS[key]} in evaluation", marker=dots), row=row, col=1
+            )
         figure.update_yaxes(title_text=_LABELS[key], row=row, col=1)
         for value in _thresholds(data["policy"], key):
             figure.add_hline(y=value, line={"dash": "dot", "color": "#d9534f", "width": 1}, row=row, col=1)

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from collapse_guard.events import Event
-from collapse_guard.policies import levels_text
+from collapse_guard.policies import LEADING, levels_text
 
 __all__ = ["ConsoleSink", "plain"]
 
@@ -38,6 +38,7 @@ _STYLES = {
     "collapsed": "bold red",
 }
 _STEP_WIDTH, _LABEL_WIDTH = 11, 12
+_CLOSE = 0.2  # a second cause that is so much less sure is told, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class ConsoleSink:
             "attached": _attached,
             "resumed": _resumed,
             "alert": _alert,
+            "withdrawn": _withdrawn,
             "intervention": _intervention,
             "outcome": _outcome,
             "cleared": _ruling("green"),
@@ -187,7 +189,26 @@ def _alert(event: Event) -> list[_Line]:
     if "why" in fields:
         whose = f"level {fields['levels'][0]}: " if "levels" in fields else ""
         lines.append(_more("why", whose + fields["why"]))
+    return lines + _causes(fields.get("causes", ()))
+
+
+def _causes(causes: Sequence[Mapping[str, Any]]) -> list[_Line]:
+    """Say what to do about the likeliest cause, with the line to change, and name a second one that is close."""
+    lines: list[_Line] = []
+    if not causes or causes[0]["confidence"] < LEADING:
+        return lines
+    first, *others = causes
+    lines.append(_more("cause", f"{first['cause']} ({first['confidence']:.0%} sure): {first['advice']}"))
+    if first["line"]:
+        lines.append(_more("change", first["line"]))
+    if others and others[0]["confidence"] >= max(LEADING, first["confidence"] - _CLOSE):
+        lines.append(_more("or", f"{others[0]['cause']} ({others[0]['confidence']:.0%} sure): {others[0]['says']}"))
     return lines
+
+
+def _withdrawn(event: Event) -> list[_Line]:
+    fields = event.fields
+    return [_at(event, "WITHDRAWN", "cyan", f"{_who(fields)}: {fields['rule']}: {fields['reason']}")]
 
 
 def _intervention(event: Event) -> list[_Line]:
@@ -243,6 +264,10 @@ def _summary(event: Event) -> list[_Line]:
         done = [item for item in fields["interventions"] if item["codebook"] == book["name"]]
         first, last = book["first"], book["last"]
         seen = f"{first['perplexity']:.1f} > {last['perplexity']:.1f} of {book['K']}" if last else "no tokens seen"
+        if (evaluated := book.get("evaluated")) is not None:
+            share = evaluated["eval_to_train"]
+            beside = f", {share:.0%} of training" if share is not None else ""
+            seen += f"\nin evaluation {evaluated['perplexity']:.1f}{beside}"
         health = book["health"] if book["is_watched"] else "not watched"
         table.add_row(
             Text(plain(book["name"])),
@@ -255,6 +280,10 @@ def _summary(event: Event) -> list[_Line]:
     lines: list[_Line] = [table]
     lines += [_more("in force", _standing(alike)) for alike in _alike(fields["in_force"])]
     lines += [_more("tokenizer", f"{book}: saved in {place}") for book, place in fields.get("tokenizers", {}).items()]
+    lines += [
+        _more("withdrawn", f"{name}: {count} alert{'s' if count > 1 else ''}: nothing was wrong")
+        for name, count in fields.get("withdrawn", {}).items()
+    ]
     return [*lines, Text(f"{share} ({fields['guard_share']:.1%})", style="dim")]
 
 

@@ -236,6 +236,10 @@ def _numbers(book: Book) -> str:
     thinned = f"{len(book.series)} readings" + (
         ", thinned to their lowest and highest" if book.series.is_thinned else ""
     )
+    if book.evaluated is not None:
+        step, perplexity, share = book.evaluated
+        beside = f", {share:.0%} of training" if share is not None else ""
+        parts.append(f"in evaluation {compact(perplexity)} at step {step}{beside}")
     return ", ".join([*parts, thinned])
 
 
