@@ -1,4 +1,4 @@
-"""Lightning's DDP on two spawned CPU processes: one log, the same interventions on both ranks, a stop that both heed."""
+"""Lightning's DDP on two spawned CPU processes: one log, the same interventions on both ranks, a stop for both."""
 
 from __future__ import annotations
 
