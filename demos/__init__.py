@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .bench_diagnosis import DiagnosisRun, diagnosis_as_markdown, read_diagnosis_runs, run_diagnosis
 from .bench_engine import DERIVED_POLICY, engine_readings
 from .bench_upkeep import (
     UPKEEP_ARMS,
@@ -29,6 +30,7 @@ from .kmeans_scaling import ScalingFit, measure_scaling
 from .kmeans_search import ASSIGNMENTS, LARGE_DATA, Assignment, LargeSearch, measure_assignments, measure_large
 from .quantizer import ReferenceQuantizer
 from .reference import ARMS, ArmResult, run_arm, run_reference
+from .scenarios import FAULTS, SOUND, Course, Scenario
 
 __all__ = [
     "ARMS",
@@ -36,21 +38,27 @@ __all__ = [
     "BENCH_DATA",
     "BENCH_METHODS",
     "DERIVED_POLICY",
+    "FAULTS",
     "LARGE_DATA",
     "REFITS",
+    "SOUND",
     "UPKEEP_ARMS",
     "ArmResult",
     "Assignment",
     "BenchFit",
     "ControlRun",
+    "Course",
+    "DiagnosisRun",
     "DigitsClassifier",
     "LargeSearch",
     "ReferenceQuantizer",
     "RefitLine",
     "ScalingFit",
+    "Scenario",
     "UpkeepRun",
     "assignments_as_markdown",
     "control_as_markdown",
+    "diagnosis_as_markdown",
     "digits_loaders",
     "engine_readings",
     "fits_as_markdown",
@@ -61,10 +69,12 @@ __all__ = [
     "measure_refits",
     "measure_scaling",
     "quality_over_time",
+    "read_diagnosis_runs",
     "read_lines",
     "refits_as_markdown",
     "run_arm",
     "run_control",
+    "run_diagnosis",
     "run_reference",
     "run_upkeep_arm",
     "scaling_as_markdown",
