@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from .bench_engine import DERIVED_POLICY, engine_readings
+from .bench_evaluation import run_case as run_evaluation_case
 from .bench_upkeep import UPKEEP_ARMS, UpkeepRun, read_upkeep_runs, run_upkeep_arm, upkeep_as_markdown
 from .digits import DigitsClassifier, digits_loaders
+from .evaluation_cases import CASES as EVALUATION_CASES
+from .evaluation_cases import HEALTHY as HEALTHY_EVALUATIONS
+from .evaluation_cases import Case as EvaluationCase
+from .evaluation_cases import CaseQuantizer, DigitsAutoencoder
+from .evaluation_modes import LOOKS, look_at
 from .kmeans_cells import BenchFit, measure_fits, read_fits
 from .kmeans_data import BENCH_DATA
 from .kmeans_methods import BENCH_METHODS
@@ -19,11 +25,17 @@ __all__ = [
     "BENCH_DATA",
     "BENCH_METHODS",
     "DERIVED_POLICY",
+    "EVALUATION_CASES",
+    "HEALTHY_EVALUATIONS",
+    "LOOKS",
     "UPKEEP_ARMS",
     "ArmResult",
     "Assignment",
     "BenchFit",
+    "CaseQuantizer",
+    "DigitsAutoencoder",
     "DigitsClassifier",
+    "EvaluationCase",
     "ReferenceQuantizer",
     "ScalingFit",
     "UpkeepRun",
@@ -31,6 +43,7 @@ __all__ = [
     "digits_loaders",
     "engine_readings",
     "fits_as_markdown",
+    "look_at",
     "measure_assignments",
     "measure_fits",
     "measure_scaling",
@@ -38,6 +51,7 @@ __all__ = [
     "read_lines",
     "read_upkeep_runs",
     "run_arm",
+    "run_evaluation_case",
     "run_reference",
     "run_upkeep_arm",
     "scaling_as_markdown",
