@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .bench_diagnosis import DiagnosisRun, diagnosis_as_markdown, read_diagnosis_runs, run_diagnosis
 from .bench_engine import DERIVED_POLICY, engine_readings
+from .bench_evaluation import run_case as run_evaluation_case
 from .bench_upkeep import (
     UPKEEP_ARMS,
     ControlRun,
@@ -14,6 +15,11 @@ from .bench_upkeep import (
     upkeep_as_markdown,
 )
 from .digits import DigitsClassifier, digits_loaders
+from .evaluation_cases import CASES as EVALUATION_CASES
+from .evaluation_cases import HEALTHY as HEALTHY_EVALUATIONS
+from .evaluation_cases import Case as EvaluationCase
+from .evaluation_cases import CaseQuantizer, DigitsAutoencoder
+from .evaluation_modes import LOOKS, look_at
 from .kmeans_cells import BenchFit, append_line, measure_fits, read_lines
 from .kmeans_data import BENCH_DATA, photo_windows
 from .kmeans_methods import BENCH_METHODS
@@ -41,19 +47,25 @@ __all__ = [
     "BENCH_DATA",
     "BENCH_METHODS",
     "DERIVED_POLICY",
+    "EVALUATION_CASES",
     "FAULTS",
+    "HEALTHY_EVALUATIONS",
     "LARGE_DATA",
+    "LOOKS",
     "REFITS",
     "SOUND",
     "UPKEEP_ARMS",
     "ArmResult",
     "Assignment",
     "BenchFit",
+    "CaseQuantizer",
     "ControlRun",
     "Costs",
     "Course",
     "DiagnosisRun",
+    "DigitsAutoencoder",
     "DigitsClassifier",
+    "EvaluationCase",
     "LargeSearch",
     "ReferenceQuantizer",
     "RefitLine",
@@ -71,6 +83,7 @@ __all__ = [
     "engine_readings",
     "fits_as_markdown",
     "large_as_markdown",
+    "look_at",
     "measure_assignments",
     "measure_fits",
     "measure_large",
@@ -86,6 +99,7 @@ __all__ = [
     "run_arm",
     "run_control",
     "run_diagnosis",
+    "run_evaluation_case",
     "run_reference",
     "run_upkeep_arm",
     "scaling_as_markdown",
