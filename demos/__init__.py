@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import zoo
 from .bench_engine import DERIVED_POLICY, engine_readings
 from .bench_upkeep import UPKEEP_ARMS, UpkeepRun, read_upkeep_runs, run_upkeep_arm, upkeep_as_markdown
 from .digits import DigitsClassifier, digits_loaders
@@ -53,4 +54,5 @@ __all__ = [
     "run_upkeep_arm",
     "scaling_as_markdown",
     "upkeep_as_markdown",
+    "zoo",
 ]
