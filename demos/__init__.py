@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import zoo
 from .bench_diagnosis import DiagnosisRun, diagnosis_as_markdown, read_diagnosis_runs, run_diagnosis
 from .bench_engine import DERIVED_POLICY, engine_readings
 from .bench_evaluation import run_case as run_evaluation_case
@@ -104,4 +105,5 @@ __all__ = [
     "run_upkeep_arm",
     "scaling_as_markdown",
     "upkeep_as_markdown",
+    "zoo",
 ]

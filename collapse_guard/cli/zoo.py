@@ -31,14 +31,14 @@ def run(
     folder: Annotated[Path, _FOLDER] = Path("runs/zoo"),
 ) -> None:
     """Run what is not in the file yet, and write the report. It goes on where it was stopped."""
-    from collapse_guard.demos.zoo.study import run_zoo, study_of
+    from collapse_guard.demos import zoo as cages
     from collapse_guard.policies import PolicyError
 
     try:
-        study = study_of(scenarios=scenario or (), arms=arm or (), seeds=seeds, is_quick=quick)
+        study = cages.study_of(scenarios=scenario or (), arms=arm or (), seeds=seeds, is_quick=quick)
     except (LookupError, PolicyError) as error:
         complain(str(error))
-    failures = run_zoo(study, folder, processes=processes, minutes=minutes)
+    failures = cages.run_zoo(study, folder, processes=processes, minutes=minutes)
     for line in failures:
         say(f"failed: {line}")
     say(f"Report: {folder / 'zoo.md'}, zoo.json and figures beside it.")
@@ -48,22 +48,22 @@ def run(
 @zoo.command()
 def report(folder: Annotated[Path, _FOLDER] = Path("runs/zoo")) -> None:
     """Write the report anew from the cells that are there, and print it."""
-    from collapse_guard.demos.zoo.study import write_report
+    from collapse_guard.demos import zoo as cages
 
     if not (folder / "zoo.jsonl").is_file():
         complain(f"expected {folder / 'zoo.jsonl'}, and it is not there; run `collapse-guard zoo run` first")
-    typer.echo(write_report(folder))
+    typer.echo(cages.write_report(folder))
 
 
 @zoo.command(name="list")
 def list_all() -> None:
     """List scenarios and arms."""
-    from collapse_guard.demos.zoo import ARMS, SCENARIOS
+    from collapse_guard.demos import zoo as cages
 
-    for scenario in SCENARIOS.values():
+    for scenario in cages.SCENARIOS.values():
         kind = "collapse" if scenario.is_collapse else "control"
         typer.echo(
             f"{scenario.name:20} {kind:9} {'held out ' if scenario.is_held_out else '         '} {scenario.says}"
         )
-    for name, each in ARMS.items():
+    for name, each in cages.ARMS.items():
         typer.echo(f"--arm {name:14} {each.says}")

@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
-from .arms import ARMS, Arm, arm_named
+from .arms import ARMS, Arm, arm_named, random_policy
 from .cell import CellResult, run_cell
 from .collapses import COLLAPSES
 from .controls import CONTROLS
+from .entries import SCENARIOS
+from .intervals import Interval, mean_over_seeds, median_over_scenarios
+from .measures import Pairs, fell_at, held_since, is_as_good
+from .models import FAMILIES
+from .runner import Study, read_cells, run_study
 from .scenario import Scenario
+from .split import HELD_OUT
+from .study import current_cells, run_zoo, study_of, write_report
 
-__all__ = ["ARMS", "COLLAPSES", "CONTROLS", "SCENARIOS", "Arm", "CellResult", "Scenario", "arm_named", "run_cell"]
-
-SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in (*COLLAPSES, *CONTROLS)}
-"""Name -> scenario."""
+__all__ = [
+    "ARMS",
+    "COLLAPSES",
+    "CONTROLS",
+    "FAMILIES",
+    "HELD_OUT",
+    "SCENARIOS",
+    "Arm",
+    "CellResult",
+    "Interval",
+    "Pairs",
+    "Scenario",
+    "Study",
+    "arm_named",
+    "current_cells",
+    "fell_at",
+    "held_since",
+    "is_as_good",
+    "mean_over_seeds",
+    "median_over_scenarios",
+    "random_policy",
+    "read_cells",
+    "run_cell",
+    "run_study",
+    "run_zoo",
+    "study_of",
+    "write_report",
+]

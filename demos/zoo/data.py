@@ -13,8 +13,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from collapse_guard.demos import photo_windows
-
 __all__ = ["Data", "load"]
 
 _SIDE = 4  # pixels of a patch
@@ -65,6 +63,8 @@ def _shuffled(rows: Tensor, groups: Tensor, held_out: int, most: int | None = No
 
 
 def _patches(most: int | None) -> Data:
+    from collapse_guard.demos import photo_windows  # which names this package, and so is not there yet at the top
+
     rows = torch.from_numpy(photo_windows(_SIDE, step=2))[:, None, :]
     return _shuffled(rows, _halves(len(rows)), _HELD_OUT, most)
 
@@ -76,6 +76,8 @@ def _halves(number: int) -> Tensor:
 
 def _sequences() -> Data:
     """Return squares of 16 x 16 pixels as 16 patches each, channels of a pixel together, as everywhere else."""
+    from collapse_guard.demos import photo_windows
+
     squares = torch.from_numpy(photo_windows(4 * _SIDE, step=8)).reshape(-1, 3, 4, _SIDE, 4, _SIDE)
     rows = squares.permute(0, 2, 4, 1, 3, 5).reshape(len(squares), 16, 3 * _SIDE * _SIDE)
     return _shuffled(rows, _halves(len(rows)), 512)

@@ -15,8 +15,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from collapse_guard.demos import ReferenceQuantizer
-
 __all__ = ["FAMILIES", "Bottleneck", "Coder", "build_quantizer"]
 
 Output = tuple[Tensor, list[Tensor], Tensor]
@@ -164,6 +162,8 @@ def _fsq(D: int, K: int, options: Mapping[str, Any]) -> Bottleneck:
 
 
 def _reference(D: int, K: int, options: Mapping[str, Any]) -> Bottleneck:
+    from collapse_guard.demos import ReferenceQuantizer
+
     def call(module: nn.Module, tokens: Tensor, mask: Tensor | None) -> Output:
         quantised, codes, loss = module(tokens)
         return quantised, [codes], loss

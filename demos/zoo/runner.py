@@ -16,8 +16,6 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from collapse_guard.demos import append_line
-
 from .arms import Arm
 from .cell import CellResult, run_cell
 from .scenario import Scenario
@@ -120,6 +118,8 @@ def run_study(
     Returns:
         What failed, a line each.
     """
+    from collapse_guard.demos import append_line
+
     path.parent.mkdir(parents=True, exist_ok=True)
     done = {(each.scenario, each.arm, each.seed, each.steps, each.policy) for each in read_cells(path)}
     todo = [cell for cell in study.cells() if cell.key not in done]
@@ -228,7 +228,7 @@ def _work(pipe: Connection) -> None:
     """Train what comes through the pipe, and send back how it ended, until it is closed."""
     import torch
 
-    from . import SCENARIOS
+    from .entries import SCENARIOS
 
     torch.set_num_threads(1)
     while True:

@@ -10,9 +10,9 @@ from pathlib import Path
 from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from . import SCENARIOS
 from .arms import ARMS, Arm, arm_named
 from .cell import CellResult
+from .entries import SCENARIOS
 from .plots import draw_error, draw_recovery
 from .report import summarise_zoo, zoo_as_markdown
 from .runner import Study, read_cells, run_study

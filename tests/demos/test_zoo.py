@@ -13,32 +13,25 @@ import torch
 from typer.testing import CliRunner
 
 from collapse_guard.cli import app
-from collapse_guard.demos.zoo import ARMS, COLLAPSES, CONTROLS, SCENARIOS, CellResult, run_cell
-from collapse_guard.demos.zoo.arms import random_policy
-from collapse_guard.demos.zoo.intervals import Interval, mean_over_seeds, median_over_scenarios
-from collapse_guard.demos.zoo.measures import Pairs, fell_at, held_since, is_as_good
-from collapse_guard.demos.zoo.models import FAMILIES
-from collapse_guard.demos.zoo.runner import Study, read_cells, run_study
-from collapse_guard.demos.zoo.split import HELD_OUT
-from collapse_guard.demos.zoo.study import current_cells, study_of, write_report
+from collapse_guard.demos import zoo
 from collapse_guard.policies import PolicyError, load_policy
 
-CELL = CellResult("start-far-away", "nothing", 0, 400, "", 0.2, [10.0], [0.1], [[100.0], [40.0], [10.0], [10.0]])
+CELL = zoo.CellResult("start-far-away", "nothing", 0, 400, "", 0.2, [10.0], [0.1], [[100.0], [40.0], [10.0], [10.0]])
 TWIN = replace(CELL, arm="twin", error=0.1, perplexity=[100.0], trace=[[100.0]] * 4)
-PATCHES = SCENARIOS["start-far-away"]
+PATCHES = zoo.SCENARIOS["start-far-away"]
 
 
 def test_the_held_out_third_is_the_one_that_was_written_down() -> None:
     expected = "artificial-reshape diffusers-start encodec-replacement four-codes frozen-codebook narrow-cosine"
-    assert {*expected.split(), "plain-ema", "residual-4", "residual-healthy", "start-too-small"} == HELD_OUT
-    assert set(SCENARIOS) >= HELD_OUT
+    assert {*expected.split(), "plain-ema", "residual-4", "residual-healthy", "start-too-small"} == zoo.HELD_OUT
+    assert set(zoo.SCENARIOS) >= zoo.HELD_OUT
 
 
 def test_there_are_as_many_collapses_and_controls_as_the_zoo_promises() -> None:
-    assert len(COLLAPSES) >= 16
-    assert len(CONTROLS) >= 8
-    assert len(SCENARIOS) == len(COLLAPSES) + len(CONTROLS)
-    assert {scenario.family for scenario in SCENARIOS.values()} <= set(FAMILIES)
+    assert len(zoo.COLLAPSES) >= 16
+    assert len(zoo.CONTROLS) >= 8
+    assert len(zoo.SCENARIOS) == len(zoo.COLLAPSES) + len(zoo.CONTROLS)
+    assert {scenario.family for scenario in zoo.SCENARIOS.values()} <= set(zoo.FAMILIES)
 
 
 @pytest.mark.parametrize(
@@ -53,25 +46,25 @@ def test_there_are_as_many_collapses_and_controls_as_the_zoo_promises() -> None:
     ],
 )
 def test_recovered_means_within_a_tenth_of_the_twin(change: dict[str, object], is_good: bool) -> None:
-    assert is_as_good(replace(TWIN, arm="default", **change), TWIN) is is_good  # type: ignore[arg-type]
+    assert zoo.is_as_good(replace(TWIN, arm="default", **change), TWIN) is is_good  # type: ignore[arg-type]
 
 
 def test_a_codebook_falls_in_the_first_window_below_half_of_its_twin_after_the_onset() -> None:
-    assert fell_at(CELL, TWIN, onset=0) == 50
-    assert fell_at(CELL, TWIN, onset=50) == 75
-    assert fell_at(TWIN, TWIN, onset=0) is None
-    assert fell_at(replace(CELL, trace=[[100.0], [], [], []]), TWIN, onset=0) == 50  # shows no code any more
+    assert zoo.fell_at(CELL, TWIN, onset=0) == 50
+    assert zoo.fell_at(CELL, TWIN, onset=50) == 75
+    assert zoo.fell_at(TWIN, TWIN, onset=0) is None
+    assert zoo.fell_at(replace(CELL, trace=[[100.0], [], [], []]), TWIN, onset=0) == 50  # shows no code any more
 
 
 def test_recovery_is_counted_from_the_onset_to_when_it_holds_for_good() -> None:
     healed = replace(CELL, trace=[[10.0], [95.0], [20.0], [91.0]])
-    assert held_since(healed, TWIN, onset=25) == 75
-    assert held_since(CELL, TWIN, onset=0) is None
-    assert held_since(TWIN, TWIN, onset=0) == 25
+    assert zoo.held_since(healed, TWIN, onset=25) == 75
+    assert zoo.held_since(CELL, TWIN, onset=0) is None
+    assert zoo.held_since(TWIN, TWIN, onset=0) == 25
 
 
-def a_study(*cells: CellResult) -> Pairs:
-    return Pairs(cells, SCENARIOS, ["own", "fsq"])
+def a_study(*cells: zoo.CellResult) -> zoo.Pairs:
+    return zoo.Pairs(cells, zoo.SCENARIOS, ["own", "fsq"])
 
 
 def test_a_pair_tells_delay_error_ratio_and_recovery() -> None:
@@ -102,79 +95,81 @@ def test_false_alarms_are_those_at_readings_of_healthy_codebooks() -> None:
 
 
 def test_intervals_draw_whole_seeds() -> None:
-    assert mean_over_seeds([]) is None
-    assert mean_over_seeds([[1.0, 0.0]]) == Interval(0.5, 0.5, 0.5, 1)
-    assert mean_over_seeds([[0.0, 0.0], [1.0, 1.0]]) == Interval(0.5, 0.0, 1.0, 2)
-    found = median_over_scenarios([[1.0, 2.0, 9.0], [1.0, 2.0, 9.0]])
-    assert found == Interval(2.0, 2.0, 2.0, 2)
+    assert zoo.mean_over_seeds([]) is None
+    assert zoo.mean_over_seeds([[1.0, 0.0]]) == zoo.Interval(0.5, 0.5, 0.5, 1)
+    assert zoo.mean_over_seeds([[0.0, 0.0], [1.0, 1.0]]) == zoo.Interval(0.5, 0.0, 1.0, 2)
+    found = zoo.median_over_scenarios([[1.0, 2.0, 9.0], [1.0, 2.0, 9.0]])
+    assert found == zoo.Interval(2.0, 2.0, 2.0, 2)
 
 
 def test_the_random_arm_is_default_with_anything_in_its_ladders() -> None:
-    drawn = [random_policy(str(seed)) for seed in range(20)]
+    drawn = [zoo.random_policy(str(seed)) for seed in range(20)]
     default = load_policy("default")
     for policy in drawn:
         assert [(rule.name, rule.when) for rule in policy.rules] == [(rule.name, rule.when) for rule in default.rules]
         assert [len(rule.ladder) for rule in policy.rules] == [len(rule.ladder) for rule in default.rules]
     actions = {rung.action for policy in drawn for rule in policy.rules for rung in rule.ladder}
     assert actions == {"alert", "reset_codes", "decay_commitment", "upkeep", "fallback_tokenizer"}
-    assert random_policy("1") == random_policy("1")
+    assert zoo.random_policy("1") == zoo.random_policy("1")
 
 
 def test_a_guard_that_looks_changes_no_bit_and_tells_the_collapse() -> None:
     torch.set_num_threads(1)
-    nothing, observed = (run_cell(PATCHES, ARMS[arm], 1, steps=75) for arm in ("nothing", "observe"))
+    nothing, observed = (zoo.run_cell(PATCHES, zoo.ARMS[arm], 1, steps=75) for arm in ("nothing", "observe"))
     assert (observed.error, observed.perplexity, observed.trace) == (nothing.error, nothing.perplexity, nothing.trace)
     assert observed.alerts[0][1:] == ("collapsed", "critical")
     assert observed.interventions == []
     assert observed.readings[0] == 10
-    twin = run_cell(PATCHES, ARMS["twin"], 1, steps=75)
-    assert fell_at(nothing, twin, onset=0) == 25
+    twin = zoo.run_cell(PATCHES, zoo.ARMS["twin"], 1, steps=75)
+    assert zoo.fell_at(nothing, twin, onset=0) == 25
 
 
 @pytest.mark.parametrize("name", ["two-optimizers", "padded-tokens", "nan-batch", "warm-up", "encodec-replacement"])
 def test_the_odd_scenarios_train_and_are_judged(name: str) -> None:
-    result = run_cell(replace(SCENARIOS[name], onset=2), ARMS["nothing"], 0, steps=4)
+    result = zoo.run_cell(replace(zoo.SCENARIOS[name], onset=2), zoo.ARMS["nothing"], 0, steps=4)
     assert result.steps == 4
     assert all(0 < share <= 1 for share in result.usage)
-    assert all(1 <= value <= SCENARIOS[name].K for value in result.perplexity)
+    assert all(1 <= value <= zoo.SCENARIOS[name].K for value in result.perplexity)
 
 
 def test_an_arm_is_left_out_where_it_makes_no_sense() -> None:
     def arms_of(name: str) -> set[str]:
-        return {arm.name for arm in ARMS.values() if arm.applies_to(SCENARIOS[name])}
+        return {arm.name for arm in zoo.ARMS.values() if arm.applies_to(zoo.SCENARIOS[name])}
 
     assert arms_of("plain-ema") == {"nothing", "observe", "default", "upkeep", "dense"}
-    assert set(ARMS) - arms_of("start-far-away") == {"dense"}
-    assert set(ARMS) - arms_of("residual-4") == {"dense", "simvq", "fsq"}
-    assert set(ARMS) - arms_of("taming-start") == {"dense", "own", "rotation"}
+    assert set(zoo.ARMS) - arms_of("start-far-away") == {"dense"}
+    assert set(zoo.ARMS) - arms_of("residual-4") == {"dense", "simvq", "fsq"}
+    assert set(zoo.ARMS) - arms_of("taming-start") == {"dense", "own", "rotation"}
 
 
 def test_a_study_runs_what_is_missing_and_gives_up_on_what_takes_too_long(tmp_path: Path) -> None:
     path = tmp_path / "zoo.jsonl"
-    study = Study([PATCHES], [ARMS["twin"], ARMS["nothing"]], 1, share_of_steps=0.0625)
-    assert run_study(study, path) == []
-    assert [(cell.arm, cell.steps) for cell in read_cells(path)] == [("twin", 25), ("nothing", 25)]
+    study = zoo.Study([PATCHES], [zoo.ARMS["twin"], zoo.ARMS["nothing"]], 1, share_of_steps=0.0625)
+    assert zoo.run_study(study, path) == []
+    assert [(cell.arm, cell.steps) for cell in zoo.read_cells(path)] == [("twin", 25), ("nothing", 25)]
     with path.open("a", encoding="utf-8") as file:
         file.write('{"scenario": "start-far')  # killed in the middle of a line
     told: list[str] = []
-    assert run_study(study, path, tell=told.append) == []
+    assert zoo.run_study(study, path, tell=told.append) == []
     assert told == []
-    late = run_study(replace(study, seeds=2), path, seconds_per_cell=0.0)
+    late = zoo.run_study(replace(study, seeds=2), path, seconds_per_cell=0.0)
     assert late == [f"start-far-away, {arm}, seed 1: took longer than 0 s" for arm in ("twin", "nothing")]
-    assert len(read_cells(path)) == 2
+    assert len(zoo.read_cells(path)) == 2
 
 
 def test_a_changed_policy_is_run_again(tmp_path: Path) -> None:
     path = tmp_path / "zoo.jsonl"
     old = replace(CELL, arm="default", policy="of yesterday")
     path.write_text(json.dumps(old.as_record()) + "\n", encoding="utf-8")
-    (cell,) = Study([PATCHES], [ARMS["default"]], 1).cells()
+    (cell,) = zoo.Study([PATCHES], [zoo.ARMS["default"]], 1).cells()
     assert cell.key != (old.scenario, old.arm, old.seed, old.steps, old.policy)
-    assert current_cells(path) == []
+    assert zoo.current_cells(path) == []
 
 
-def cells_of_two_seeds() -> Sequence[CellResult]:
-    guarded = replace(TWIN, arm="default", policy=ARMS["default"].fingerprint, alerts=[(60, "collapsed", "critical")])
+def cells_of_two_seeds() -> Sequence[zoo.CellResult]:
+    guarded = replace(
+        TWIN, arm="default", policy=zoo.ARMS["default"].fingerprint, alerts=[(60, "collapsed", "critical")]
+    )
     guarded = replace(guarded, readings=[60])
     return [replace(each, seed=seed) for seed in (0, 1) for each in (CELL, TWIN, guarded, replace(CELL, arm="own"))]
 
@@ -182,7 +177,7 @@ def cells_of_two_seeds() -> Sequence[CellResult]:
 def test_the_report_says_how_much_was_measured_and_draws_it(tmp_path: Path) -> None:
     lines = [json.dumps(cell.as_record()) for cell in cells_of_two_seeds()]
     (tmp_path / "zoo.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    text = write_report(tmp_path)
+    text = zoo.write_report(tmp_path)
     figures = json.loads((tmp_path / "zoo.json").read_text(encoding="utf-8"))
     assert figures["cells"]["measured"] == 8 < figures["cells"]["asked"]
     assert "**The study is not complete" in text
@@ -195,19 +190,19 @@ def test_the_report_says_how_much_was_measured_and_draws_it(tmp_path: Path) -> N
 def test_a_policy_file_is_an_arm_and_brings_what_it_is_judged_by(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("version: 1\nname: mine\nextends: default\n", encoding="utf-8")
-    study = study_of(arms=[str(file)], scenarios=["start-far-away"])
+    study = zoo.study_of(arms=[str(file)], scenarios=["start-far-away"])
     assert [arm.name for arm in study.arms] == ["twin", "nothing", "policy:mine"]
     file.write_text("version: 1\nname: mine\nextends: default\nwarm: 10\n", encoding="utf-8")
     with pytest.raises(PolicyError, match="warm"):
-        study_of(arms=[str(file)])
+        zoo.study_of(arms=[str(file)])
     with pytest.raises(LookupError, match=r"expected one of twin, nothing, .*got 'nonsense'"):
-        study_of(arms=["nonsense"])
+        zoo.study_of(arms=["nonsense"])
 
 
 def test_the_command_lists_and_refuses() -> None:
     runner = CliRunner()
     listed = runner.invoke(app, ["zoo", "list"])
     assert listed.exit_code == 0
-    assert all(name in listed.output for name in (*SCENARIOS, *ARMS))
+    assert all(name in listed.output for name in (*zoo.SCENARIOS, *zoo.ARMS))
     assert runner.invoke(app, ["zoo", "report", "--folder", "nowhere"]).exit_code == 2
     assert runner.invoke(app, ["zoo", "run", "--scenario", "nonsense"]).exit_code == 2
