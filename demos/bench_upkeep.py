@@ -229,7 +229,8 @@ def control_as_markdown(runs: list[ControlRun]) -> str:
             f"| {mean(run.perplexity for run in these):.1f} | {mean(run.usage for run in these):.1%} "
             f"| {', '.join(done)} |"
         )
-    return "\n".join([*lines, ""])
+    why = "Why upkeep is a preset of its own and no rule of `default`: [Upkeep](../kmeans.md#upkeep)."
+    return "\n".join([*lines, "", why, ""])
 
 
 _COLUMNS = (("error", ".5f"), ("perplexity", ".0f"), ("usage", ".1%"))
