@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from collapse_guard import Guard
 from collapse_guard.interventions import INTERVENTIONS
 from tests.crew import Crew
-from tests.loops import Recorder
 from tests.ranks import loops
+from tests.recorder import Recorder
 
 Told = list[dict[str, Any]]
 

@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from collapse_guard import Guard
 from tests.crew import Crew
-from tests.loops import Recorder
 from tests.ranks import loops
 from tests.ranks.test_acting_together import acts
+from tests.recorder import Recorder
 
 
 class Learnable(nn.Module):
