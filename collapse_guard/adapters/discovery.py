@@ -57,7 +57,7 @@ def _explain_sharded(model: nn.Module) -> str:
     if not any(type(parameter).__name__ == "DTensor" for parameter in model.parameters()):
         return ""
     return (
-        "\nParameters of this model are sharded over the ranks (DTensor), and a table that is cannot be tried. Leave the "
+        "\nParameters of this model are sharded over the ranks (DTensor), and such a table cannot be tried. Leave the "
         "quantizer out of it: fully_shard(model, ignored_params=set(quantizer.parameters()))"
     )
 
