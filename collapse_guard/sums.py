@@ -155,17 +155,19 @@ def sum_up(window: Window, view: CodebookView, *, size: int = 1, table: Tensor |
     split = tallies.numel() * 8
     values = np.split(packed[split:].view(np.float32), np.cumsum([part.numel() for part in parts])[:-1])
     shaped = [value.reshape(part.shape) for value, part in zip(values, parts, strict=True)]
+    rest = shaped.pop(6)  # far from the origin the mean's rounding would be more than the variance
+    shaped[2] = shaped[2].astype(np.float64) + rest
     return Sums(packed[:split].view(np.int64).copy(), *shaped)
 
 
 def _latent_sums(window: Window, table: Tensor, metric: Metric, size: int) -> list[Tensor]:
-    """Return norms, number, mean, squares, covariance and error, in the order of `Sums`."""
+    """Return norms to error, in the order of `Sums`, and last what float32 left off the mean."""
     most = max(min(_SAMPLE, _DISTANCE_OPERATIONS // table.numel()), 16)
     latents, valid = window.spread(_share(size))
     latents, valid = latents.to(table.device), valid.to(table.device)
     if len(latents) == 0:
         zero, D = torch.zeros(1, device=table.device), table.shape[1]
-        return [zero[:0], zero, zero.new_zeros(D), zero, zero.new_zeros(0, 0), zero.new_zeros(2)]
+        return [zero[:0], zero, zero.new_zeros(D), zero, zero.new_zeros(0, 0), zero.new_zeros(2), zero.new_zeros(D)]
     finite = latents.isfinite().all(dim=-1)
     use = finite & valid
     clean = torch.where(use.unsqueeze(-1), latents, 0.0)
@@ -177,7 +179,8 @@ def _latent_sums(window: Window, table: Tensor, metric: Metric, size: int) -> li
     few, few_used = clean[::stride], use[::stride]
     distances = (few - table[assign(few, table, metric, backend="torch")]).square().sum(dim=-1)
     error = torch.stack([torch.where(few_used, distances, 0.0).sum(), few_used.sum().float()])
-    return [norms, number.view(1), mean, squared.sum().view(1), _covariance(clean, use), error]
+    rest = torch.where(use.unsqueeze(-1), clean - mean, 0.0).sum(dim=0) / number.clamp(min=1)
+    return [norms, number.view(1), mean, squared.sum().view(1), _covariance(clean, use), error, rest]
 
 
 def _covariance(rows: Tensor, use: Tensor) -> Tensor:

@@ -8,25 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from collapse_guard import Event, Guard
+from collapse_guard import Guard
 from collapse_guard.demos import DigitsClassifier, ReferenceQuantizer, digits_loaders
-
-
-class Recorder:
-    """A sink that keeps everything."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-        self.closed = 0
-
-    def write(self, event: Event) -> None:
-        self.events.append(event)
-
-    def close(self) -> None:
-        self.closed += 1
-
-    def of(self, *kinds: str) -> list[Event]:
-        return [event for event in self.events if event.event in kinds]
+from tests.recorder import Recorder as Recorder
 
 
 def digits_model(seed: int = 0, quantizer: nn.Module | None = None, **options: Any) -> DigitsClassifier:

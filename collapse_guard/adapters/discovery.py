@@ -48,8 +48,18 @@ def discover(model: nn.Module, explicit: Mapping[str, GenericVQ] | None = None) 
     """
     found = survey(model, explicit)
     if not found.views:
-        raise NoQuantizerError(_explain_nothing(model, found.unrecognised))
+        raise NoQuantizerError(_explain_nothing(model, found.unrecognised) + _explain_sharded(model))
     return found
+
+
+def _explain_sharded(model: nn.Module) -> str:
+    """Say what keeps quantizers from being recognised in a model of which every rank holds a part only."""
+    if not any(type(parameter).__name__ == "DTensor" for parameter in model.parameters()):
+        return ""
+    return (
+        "\nParameters of this model are sharded over the ranks (DTensor), and such a table cannot be tried. Leave the "
+        "quantizer out of it: fully_shard(model, ignored_params=set(quantizer.parameters()))"
+    )
 
 
 def survey(model: nn.Module, explicit: Mapping[str, GenericVQ] | None = None) -> Discovery:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from collapse_guard import Guard
 from collapse_guard.interventions import INTERVENTIONS
 from tests.crew import Crew
-from tests.loops import Recorder
 from tests.ranks import loops
+from tests.recorder import Recorder
 
 Told = list[dict[str, Any]]
 
@@ -135,7 +135,7 @@ def failing_probe(step: int, rank: int, guard: Guard, model: nn.Module) -> None:
         def add(*_: Any) -> None:
             raise ValueError("no")
 
-        guard._watch.probes["quantizer"].window.add = add  # type: ignore[method-assign]
+        guard._watch.probes["quantizer"].window.add = add  # type: ignore[method-assign, assignment]
 
 
 def test_a_codebook_that_one_rank_cannot_observe_is_watched_by_none(crew: Crew) -> None:
@@ -151,7 +151,7 @@ def broken_guard(step: int, rank: int, guard: Guard, model: nn.Module) -> None:
         def observe(*_: Any) -> Any:
             raise MemoryError("full")
 
-        guard._engine.observe_together = observe  # type: ignore[method-assign]
+        guard._engine.observe_together = observe  # type: ignore[method-assign, assignment]
 
 
 def test_a_guard_that_breaks_on_one_rank_stops_on_all_and_the_run_goes_on(crew: Crew) -> None:
