@@ -11,7 +11,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format docs bench bench-diagnosis bench-evaluation bench-kmeans bench-upkeep peers readme support coverage clean
+.PHONY: help demo test test-all lint format docs bench bench-overhead zoo bench-kmeans bench-upkeep bench-evaluation bench-diagnosis peers chaos-ranks readme support kill chaos coverage clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -38,8 +38,14 @@ format: $(STAMP)  ## rewrite the code in the project's style
 docs: $(STAMP)  ## build the documentation's site into build/site; any warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: $(STAMP)  ## time what guarding costs, and the policy engine alone
-	$(BIN)/python -c "from collapse_guard.demos.bench import main; main()"
+bench: $(STAMP)  ## time the policy engine alone
+	$(BIN)/python -c "from collapse_guard.demos.bench_engine import main; main()"
+
+bench-overhead: $(STAMP)  ## measure what guarding costs, and write docs/benchmarks/overhead.md
+	OMP_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_overhead import main; main()" $(ARGS)
+
+zoo: $(STAMP)  ## run the collapse zoo, resumable; ARGS=--quick for a look, ARGS='--processes 4' for more cores
+	OMP_NUM_THREADS=1 $(BIN)/collapse-guard zoo run --folder docs/benchmarks --processes 2 $(ARGS)
 
 bench-kmeans: $(STAMP)  ## compare fit_codebook with scikit-learn and FAISS; hours, resumable; ARGS=--quick for a look
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_kmeans import main; main()" $(ARGS)
@@ -56,11 +62,20 @@ bench-diagnosis: $(STAMP)  ## does the guard name the cause that was built in? m
 peers: $(STAMP)  ## compare encodec's own replacement of dead codes with the guard's reset
 	$(BIN)/python -m tests.contract.replacement
 
+chaos-ranks: $(STAMP)  ## a hundred runs of 2 to 4 ranks in which things go wrong; none may hang
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.ranks.chaos 100
+
 readme: $(STAMP)  ## run the demo and write its output into the README
 	$(BIN)/python -m tests.update_readme
 
 support: $(STAMP)  ## write the table of supported quantizer classes into the README
 	$(BIN)/python -m tests.contract.support
+
+kill: $(STAMP)  ## kill training runs at fifty random moments each, resume them, compare bit for bit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_kill.py -m slow $(ARGS)
+
+chaos: $(STAMP)  ## inject every collapse into every kind of quantizer in every phase of the guard, and break a part of it
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/testing/test_chaos.py -m slow $(ARGS)
 
 coverage: $(STAMP)  ## measure branch coverage; collapse_guard and policies need 95 % each
 	$(BIN)/coverage run -m pytest $(ARGS)

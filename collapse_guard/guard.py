@@ -32,6 +32,7 @@ from .evaluation import Evaluations
 from .events import EventLog, Sink
 from .execution import compiled_parts, refuse_replicas, unwrap_compiled
 from .interventions import ladders_on
+from .kmeans import KMeansTokenizer
 from .ledger import Ledger
 from .measure import Loss, number_of
 from .ranks import Alone, PartedError, Word, join_ranks
@@ -44,8 +45,9 @@ from .reports import (
     summarise,
 )
 from .requests import Requests
-from .sinks import open_sinks
+from .sinks import JsonLinesSink, new_run, open_sinks
 from .snapshots import Snapshots, wanted_snapshots
+from .tokenizers import save_tokenizers, tokenizers_of
 from .watch import Watch
 
 __all__ = ["Guard"]
@@ -68,6 +70,8 @@ class Guard:
         seed: of the guard's own random streams; the run's are never touched.
         total_steps: optimizer steps that the whole training is planned to take, if that is known: what moves codes
             steadily stops before the end.
+        log_max_bytes: bound on the event log, which then forgets its oldest part; see `JsonLinesSink`. Without one
+            it grows with the readings.
 
     Attributes:
         requests: what the policy asks of the loop, such as to stop; see `Requests.take`.
@@ -92,10 +96,12 @@ class Guard:
         adapters: Mapping[str, GenericVQ] | None = None,
         seed: int = 0,
         total_steps: int | None = None,
+        log_max_bytes: int | None = None,
     ) -> None:
         """Load and validate the policy; nothing is hooked, opened or printed before `attach`."""
         self.policy = load_policy(policy)
         self._log_dir = log_dir
+        self._log_max_bytes = log_max_bytes
         self._console = console
         self._extra_sinks = tuple(sinks)
         self._adapters = dict(adapters or {})
@@ -105,7 +111,10 @@ class Guard:
         self._read_at = 0
         self._seconds = 0.0
         self._attached_at = 0.0
+        self._run = ""
         self._log = EventLog()
+        self._file: JsonLinesSink | None = None
+        self._kept: dict[str, KMeansTokenizer] = {}  # the fallbacks that were in force at the end
         self.requests = Requests(self._log)
         self._engine = PolicyEngine(self.policy)
         self._is_attached = False
@@ -162,14 +171,17 @@ class Guard:
             raise
         self._ranks, self._story = ranks, 0
         optimizers = (optimizers,) if isinstance(optimizers, Optimizer) else tuple(optimizers)
-        self._log.sinks, log = open_sinks(
+        self._run, self._log.closing = new_run(), False
+        self._log.sinks, self._file = open_sinks(
             self._log_dir if ranks.is_first else None,
+            run=self._run,
+            max_bytes=self._log_max_bytes,
             console=self._console and ranks.is_first,
             further=self._extra_sinks,
         )
         ladders = ladders_on(self.policy, found.views)
         self._without_epoch = describe_without_epoch(self.policy)
-        self._is_attached, self._state_at_close = True, None
+        self._is_attached, self._state_at_close, self._kept = True, None, {}
         self._watch = watch
         keeps_inputs = self._ranks.size == 1 and not compiled_parts(model)
         self._evaluations = Evaluations(unwrap_compiled(model), watch, self._fault, keeps_inputs=keeps_inputs)
@@ -189,7 +201,7 @@ class Guard:
             policy_as_run=self.policy.model_dump(mode="json", by_alias=True),
             environment=describe_environment(),
             ranks=ranks.size,
-            log=str(log.path) if log is not None else None,
+            log=str(self._file.path) if self._file is not None else None,
             codebooks=describe_views(found.views),
             unrecognised=describe_unrecognised(found.unrecognised),
             idle_rules=describe_idle_rules(self.policy, found.views),
@@ -274,14 +286,19 @@ class Guard:
         assert self._ledger is not None
         # What is saved after the end must be able to go on: with verifications open, not settled for the summary.
         self._state_at_close = self.state_dict()
+        self._log.closing = True
         self._ledger.carry_out(self._engine.finish(self._step), self._engine, self._watch.probes)
         self.requests.remind(self._step)
+        self._kept = tokenizers_of(self._ledger, self._watch.probes, self._fault)
+        file = self._file
+        saved = {} if file is None else save_tokenizers(self._kept, file.path.parent, file.run, self._fault)
         total = time.perf_counter() - self._attached_at
         self._log.emit(
             "summary",
             self._step,
             ended_by=ended_by,
             **summarise(self._ledger, self._watch, self._engine),
+            tokenizers=saved,
             guard_seconds=self.seconds,
             run_seconds=total,
             guard_share=self.seconds / total if total > 0 else 0.0,
@@ -308,6 +325,27 @@ class Guard:
     def interventions(self) -> list[dict[str, Any]]:
         """What was done so far, as plain data, in order: step, codebook, rule, action, params, result."""
         return [entry.as_dict() for entry in self._ledger.entries] if self._ledger is not None else []
+
+    def tokenizer(self, codebook: str) -> KMeansTokenizer:
+        """Return the fallback that stands in for a codebook, as a tokenizer of its own: a copy, as it is now.
+
+        After `close` it is the one that the run ended with, which is also saved below the log directory.
+
+        Args:
+            codebook: name, as `readings` and the log have it.
+
+        Raises:
+            ValueError: no fallback is in force there; lists the codebooks on which one is.
+        """
+        kept = self._kept
+        if self.is_attached and self._ledger is not None:
+            kept = tokenizers_of(self._ledger, self._watch.probes, self._fault)
+        if codebook not in kept:
+            raise ValueError(
+                f"codebook: expected one on which a fallback tokenizer is in force ({', '.join(kept) or 'none here'}), "
+                f"got {codebook!r}; to make a tokenizer of any latents, call KMeansTokenizer.fit"
+            )
+        return kept[codebook]
 
     def step(self, *, loss: Loss = None, epoch: int | None = None) -> None:
         """Tell the guard that one optimizer step is complete. Reads, decides and acts where due; never raises.
@@ -463,6 +501,7 @@ class Guard:
     def _judge(self, taken: Sequence[Reading], explain: Explain) -> None:
         """Let the policy decide on readings of one step, tell them, and carry out what it decided."""
         assert self._ledger is not None
+        asked_before = self.requests.open_count
         for bundle in taken_together(taken):
             together = explain(bundle)
             decisions = self._remembered(self._engine.observe_together(together))
@@ -476,8 +515,7 @@ class Guard:
             and all(self._engine.health(name) is Health.HEALTHY for name in self._watch.readings)
         ):
             self._snapshots.consider(self._step)
-
-        if self.requests.are_open:
+        if self.requests.open_count > asked_before:
             self._ranks.words("")  # all ranks have come this far: what is asked for is asked for on all
 
     def _explained(self, readings: Sequence[Reading]) -> Sequence[Reading]:
@@ -509,6 +547,7 @@ class Guard:
             return self._state_at_close
         return {
             "schema": _STATE_SCHEMA,
+            "run": self._run,
             "step": self._step,
             "read_at": self._read_at,
             "policy": {"name": self.policy.name, "fingerprint": self.policy.fingerprint()},
@@ -526,6 +565,8 @@ class Guard:
         A policy that changed in between wins, and the log says so. State that cannot be read is told, and the guard
         starts afresh: the run itself must be able to resume.
         """
+        knobs = [probe.view.commitment for probe in self._watch.probes.values()]
+        weights = [(knob, knob.get()) for knob in knobs if knob is not None]
         try:
             if state.get("schema") != _STATE_SCHEMA:
                 raise ValueError(f"expected guard state of schema {_STATE_SCHEMA}, got {state.get('schema')}")
@@ -533,6 +574,11 @@ class Guard:
         except Exception as error:
             self._fault("resume", f"{type(error).__name__}: {error}; the guard starts afresh")
             _logger.debug("guard state could not be restored", exc_info=error)
+            if self._ledger is not None:
+                self._ledger.release()
+            self._watch.begin_afresh()  # nothing of what was restored before the error stays in force
+            for knob, weight in weights:
+                knob.set(weight)
             self._begin_afresh()
 
     def _restore(self, state: Mapping[str, Any]) -> None:
@@ -546,9 +592,15 @@ class Guard:
         self.requests.load_state_dict(state["requests"])
         if self._snapshots is not None and state["snapshot"] is not None:
             self._snapshots.load_state_dict(state["snapshot"])
-        changed = state["policy"]["fingerprint"] != self.policy.fingerprint()
-        in_force = self._ledger.in_force()
-        self._log.emit("resumed", self._step, policy=self.policy.name, policy_changed=changed, in_force=in_force)
+        self._log.emit(
+            "resumed",
+            self._step,
+            policy=self.policy.name,
+            policy_changed=state["policy"]["fingerprint"] != self.policy.fingerprint(),
+            policy_before=state["policy"],
+            in_force=self._ledger.in_force(),
+            continues=state.get("run"),
+        )
 
     def _begin_afresh(self) -> None:
         self._step = self._read_at = 0

@@ -69,6 +69,7 @@ class Ledger:
         self._optimizers = optimizers
         self._seed = seed
         self._dead_below = dead_below
+        self._unheld: set[str] = set()  # codebooks that could not be held; said once
         self._counts: dict[str, np.ndarray] = {}
         self._versions: dict[str, int] = {}
         self.withdrawn: dict[str, int] = {}  # alerts that were none, by codebook
@@ -107,9 +108,12 @@ class Ledger:
     def hold(self, step: int, probes: Mapping[str, Probe]) -> None:
         """At a step boundary, before anything is read: put back what an optimizer did to frozen codebooks."""
         for name, probe in probes.items():
+            if name in self._unheld:
+                continue
             try:
                 probe.view.hold()
             except Exception as error:
+                self._unheld.add(name)
                 probe.view.unfreeze()
                 reason = f"holding its codebook raised {type(error).__name__}: {error}; it is no longer held"
                 self._log.emit("fault", step, where=name, reason=reason)
@@ -131,7 +135,7 @@ class Ledger:
                 self._log.emit("fault", step, where=entry.codebook, reason=reason)
                 continue
             if intervention.writes > before:
-                self._versions[entry.codebook] = self._versions.get(entry.codebook, 0) + 1
+                self._versions[entry.codebook] = self.version_of(entry.codebook) + 1
             self._tell_tended(entry, step, done)
             if intervention.is_over:
                 entry.intervention = None
@@ -167,7 +171,8 @@ class Ledger:
     def _tell_tended(self, entry: Entry, step: int, done: str | None) -> None:
         if done is not None:
             facts = {"codebook": entry.codebook, "action": entry.action, "attempt": entry.attempt, "summary": done}
-            self._log.emit("tended", step, **facts, codebook_version=self._versions.get(entry.codebook, 0))
+            facts |= entry.intervention.facts if entry.intervention is not None else {}
+            self._log.emit("tended", step, **facts, codebook_version=self.version_of(entry.codebook))
 
     def _act(self, decision: Decision, parts: Sequence[Decision], probes: Mapping[str, Probe]) -> list[Deed]:
         """Apply one intervention as a transaction, on each of its codebooks; tell, and return what became of it."""
@@ -187,8 +192,8 @@ class Ledger:
         act_together(deeds, levels, lambda deed: self._site(deed.entry, probes, ask), self._ranks)
         for deed in deeds:
             if "codebook" in deed.touches:
-                self._versions[deed.entry.codebook] = self._versions.get(deed.entry.codebook, 0) + 1
-                deed.summary += "; token ids are permuted"
+                self._versions[deed.entry.codebook] = self.version_of(deed.entry.codebook) + 1
+                deed.summary += f"; {_what_ids_do(deed)}"
         if any("model" in deed.touches for deed in deeds):
             _forget_all(probes)
         self._log.emit("intervention", decision.step, **fields_of_act(decision, deeds, self._versions, probes))
@@ -291,7 +296,8 @@ class Ledger:
     def state_dict(self, probes: Mapping[str, Probe]) -> dict[str, Any]:
         """Return all entries with what is needed to undo and tend them, as plain data and tensors.
 
-        A commitment weight is a number on a module, in no state dict of the model: such values in force are kept here.
+        A commitment weight is a number on a module, in no state dict of the model: such values in force are kept here,
+        and the names of the codebooks whose own replacement of dead codes is switched off.
         """
         entries = []
         for entry in self.entries:
@@ -302,7 +308,8 @@ class Ledger:
             entries.append(record)
         counts = {name: values.tolist() for name, values in self._counts.items()}
         tallies = {"versions": dict(self._versions), "withdrawn": dict(self.withdrawn), "counts": counts}
-        return {"entries": entries, **tallies}
+        taken_over = sorted(name for name, probe in probes.items() if probe.view.is_taken_over)
+        return {"entries": entries, **tallies, "taken_over": taken_over}
 
     def load_state_dict(self, state: Mapping[str, Any], probes: Mapping[str, Probe], rules: Container[str]) -> None:
         """Rebuild the entries; interventions in force take hold again before the first forward.
@@ -325,6 +332,9 @@ class Ledger:
                 record = {**record, "transaction": None}
             if probe is not None:
                 self._reinstate(entry, record, probes)
+        for name in state.get("taken_over", ()):
+            if name in probes:
+                probes[name].view.take_over()
 
     def _reinstate(self, entry: Entry, record: Mapping[str, Any], probes: Mapping[str, Probe]) -> None:
         """Take up again what an entry left in force, and what may still be undone."""
@@ -342,6 +352,14 @@ class Ledger:
         if in_force is not None:
             entry.intervention = intervention
             intervention.load_state_dict(in_force)
+
+
+def _what_ids_do(deed: Deed) -> str:
+    """Say what became of token ids where an intervention wrote the codebook."""
+    facts = deed.entry.intervention.facts if deed.entry.intervention is not None else {}
+    if "ids_changed" not in facts:
+        return "token ids are permuted"
+    return f"{facts['ids_changed']} of {facts['ids_compared']} token ids changed"
 
 
 def _forget_all(probes: Mapping[str, Probe]) -> None:

@@ -19,7 +19,7 @@ from .graph import parameters_behind
 from .hooks import Hook
 from .window import Window
 
-__all__ = ["Probe"]
+__all__ = ["Probe", "inside_backward"]
 
 
 class Probe:
@@ -93,7 +93,7 @@ class Probe:
             window = self.window
         start = time.perf_counter()
         try:
-            if _inside_backward():
+            if inside_backward():
                 return
             if not self.feeds:
                 self.feeds = parameters_behind(flatten_tensors((args, kwargs)))
@@ -128,7 +128,7 @@ class Probe:
         self._is_checked = True
 
 
-def _inside_backward() -> bool:
+def inside_backward() -> bool:
     """Whether this forward is a recomputation of activation checkpointing, whose tokens were counted already."""
     current = getattr(torch._C, "_current_graph_task_id", None)
     return current is not None and current() != -1

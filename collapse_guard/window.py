@@ -175,25 +175,6 @@ class Window:
         latents, valid = self._latents[rows], self._valid[rows]
         return latents[valid & latents.isfinite().all(dim=-1)]
 
-    def newest(self, n: int) -> Rows:
-        """Return the last `n` rows that came in, oldest first, in host memory; what is missing comes first, invalid."""
-        rows = Rows(
-            torch.zeros(n, self.D),
-            torch.full((n,), -1, dtype=torch.int64),
-            torch.full((n,), -1, dtype=torch.int64),
-            torch.zeros(n, dtype=torch.bool),
-        )
-        if self._latents is None or self._valid is None or self._origins is None:
-            return rows
-        held = min(self._added, self.capacity, n)
-        if held:
-            places = (self._added - held + torch.arange(held, device=self._latents.device)) % self.capacity
-            rows.latents[-held:] = self._latents[places].cpu()
-            rows.codes[-held:] = self._origins[0, places].cpu()
-            rows.forwards[-held:] = self._origins[1, places].cpu()
-            rows.valid[-held:] = self._valid[places].cpu()
-        return rows
-
     def rows(self) -> Rows | None:
         """Return what the ring holds, or `None` before the first observation."""
         if self._latents is None or self._valid is None or self._origins is None:
@@ -207,7 +188,8 @@ class Window:
             return None
         held = min(self._added, self.capacity, most)
         places = (self._added - held + torch.arange(held, device=self._latents.device)) % self.capacity
-        return Rows(self._latents[places], *self._origins[:, places], self._valid[places])
+        codes, forwards = self._origins[0, places], self._origins[1, places]
+        return Rows(self._latents[places], codes, forwards, self._valid[places])
 
     def forget(self) -> None:
         """Take nothing in the ring for a token: it is not what the codebook is compared with any more. Counts stay."""
@@ -225,6 +207,10 @@ class Window:
     def has_begun(self) -> bool:
         """Whether a latent was added since the window began; told without asking the device."""
         return self._added != self._added_before
+
+    def emptied(self) -> Window:
+        """Return a window of the same codebook and stream that has seen nothing."""
+        return Window(self.K, self.D, seed=self._seed)
 
     def restart(self) -> None:
         """Begin a new window: counts at zero; the ring keeps its latents."""

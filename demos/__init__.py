@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+from .bench_diagnosis import DiagnosisRun, diagnosis_as_markdown, read_diagnosis_runs, run_diagnosis
 from .bench_engine import DERIVED_POLICY, engine_readings
 from .bench_evaluation import run_case as run_evaluation_case
-from .bench_upkeep import UPKEEP_ARMS, UpkeepRun, read_upkeep_runs, run_upkeep_arm, upkeep_as_markdown
+from .bench_upkeep import (
+    UPKEEP_ARMS,
+    ControlRun,
+    UpkeepRun,
+    control_as_markdown,
+    run_control,
+    run_upkeep_arm,
+    upkeep_as_markdown,
+)
 from .digits import DigitsClassifier, digits_loaders
 from .evaluation_cases import CASES as EVALUATION_CASES
 from .evaluation_cases import HEALTHY as HEALTHY_EVALUATIONS
 from .evaluation_cases import Case as EvaluationCase
 from .evaluation_cases import CaseQuantizer, DigitsAutoencoder
 from .evaluation_modes import LOOKS, look_at
-from .kmeans_cells import BenchFit, measure_fits, read_fits
+from .kmeans_cells import BenchFit, measure_fits, read_lines
 from .kmeans_data import BENCH_DATA
 from .kmeans_methods import BENCH_METHODS
-from .kmeans_report import assignments_as_markdown, fits_as_markdown, scaling_as_markdown
-from .kmeans_scaling import ASSIGNMENTS, Assignment, ScalingFit, measure_assignments, measure_scaling, read_lines
+from .kmeans_plot import quality_over_time
+from .kmeans_refit import REFITS, RefitLine, measure_refits
+from .kmeans_report import (
+    assignments_as_markdown,
+    fits_as_markdown,
+    large_as_markdown,
+    refits_as_markdown,
+    scaling_as_markdown,
+)
+from .kmeans_scaling import ScalingFit, measure_scaling
+from .kmeans_search import ASSIGNMENTS, LARGE_DATA, Assignment, LargeSearch, measure_assignments, measure_large
 from .quantizer import ReferenceQuantizer
 from .reference import ARMS, ArmResult, run_arm, run_reference
+from .scenarios import FAULTS, SOUND, Course, Scenario
 
 __all__ = [
     "ARMS",
@@ -26,31 +45,49 @@ __all__ = [
     "BENCH_METHODS",
     "DERIVED_POLICY",
     "EVALUATION_CASES",
+    "FAULTS",
     "HEALTHY_EVALUATIONS",
+    "LARGE_DATA",
     "LOOKS",
+    "REFITS",
+    "SOUND",
     "UPKEEP_ARMS",
     "ArmResult",
     "Assignment",
     "BenchFit",
     "CaseQuantizer",
+    "ControlRun",
+    "Course",
+    "DiagnosisRun",
     "DigitsAutoencoder",
     "DigitsClassifier",
     "EvaluationCase",
+    "LargeSearch",
     "ReferenceQuantizer",
+    "RefitLine",
     "ScalingFit",
+    "Scenario",
     "UpkeepRun",
     "assignments_as_markdown",
+    "control_as_markdown",
+    "diagnosis_as_markdown",
     "digits_loaders",
     "engine_readings",
     "fits_as_markdown",
+    "large_as_markdown",
     "look_at",
     "measure_assignments",
     "measure_fits",
+    "measure_large",
+    "measure_refits",
     "measure_scaling",
-    "read_fits",
+    "quality_over_time",
+    "read_diagnosis_runs",
     "read_lines",
-    "read_upkeep_runs",
+    "refits_as_markdown",
     "run_arm",
+    "run_control",
+    "run_diagnosis",
     "run_evaluation_case",
     "run_reference",
     "run_upkeep_arm",

@@ -34,6 +34,7 @@ from .errors import PolicyError, Problem
 from .explain import explain_policy
 from .group import taken_together
 from .json_schema import policy_json_schema
+from .lineage import Lineage, Segment, counts, current_history
 from .lint import Finding, lint_policy, position_in
 from .loader import load_policy, policy_text, preset_names, preset_tests
 from .reading import NUMERIC_FIELDS, Reading
@@ -87,6 +88,7 @@ __all__ = [
     "Finding",
     "FreezeEncoder",
     "Health",
+    "Lineage",
     "LossBound",
     "LowerLr",
     "Outcome",
@@ -106,6 +108,7 @@ __all__ = [
     "Sample",
     "SaveCheckpoint",
     "ScaleLossWeight",
+    "Segment",
     "Skip",
     "SlowEma",
     "StopTraining",
@@ -119,6 +122,8 @@ __all__ = [
     "announced_actions",
     "columns_of",
     "compare_replays",
+    "counts",
+    "current_history",
     "explain_policy",
     "idle_rules",
     "levels_text",

@@ -13,12 +13,14 @@ from .check import check
 from .demo import demo
 from .doctor import doctor
 from .explain import explain
+from .rehearse import rehearse
 from .replay import replay
 from .report import report
 from .schema import schema
 from .test import test
 from .tokenize import tokenize
 from .watch import watch
+from .zoo import zoo
 
 __all__ = ["app", "main"]
 
@@ -40,8 +42,11 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-for _command in (demo, check, test, replay, watch, report, explain, schema, doctor, tokenize):
+for _command in (demo, check, test, rehearse, replay, watch, report, explain, schema, doctor, tokenize):
     app.command()(_command)
+
+
+app.add_typer(zoo, name="zoo")
 
 
 def main() -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from collapse_guard.events import SCHEMA
-from collapse_guard.sinks import locate_log
+from collapse_guard.policies import Lineage, counts
+from collapse_guard.sinks import locate_log, older_parts
 
 from .follow import Lost, parsed
 from .rules import number as finite
@@ -110,7 +111,9 @@ class Story:
 
 
 def read_story(path: Path) -> Story:
-    """Read the latest run of an event log; lines that are no events are counted and skipped.
+    """Read the latest run of an event log, without what it took back when it went on from a checkpoint.
+
+    Lines that are no events are counted and skipped.
 
     Args:
         path: an `events.jsonl`, the folder that holds it, or the log directory of a run.
@@ -119,19 +122,40 @@ def read_story(path: Path) -> Story:
         FileNotFoundError: there is no event log.
         ValueError: a record has a newer schema than this version reads.
     """
-    runs: dict[str, Story] = {}
-    lost = Lost()
-    with locate_log(path).open("rb") as lines:
-        for record in parsed(lines, lost):
-            run = visible(record.get("run"))
-            if run not in runs:
-                runs[run] = Story(run)
-            runs[run].add(record)
+    log, lost, lineage = locate_log(path), Lost(), _lineage_of(locate_log(path))
+    last_steps = lineage.last_steps(lineage.latest) if lineage.latest is not None else {}
+    latest, reading, seen = Story(lineage.latest[0] if lineage.latest else ""), Lineage(), set[str]()
+    for record in parsed(_lines(log), lost):
+        name = str(record.get("run"))
+        segment = reading.note(record)
+        is_told_again = bool(record.get("repeated")) and name in seen
+        seen.add(name)
+        if segment in last_steps and not is_told_again and counts(record, last_steps[segment]):
+            latest.add(record)
     if lost.newer:
         raise ValueError(f"expected schema {SCHEMA} or older, got {lost.newer} newer lines; upgrade collapse_guard.")
-    latest = list(runs.values())[-1] if runs else Story("")
-    latest.runs, latest.skipped = len(runs), lost.malformed
+    latest.runs, latest.skipped = max(1, lineage.runs_count), lost.malformed
     return latest
+
+
+def _lines(log: Path) -> Iterator[bytes]:
+    """Yield the lines of a log, older parts first."""
+    for part in [*(part for _, part in older_parts(log)), log]:
+        with part.open("rb") as lines:
+            yield from lines
+
+
+def _lineage_of(log: Path) -> Lineage:
+    """Read through a log for which runs it holds; of most lines no more than the name of their run is looked at."""
+    lineage, lost = Lineage(), Lost()
+    known: set[bytes] = set()
+    for line in _lines(log):
+        name = line[line.rfind(b'"run"') :]
+        if name not in known or b'"attached"' in line or b'"resumed"' in line:
+            known.add(name)
+            for record in parsed([line], lost):
+                lineage.note(record)
+    return lineage
 
 
 def thinned(steps: array[float], values: array[float], most: int) -> tuple[list[float | None], list[float | None]]:

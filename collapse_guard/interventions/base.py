@@ -94,7 +94,9 @@ class Intervention(ABC, Generic[Params]):
         self.params = params
         self.site = site
         self.writes = 0
-        """How often `tend` has rewritten the codebook: each time token ids are permuted."""
+        """How often `tend` has rewritten the codebook: each time token ids may change."""
+        self.facts: dict[str, int] = {}
+        """Numbers that go into the event beside what was done last: `ids_changed` of `ids_compared` latents."""
         self.is_over = False
         """Whether one that stays has ended by itself; set by `tend`, which says so."""
 

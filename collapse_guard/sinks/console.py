@@ -279,6 +279,7 @@ def _summary(event: Event) -> list[_Line]:
     share = f"the guard took {fields['guard_seconds']:.2f} s of {fields['run_seconds']:.2f} s"
     lines: list[_Line] = [table]
     lines += [_more("in force", _standing(alike)) for alike in _alike(fields["in_force"])]
+    lines += [_more("tokenizer", f"{book}: saved in {place}") for book, place in fields.get("tokenizers", {}).items()]
     lines += [
         _more("withdrawn", f"{name}: {count} alert{'s' if count > 1 else ''}: nothing was wrong")
         for name, count in fields.get("withdrawn", {}).items()

@@ -1,0 +1,69 @@
+"""`collapse-guard zoo`: the collapse zoo; run it whole, in part, or with a policy of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import complain, say
+
+__all__ = ["zoo"]
+
+zoo = typer.Typer(no_args_is_help=True, help="The collapse zoo: a benchmark of detection and recovery.")
+
+_FOLDER = typer.Option(help="Where zoo.jsonl is or will be, and the report beside it.")
+
+
+@zoo.command()
+def run(
+    arm: Annotated[
+        list[str] | None, typer.Option(help="An arm, or a policy file (.yaml); may be repeated. Without it: all arms.")
+    ] = None,
+    scenario: Annotated[list[str] | None, typer.Option(help="A scenario; may be repeated. Without it: all.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm of each scenario.")] = 5,
+    processes: Annotated[int, typer.Option(min=1, help="Cells that are trained at the same time.")] = 1,
+    minutes: Annotated[
+        float | None, typer.Option(help="After so long no cell is begun; run it again to go on.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few scenarios and arms, one seed, for a look.")] = False,
+    folder: Annotated[Path, _FOLDER] = Path("runs/zoo"),
+) -> None:
+    """Run what is not in the file yet, and write the report. It goes on where it was stopped."""
+    from collapse_guard.demos.zoo.study import run_zoo, study_of
+    from collapse_guard.policies import PolicyError
+
+    try:
+        study = study_of(scenarios=scenario or (), arms=arm or (), seeds=seeds, is_quick=quick)
+    except (LookupError, PolicyError) as error:
+        complain(str(error))
+    failures = run_zoo(study, folder, processes=processes, minutes=minutes)
+    for line in failures:
+        say(f"failed: {line}")
+    say(f"Report: {folder / 'zoo.md'}, zoo.json and figures beside it.")
+    raise typer.Exit(1 if failures else 0)
+
+
+@zoo.command()
+def report(folder: Annotated[Path, _FOLDER] = Path("runs/zoo")) -> None:
+    """Write the report anew from the cells that are there, and print it."""
+    from collapse_guard.demos.zoo.study import write_report
+
+    if not (folder / "zoo.jsonl").is_file():
+        complain(f"expected {folder / 'zoo.jsonl'}, and it is not there; run `collapse-guard zoo run` first")
+    typer.echo(write_report(folder))
+
+
+@zoo.command(name="list")
+def list_all() -> None:
+    """List scenarios and arms."""
+    from collapse_guard.demos.zoo import ARMS, SCENARIOS
+
+    for scenario in SCENARIOS.values():
+        kind = "collapse" if scenario.is_collapse else "control"
+        typer.echo(
+            f"{scenario.name:20} {kind:9} {'held out ' if scenario.is_held_out else '         '} {scenario.says}"
+        )
+    for name, each in ARMS.items():
+        typer.echo(f"--arm {name:14} {each.says}")

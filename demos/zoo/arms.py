@@ -1,0 +1,138 @@
+"""The arms of the zoo: what is done about a collapse, from nothing to the healthy twin that never had one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from collapse_guard.policies import Policy, load_policy
+
+from .scenario import Scenario
+
+__all__ = ["ARMS", "DENSE", "Arm", "arm_named", "policy_arm", "random_policy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to train a scenario.
+
+    Attributes:
+        name: short. says: what it is.
+        variant: `cause`, `twin` or `own`: which options the quantizer gets, and whether the cause is there.
+        family: of the quantizer that stands in for the scenario's own; empty for its own.
+        options: of the quantizer, over the scenario's.
+        policy: of the guard: a preset, a file or a mapping; `None` for no guard.
+        is_random: whether it has the policy `default` with random ladders, drawn for each scenario and seed.
+        is_peer: whether it is a prevention that guarded arms are compared with.
+    """
+
+    name: str
+    says: str
+    variant: str = "cause"
+    family: str = ""
+    options: tuple[tuple[str, Any], ...] = ()
+    policy: str | Path | Mapping[str, Any] | None = None
+    is_random: bool = False
+    is_peer: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        """Return what tells this arm's policy from a changed one; empty where it has none of its own."""
+        policy = "default" if self.is_random else self.policy
+        return load_policy(policy).fingerprint() if policy is not None else ""
+
+    def applies_to(self, scenario: Scenario) -> bool:
+        """Whether it makes sense: whether there is such an option, and anything to prevent or to rescue."""
+        if self.name == "dense":
+            return not scenario.is_collapse
+        if not scenario.is_collapse:
+            return self.name == "nothing" or self.policy is not None
+        if self.variant == "own":
+            return scenario.own is not None
+        if self.family:
+            return scenario.family != "rvq"
+        return not self.options or scenario.family in ("vq", "rvq")
+
+
+DENSE: Mapping[str, Any] = {
+    "version": 1,
+    "name": "default, read at each step",
+    "extends": "default",
+    "sample": {"every": "1 steps", "when_suspect": "1 steps"},
+}
+"""The default policy with a reading at each step: what one false alarm in very many readings is looked for with."""
+
+ARMS: dict[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        Arm("twin", "healthy twin: the cause is not there", variant="twin"),
+        Arm("nothing", "nothing is done"),
+        Arm("observe", "the guard only looks", policy="observe"),
+        Arm("default", "the policy `default`", policy="default"),
+        Arm("upkeep", "the policy `upkeep`: `default`, and idle codes are moved", policy="upkeep"),
+        Arm("random", "`default` with random actions in its ladders", is_random=True),
+        Arm("own", "the package's own prevention: k-means start, dead codes replaced", variant="own", is_peer=True),
+        Arm("rotation", "the rotation trick", options=(("rotation_trick", True),), is_peer=True),
+        Arm("simvq", "SimVQ in place of the quantizer", family="simvq", is_peer=True),
+        Arm("fsq", "FSQ in place of the quantizer", family="fsq", is_peer=True),
+        Arm("dense", "controls only: `default`, read at each step", policy=DENSE),
+    )
+}
+"""Name -> arm; in this order they are run."""
+
+
+def policy_arm(path: Path) -> Arm:
+    """Return the arm of somebody's own policy file.
+
+    Raises:
+        PolicyError: the file is no valid policy; every mistake is listed.
+    """
+    return Arm(f"policy:{load_policy(path).name}", f"the policy of {path.name}", policy=path)
+
+
+def arm_named(name: str) -> Arm:
+    """Return an arm by its name, or the arm of a policy file by its path.
+
+    Raises:
+        LookupError: neither an arm nor a file.
+    """
+    if name in ARMS:
+        return ARMS[name]
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return policy_arm(path)
+    raise LookupError(f"expected one of {', '.join(ARMS)}, or a policy file, got {name!r}")
+
+
+def random_policy(seed: str) -> Policy:
+    """Return the policy `default` with random ladders: it acts when `default` does, and does anything.
+
+    Every rung is drawn anew; each action that changes a codebook is equally likely, and so is none. What fails is not
+    undone, but the next rung has its turn, as with `default`. Until the first action both are the same.
+
+    Args:
+        seed: of the draw.
+    """
+    draw = random.Random(seed)
+    rules = [
+        {"name": rule.name, "verify": {"undo": "never"}, "ladder": [_random_action(draw) for _ in rule.ladder]}
+        for rule in load_policy("default").rules
+        if rule.ladder
+    ]
+    return load_policy({"version": 1, "name": "random", "extends": "default", "rules": rules})
+
+
+def _random_action(draw: random.Random) -> dict[str, Any]:
+    scope, source = draw.choice(("dead", "all")), draw.choice(("kmeans", "reservoir", "distortion"))
+    return draw.choice(
+        [
+            {"alert": {}},
+            {"reset_codes": {"scope": scope, "source": source}},
+            {"decay_commitment": {"factor": round(draw.uniform(0.1, 0.9), 2)}},
+            {"upkeep": {"most": round(draw.uniform(0.05, 0.5), 2)}},
+            {"fallback_tokenizer": {}},
+        ]
+    )

@@ -1,0 +1,152 @@
+"""What goes wrong in the zoo, as functions of a run, and what only looks as if it did."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .scenario import Run
+
+__all__ = [
+    "batch_of_nan",
+    "deep_levels_too_large",
+    "drift",
+    "few_items",
+    "jump",
+    "narrow_cone",
+    "one_class",
+    "one_photo_then_the_other",
+    "passed_by_at_first",
+    "place_shifted",
+    "start_from_latents",
+]
+
+Start = Callable[[Run], None]
+Disturbance = Callable[[Run, int], None]
+Draw = Callable[[Run, int, int], Tensor]
+_SEEN = 8192  # items that a start from latents looks at
+
+
+@torch.no_grad()
+def _first_latents(run: Run, most: int) -> Tensor:
+    """Return (n, D) latents of training items under the untrained encoder."""
+    model = run.model
+    rows = torch.randint(len(run.data.train), (most,), generator=run.draws)
+    return model.latents(run.data.train[rows]).flatten(0, 1)
+
+
+@torch.no_grad()
+def _write(module: Any, rows: Tensor) -> None:
+    """Write rows (K, D) into a quantizer's codebook, and into its moving averages where it has some."""
+    codebook = getattr(module, "_codebook", None)
+    if codebook is None:
+        module.embedding.weight.copy_(rows)
+        return
+    codebook.embed.copy_(rows)
+    codebook.embed_avg.copy_(rows)
+    codebook.cluster_size.fill_(1.0)
+
+
+def start_from_latents(run: Run) -> None:
+    """Put every code on a latent of a training item, drawn at random, with little noise: a good start at any K."""
+    rows = _first_latents(run, _SEEN)
+    chosen = rows[torch.randperm(len(rows), generator=run.draws)[: run.model.bottleneck.K]]
+    noise = torch.randn(chosen.shape, generator=run.draws)
+    _write(run.model.bottleneck.quantizer, chosen + 1e-3 * rows.std() * noise)
+
+
+def place_shifted(*, scale: float = 1.0, shift: float = 0.0) -> Start:
+    """Return a start with normal codes of `scale` times the latents' spread, `shift` spreads away from their mean."""
+
+    def start(run: Run) -> None:
+        rows = _first_latents(run, 1024)
+        spread = (rows - rows.mean(dim=0)).square().mean().sqrt()
+        codes = torch.randn(run.model.bottleneck.K, rows.shape[1], generator=run.draws)
+        _write(run.model.bottleneck.quantizer, rows.mean(dim=0) + spread * (scale * codes + shift))
+
+    return start
+
+
+def deep_levels_too_large(run: Run) -> None:
+    """Start the first level of a residual on latents, and the others with codes at ten times the latents' spread."""
+    rows = _first_latents(run, _SEEN)
+    spread = (rows - rows.mean(dim=0)).square().mean().sqrt()
+    for level, layer in enumerate(run.model.bottleneck.quantizer.layers):
+        codes = torch.randn(run.model.bottleneck.K, rows.shape[1], generator=run.draws)
+        chosen = rows[torch.randperm(len(rows), generator=run.draws)[: run.model.bottleneck.K]]
+        _write(layer, 10.0 * spread * codes if level else chosen)
+
+
+def narrow_cone(run: Run) -> None:
+    """Let all codes of a cosine codebook point the same way, but for little noise, away from the latents' mean."""
+    rows = _first_latents(run, 1024)
+    away = -functional.normalize(rows.mean(dim=0), dim=0)
+    noise = 0.05 * torch.randn(run.model.bottleneck.K, rows.shape[1], generator=run.draws) / math.sqrt(rows.shape[1])
+    _write(run.model.bottleneck.quantizer, functional.normalize(away + noise, dim=-1))
+
+
+def jump(*, at: int, steps: int, factor: float) -> Disturbance:
+    """Return a disturbance: a learning rate `factor` times as high for some steps."""
+
+    def disturb(run: Run, step: int) -> None:
+        for group in run.optimizer.param_groups:
+            group["lr"] = run.lr * (factor if at <= step < at + steps else 1.0)
+
+    return disturb
+
+
+def drift(per_step: float) -> Disturbance:
+    """Return a disturbance: the latents wander off in one direction by so much in each step."""
+
+    @torch.no_grad()
+    def disturb(run: Run, step: int) -> None:
+        bias: Tensor = run.model.encoder[-1].bias  # type: ignore[assignment]
+        bias += per_step
+
+    return disturb
+
+
+def batch_of_nan(*, at: int, share: float) -> Disturbance:
+    """Return a disturbance: a share of the items of one batch are no numbers."""
+
+    def disturb(run: Run, step: int) -> None:
+        run.spoiled = share if step == at else 0.0
+
+    return disturb
+
+
+def one_class(run: Run, step: int, size: int) -> Tensor:
+    """Draw batches of one class each, class after class, five batches of each: a sorted data set."""
+    classes = int(run.data.groups.max()) + 1
+    return _of_group(run, (step // 5) % classes, size)
+
+
+def one_photo_then_the_other(at: int) -> Draw:
+    """Return a draw from one photograph before a step and from the other after it."""
+    return lambda run, step, size: _of_group(run, int(step >= at), size)
+
+
+def _of_group(run: Run, group: int, size: int) -> Tensor:
+    members = torch.nonzero(run.data.groups == group).flatten()
+    return run.data.train[members[torch.randint(len(members), (size,), generator=run.draws)]]
+
+
+def few_items(number: int) -> Draw:
+    """Return a draw from so few different items that few codes are all that there is to use."""
+    return lambda run, step, size: run.data.train[torch.randint(number, (size,), generator=run.draws)]
+
+
+def passed_by_at_first(*, until: int, slow_until: int) -> Disturbance:
+    """Return a routine: the quantizer is left out before a step, and the learning rate rises until another."""
+
+    def routine(run: Run, step: int) -> None:
+        run.model.is_passed_by = step < until
+        for group in run.optimizer.param_groups:
+            group["lr"] = run.lr * min((step + 1) / slow_until, 1.0)
+
+    return routine

@@ -1,0 +1,211 @@
+"""The collapses of the zoo: what goes wrong in each, and what its healthy twin has instead.
+
+Where a cause strikes in the middle, the codebook starts well. A package's own prevention is what its users are told to
+switch on: k-means start and replacement of dead codes. Dead is a code with a tenth of the uniform share: 0.2 tokens a
+step where 256 tokens meet 128 codes. The 2 tokens a step that are often recommended would be the uniform share here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .causes import (
+    batch_of_nan,
+    deep_levels_too_large,
+    drift,
+    jump,
+    narrow_cone,
+    place_shifted,
+    start_from_latents,
+)
+from .scenario import Scenario
+
+__all__ = ["COLLAPSES"]
+
+_KMEANS: dict[str, Any] = {"kmeans_init": True}
+_OWN: dict[str, Any] = {"kmeans_init": True, "threshold_ema_dead_code": 0.2}
+_JUMP_AT = 150
+
+COLLAPSES: tuple[Scenario, ...] = (
+    Scenario(
+        "reference-ema",
+        "EMA counts normalised and never multiplied back by n: every code grows",
+        data="digits",
+        family="reference",
+        K=256,
+        D=64,
+        tokens=2,
+        batch=32,
+        lr=5e-4,
+        is_pretrained=False,
+        healthy={"repaired": True},
+        steps=800,
+    ),
+    Scenario(
+        "start-too-small",
+        "codes at a hundredth of the latents' spread",
+        start=place_shifted(scale=0.01),
+        own=_OWN,
+        healthy=_OWN,
+    ),
+    Scenario(
+        "start-too-large",
+        "codes at thirty times the latents' spread",
+        start=place_shifted(scale=30.0),
+        own=_OWN,
+        healthy=_OWN,
+    ),
+    Scenario(
+        "start-far-away",
+        "codes twenty spreads away from the latents",
+        start=place_shifted(shift=20.0),
+        own=_OWN,
+        healthy=_OWN,
+    ),
+    Scenario(
+        "commitment-40",
+        "commitment weight 40 times too high",
+        options={"commitment_weight": 10.0, **_KMEANS},
+        own=_OWN,
+        healthy={"commitment_weight": 0.25, **_OWN},
+    ),
+    Scenario(
+        "commitment-400",
+        "commitment weight 400 times too high",
+        options={"commitment_weight": 100.0, **_KMEANS},
+        own=_OWN,
+        healthy={"commitment_weight": 0.25, **_OWN},
+    ),
+    Scenario(
+        "fast-ema",
+        "EMA decay 0.5 with a learning rate of 1e-2",
+        lr=1e-2,
+        options={"decay": 0.5},
+        own=_OWN,
+        healthy={"decay": 0.95, **_OWN},
+    ),
+    Scenario(
+        "narrow-cosine",
+        "codes of a cosine codebook all point the same way",
+        options={"use_cosine_sim": True},
+        start=narrow_cone,
+        own=_OWN,
+        healthy=_OWN,
+    ),
+    Scenario(
+        "large-codebook",
+        "8192 codes at random for 2000 patches",
+        data="little",
+        K=8192,
+        steps=300,
+        own=_OWN,
+        healthy_start=start_from_latents,
+    ),
+    Scenario(
+        "residual-4",
+        "the deep ones of 4 residual levels start too large and die",
+        family="rvq",
+        options={"num_quantizers": 4},
+        start=deep_levels_too_large,
+        own=_OWN,
+        healthy=_OWN,
+    ),
+    Scenario(
+        "residual-8",
+        "the deep ones of 8 residual levels start too large and die",
+        family="rvq",
+        options={"num_quantizers": 8},
+        K=64,
+        start=deep_levels_too_large,
+        own=_OWN,
+        healthy=_OWN,
+    ),
+    Scenario(
+        "encoder-jump",
+        "the learning rate rises thirtyfold for five steps",
+        onset=_JUMP_AT,
+        options=_KMEANS,
+        own=_OWN,
+        disturb=jump(at=_JUMP_AT, steps=5, factor=30.0),
+    ),
+    Scenario(
+        "slow-drift",
+        "the latents wander off and leave the codes behind",
+        onset=_JUMP_AT,
+        options={"decay": 0.99, **_KMEANS},
+        own=_OWN,
+        disturb=drift(0.05),
+    ),
+    Scenario(
+        "frozen-codebook",
+        "the codebook was frozen as it started, at random",
+        options={"freeze_codebook": True},
+        own=None,
+        healthy={"freeze_codebook": False, **_OWN},
+    ),
+    Scenario(
+        "nan-batch",
+        "some items of one batch are no numbers; the loop skips the step, the EMA does not",
+        onset=_JUMP_AT,
+        options=_KMEANS,
+        own=_OWN,
+        disturb=batch_of_nan(at=_JUMP_AT, share=0.1),
+    ),
+    Scenario(
+        "batchnorm-eval",
+        "running statistics hardly move: evaluation sees other latents than training",
+        options=_KMEANS,
+        own=_OWN,
+        model={"normalise": 1e-5},
+        healthy_model={"normalise": 0.1},
+    ),
+    Scenario(
+        "artificial-reshape",
+        "channels and positions mixed up by `reshape` where `permute` was due",
+        data="sequences",
+        batch=48,
+        options=_KMEANS,
+        own=_OWN,
+        model={"is_reshaped": True},
+        healthy_model={"is_reshaped": False},
+    ),
+    Scenario(
+        "padded-tokens",
+        "three quarters of the tokens are padding that the quantizer is not told of",
+        data="sequences",
+        batch=64,
+        options=_KMEANS,
+        own=_OWN,
+        is_padded=True,
+    ),
+    Scenario(
+        "encodec-replacement",
+        "encodec's replacement of dead codes is undone in the same forward",
+        family="encodec",
+        options={"kmeans_init": False, "threshold_ema_dead_code": 0.2},
+        own={"kmeans_init": True},
+        healthy=_OWN,
+    ),
+    Scenario(
+        "taming-start",
+        "taming's learnable codebook starts within 1/K",
+        family="taming",
+        K=1024,
+        healthy_start=start_from_latents,
+    ),
+    Scenario(
+        "diffusers-start",
+        "diffusers' learnable codebook starts within 1/K",
+        family="diffusers",
+        K=512,
+        healthy_start=start_from_latents,
+    ),
+    Scenario(
+        "two-optimizers",
+        "a VQ-GAN with a discriminator; the codebook starts within 1/K",
+        family="taming",
+        K=512,
+        has_adversary=True,
+        healthy_start=start_from_latents,
+    ),
+)

@@ -1,0 +1,80 @@
+"""The healthy controls of the zoo: what looks odd in some of them and is right in all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .causes import few_items, one_class, one_photo_then_the_other, passed_by_at_first, start_from_latents
+from .scenario import Scenario
+
+__all__ = ["CONTROLS"]
+
+_KMEANS: dict[str, Any] = {"kmeans_init": True}
+
+
+def _control(name: str, says: str, **fields: Any) -> Scenario:
+    return Scenario(name, says, is_collapse=False, **fields)
+
+
+CONTROLS: tuple[Scenario, ...] = (
+    _control("plain-ema", "a codebook that starts by k-means", options=_KMEANS),
+    _control("four-codes", "four codes: perplexity can be 4 at most", K=4, options=_KMEANS),
+    _control(
+        "class-sorted",
+        "batches of one class each: neighbouring readings show other codes",
+        data="digits",
+        tokens=2,
+        K=64,
+        batch=128,
+        draw=one_class,
+        options={"decay": 0.99},
+        start=start_from_latents,
+    ),
+    _control(
+        "small-batches",
+        "four tokens a step: few for any reading",
+        batch=4,
+        K=64,
+        options={"decay": 0.99},
+        start=start_from_latents,
+    ),
+    _control(
+        "warm-up",
+        "no quantizer for 100 steps, a learning rate that rises for 200",
+        options=_KMEANS,
+        routine=passed_by_at_first(until=100, slow_until=200),
+    ),
+    _control(
+        "data-shift",
+        "from one photograph to another in the middle",
+        options=_KMEANS,
+        draw=one_photo_then_the_other(200),
+    ),
+    _control(
+        "few-modes",
+        "three different items: three codes are all there is to use",
+        K=64,
+        options=_KMEANS,
+        draw=few_items(3),
+    ),
+    _control(
+        "residual-healthy",
+        "four residual levels that start by k-means",
+        family="rvq",
+        options={"num_quantizers": 4, **_KMEANS},
+    ),
+    _control(
+        "repaired-ema",
+        "the reference quantizer with its factor put back",
+        data="digits",
+        family="reference",
+        K=256,
+        is_pretrained=False,
+        D=64,
+        tokens=2,
+        batch=32,
+        lr=5e-4,
+        options={"repaired": True},
+    ),
+    _control("cosine-healthy", "a cosine codebook that starts by k-means", options={"use_cosine_sim": True, **_KMEANS}),
+)

@@ -1,0 +1,117 @@
+"""What a scenario is: data, model, quantizer, what goes wrong, and when; a small declarative entry.
+
+A scenario is trained in two variants: with its cause, and as the healthy twin, which differs in nothing but the cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .data import Data, load
+from .models import Coder
+from .split import is_held_out
+
+__all__ = ["Run", "Scenario", "any_items"]
+
+
+@dataclass(slots=True)
+class Run:
+    """One training run, as the functions of a scenario see it.
+
+    Attributes:
+        model: what is trained. data: what it is trained on.
+        optimizer: of the model. draws: the run's own stream of random numbers, the same for every arm of a seed.
+        lr: the scenario's learning rate.
+        spoiled: share of the next batch's items that are no numbers.
+    """
+
+    model: Coder
+    data: Data
+    optimizer: Optimizer
+    draws: torch.Generator
+    lr: float
+    spoiled: float = 0.0
+
+
+def any_items(run: Run, step: int, size: int) -> Tensor:
+    """Draw training items at random."""
+    return run.data.train[torch.randint(len(run.data.train), (size,), generator=run.draws)]
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One entry of the zoo.
+
+    Attributes:
+        name: short, with hyphens. says: what goes wrong, or what is odd and right, in one line.
+        is_collapse: whether its cause makes a codebook collapse; otherwise it is a healthy control.
+        data: a name for `load`. family: of the quantizer. K, D: of its codebooks, 1 or more.
+        tokens: that the encoder makes of each vector. batch: items a step. steps: of the run. lr: of Adam.
+        onset: the step from which the cause is there; 0 for from the start.
+        options: of the quantizer. healthy: what the twin has instead. own: what the arm of the package's own prevention
+            has instead; `None` where the package has none.
+        model: further arguments of `Coder`; `healthy_model`: what the twin has instead.
+        start: prepares the model that has the cause. healthy_start: prepares the twin.
+        disturb: called before each step from `onset` on; the cause, where it strikes in the middle.
+        routine: called before each step in every arm, the twin's too: what is no cause.
+        draw: (run, step, size) -> items (size, t, width) of a step.
+        is_padded: whether only 2 to 6 vectors of an item are real; the quantizer is told which by the twin alone.
+        is_pretrained: whether encoder and decoder have learned to work without a quantizer before. The latents of an
+            untrained encoder move so much at first that few codebooks keep up, whatever else is wrong or right.
+        has_adversary: whether a discriminator with an optimizer of its own looks at what is decoded.
+    """
+
+    name: str
+    says: str
+    is_collapse: bool = True
+    data: str = "patches"
+    family: str = "vq"
+    K: int = 128
+    D: int = 8
+    tokens: int = 1
+    batch: int = 256
+    steps: int = 400
+    lr: float = 1e-3
+    onset: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    healthy: Mapping[str, Any] = field(default_factory=dict)
+    own: Mapping[str, Any] | None = None
+    model: Mapping[str, Any] = field(default_factory=dict)
+    healthy_model: Mapping[str, Any] = field(default_factory=dict)
+    start: Callable[[Run], None] | None = None
+    healthy_start: Callable[[Run], None] | None = None
+    disturb: Callable[[Run, int], None] | None = None
+    routine: Callable[[Run, int], None] | None = None
+    draw: Callable[[Run, int, int], Tensor] = any_items
+    is_padded: bool = False
+    is_pretrained: bool = True
+    has_adversary: bool = False
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether nothing is tuned on it."""
+        return is_held_out(self.name)
+
+    def load(self) -> Data:
+        """Return its data."""
+        return load(self.data)
+
+    def options_of(self, variant: str) -> dict[str, Any]:
+        """Return the quantizer's options in a variant: `cause`, `twin` or `own`.
+
+        Raises:
+            ValueError: `own` of a package that has no prevention.
+        """
+        if variant == "twin":
+            return {**self.options, **self.healthy}
+        elif variant == "own":
+            if self.own is None:
+                raise ValueError(f"{self.name}: the quantizer has no prevention of its own")
+            return {**self.options, **self.own}
+        return dict(self.options)

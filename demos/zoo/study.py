@@ -1,0 +1,109 @@
+"""A study of the zoo as one asks for it: what to run, a bar while it runs, and the files that it leaves."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import get_console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from . import SCENARIOS
+from .arms import ARMS, Arm, arm_named
+from .cell import CellResult
+from .plots import draw_error, draw_recovery
+from .report import summarise_zoo, zoo_as_markdown
+from .runner import Study, read_cells, run_study
+
+__all__ = ["QUICK", "current_cells", "run_zoo", "study_of", "write_report"]
+
+QUICK = {
+    "scenarios": ("reference-ema", "start-far-away", "encoder-jump", "taming-start", "plain-ema", "few-modes"),
+    "arms": ("twin", "nothing", "own", "observe", "default"),
+}
+"""What `--quick` leaves of the zoo, with one seed."""
+
+
+def study_of(
+    *, scenarios: Sequence[str] = (), arms: Sequence[str] = (), seeds: int = 5, is_quick: bool = False
+) -> Study:
+    """Return the study that is asked for; nothing named means everything.
+
+    A policy file brings along what it is judged by: the twin, and the arm in which nothing is done.
+
+    Raises:
+        LookupError: an unknown scenario or arm; says which there are.
+        PolicyError: a policy file that is not valid.
+    """
+    names = list(scenarios or (QUICK["scenarios"] if is_quick else SCENARIOS))
+    unknown = [name for name in names if name not in SCENARIOS]
+    if unknown:
+        raise LookupError(f"expected one of {', '.join(SCENARIOS)}, got {', '.join(unknown)}")
+    chosen = [arm_named(name) for name in arms or (QUICK["arms"] if is_quick else ARMS)]
+    ordered = {arm.name: arm for arm in (ARMS["twin"], ARMS["nothing"], *chosen)}
+    return Study([SCENARIOS[name] for name in names], list(ordered.values()), 1 if is_quick else seeds)
+
+
+def run_zoo(study: Study, folder: Path, *, processes: int = 1, minutes: float | None = None) -> list[str]:
+    """Run what is missing, with a bar, and write the report.
+
+    Args:
+        study: what is asked for.
+        folder: where `zoo.jsonl` is, or will be.
+        processes: that train at the same time.
+        minutes: after which no cell is begun.
+
+    Returns:
+        What failed, a line each.
+    """
+    path = folder / "zoo.jsonl"
+    cells = list(study.cells())
+    done = {(each.scenario, each.arm, each.seed, each.steps, each.policy) for each in read_cells(path)}
+    until = None if minutes is None else time.monotonic() + 60 * minutes
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=get_console()) as progress:
+        task = progress.add_task("zoo", total=len(cells), completed=sum(cell.key in done for cell in cells))
+
+        def tell(line: str) -> None:
+            progress.advance(task)
+            progress.console.print(line, style="dim", soft_wrap=True, highlight=False, markup=False)
+
+        failures = run_study(study, path, processes=processes, until=until, tell=tell)
+    write_report(folder)
+    return failures
+
+
+def current_cells(path: Path, arms: Sequence[Arm] = ()) -> list[CellResult]:
+    """Return the cells of whole runs of scenarios that there are, under the policies that there are.
+
+    Args:
+        path: of the file.
+        arms: further ones; policy files that are not given here are taken as they were last run.
+    """
+    fingerprints = {arm.name: arm.fingerprint for arm in (*ARMS.values(), *arms)}
+    found: dict[tuple[str, str, int], CellResult] = {}
+    for each in read_cells(path):
+        scenario = SCENARIOS.get(each.scenario)
+        if (
+            scenario is not None
+            and each.steps == scenario.steps
+            and fingerprints.get(each.arm, each.policy) == each.policy
+        ):
+            found[(each.scenario, each.arm, each.seed)] = each
+    order = {name: place for place, name in enumerate([*ARMS, *(arm.name for arm in arms)])}
+    return sorted(found.values(), key=lambda each: order.get(each.arm, len(order)))
+
+
+def write_report(folder: Path) -> str:
+    """Write `zoo.json`, `zoo.md` and the two figures beside `zoo.jsonl`; return the page."""
+    cells = current_cells(folder / "zoo.jsonl")
+    study = Study(list(SCENARIOS.values()), list(ARMS.values()))
+    figures = summarise_zoo(cells, study.scenarios, study)
+    text = zoo_as_markdown(figures)
+    (folder / "zoo.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    (folder / "zoo.md").write_text(text, encoding="utf-8")
+    (folder / "zoo-recovery.svg").write_text(draw_recovery(figures), encoding="utf-8")
+    (folder / "zoo-error.svg").write_text(draw_error(figures), encoding="utf-8")
+    return text

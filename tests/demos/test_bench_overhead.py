@@ -1,0 +1,68 @@
+"""The overhead bench: that its double counts what waits for a device, and that the guard waits at readings alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from collapse_guard.demos.overhead_costs import Costs, cost_of_guarding, count_syncs, one_hot_perplexity
+from collapse_guard.demos.overhead_report import overhead_as_markdown
+from collapse_guard.demos.sync_counter import SyncCounter
+
+
+@pytest.mark.parametrize(
+    ("name", "ask"),
+    [
+        ("_local_scalar_dense", lambda x: x.sum().item()),
+        ("_local_scalar_dense", lambda x: bool((x > 0).any())),
+        ("_local_scalar_dense", lambda x: int(x[0])),
+        ("cpu", lambda x: x.cpu()),
+        ("numpy", lambda x: x.numpy()),
+        ("tolist", lambda x: x.tolist()),
+        ("to the host", lambda x: x.to("cpu")),
+        ("nonzero", lambda x: torch.nonzero(x)),
+        ("_unique2", lambda x: torch.unique(x)),
+        ("index by mask", lambda x: x[x > 1]),
+    ],
+)
+def test_what_asks_a_device_for_a_value_is_counted(name: str, ask: Callable[[Tensor], object]) -> None:
+    with SyncCounter() as syncs:
+        ask(torch.arange(4.0))
+    assert syncs.counts[name] >= 1
+
+
+def test_what_only_gives_it_work_is_not_counted() -> None:
+    with SyncCounter() as syncs:
+        x = torch.arange(4.0)
+        y = torch.where(x > 1, x, 0.0)[torch.tensor([0, 1])].sum()
+        x.scatter_add_(0, torch.tensor([1]), y.unsqueeze(0))
+    assert syncs.total == 0
+
+
+def test_the_guard_waits_for_no_device_on_steps_without_a_reading() -> None:
+    found = count_syncs(every=10, steps=25)
+    assert set(found) == {1, 10, 20}  # the first forward checks, once, that codes are in range
+    assert found[20]["cpu"] == 2  # one copy for each of the two codebooks
+
+
+def test_the_one_hot_perplexity_is_the_usual_one() -> None:
+    codes = torch.tensor([0, 0, 1, 3])
+    assert one_hot_perplexity(codes, 8) == pytest.approx(math.exp(0.5 * math.log(2) + 0.5 * math.log(4)), rel=1e-5)
+
+
+def test_the_cost_of_a_setting_is_measured_and_told() -> None:
+    cost = cost_of_guarding(16, 2, 32, steps=100)
+    assert set(cost.seconds) == {1, 10, 50}
+    assert cost.bytes > 2 * 4096 * 32 * 4  # the latents of two rings
+    assert cost.one_hot is not None
+    models = {"tiny": {"plain": 0.01, "guard 1": 0.0103, "guard 10": 0.0102, "guard 50": 0.0101, "one-hot": 0.02}}
+    known = Costs(16, 2, 32, {1: 3e-4, 10: 2e-4, 50: 1e-4}, 2e-3, 3 * 2**20)
+    page = overhead_as_markdown(models, [known], {"nothing": 0.002, "Guard": 0.003}, {1: {"cpu": 2}})
+    assert "| tiny | 10.00 ms | +3.00% | +2.00% | +1.00% | +100.00% |" in page
+    assert "| 16 | 2 | 32 | 300 | 200 | 100 | 2000 | 20 | 3.0 MiB |" in page
+    assert "| Guard | 3.00 ms | 1.500 |" in page
+    assert "are at steps 1 (2), and at no other" in page

@@ -1,0 +1,213 @@
+"""The zoo: what its measures mean, that a study goes on where it stopped, that arms differ in the arm alone."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from collapse_guard.cli import app
+from collapse_guard.demos.zoo import ARMS, COLLAPSES, CONTROLS, SCENARIOS, CellResult, run_cell
+from collapse_guard.demos.zoo.arms import random_policy
+from collapse_guard.demos.zoo.intervals import Interval, mean_over_seeds, median_over_scenarios
+from collapse_guard.demos.zoo.measures import Pairs, fell_at, held_since, is_as_good
+from collapse_guard.demos.zoo.models import FAMILIES
+from collapse_guard.demos.zoo.runner import Study, read_cells, run_study
+from collapse_guard.demos.zoo.split import HELD_OUT
+from collapse_guard.demos.zoo.study import current_cells, study_of, write_report
+from collapse_guard.policies import PolicyError, load_policy
+
+CELL = CellResult("start-far-away", "nothing", 0, 400, "", 0.2, [10.0], [0.1], [[100.0], [40.0], [10.0], [10.0]])
+TWIN = replace(CELL, arm="twin", error=0.1, perplexity=[100.0], trace=[[100.0]] * 4)
+PATCHES = SCENARIOS["start-far-away"]
+
+
+def test_the_held_out_third_is_the_one_that_was_written_down() -> None:
+    expected = "artificial-reshape diffusers-start encodec-replacement four-codes frozen-codebook narrow-cosine"
+    assert {*expected.split(), "plain-ema", "residual-4", "residual-healthy", "start-too-small"} == HELD_OUT
+    assert set(SCENARIOS) >= HELD_OUT
+
+
+def test_there_are_as_many_collapses_and_controls_as_the_zoo_promises() -> None:
+    assert len(COLLAPSES) >= 16
+    assert len(CONTROLS) >= 8
+    assert len(SCENARIOS) == len(COLLAPSES) + len(CONTROLS)
+    assert {scenario.family for scenario in SCENARIOS.values()} <= set(FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("change", "is_good"),
+    [
+        ({}, True),
+        ({"error": 0.1099, "perplexity": [90.1]}, True),
+        ({"error": 0.1101}, False),
+        ({"perplexity": [89.9]}, False),
+        ({"error": None}, False),
+        ({"perplexity": [100.0, 100.0]}, False),
+    ],
+)
+def test_recovered_means_within_a_tenth_of_the_twin(change: dict[str, object], is_good: bool) -> None:
+    assert is_as_good(replace(TWIN, arm="default", **change), TWIN) is is_good  # type: ignore[arg-type]
+
+
+def test_a_codebook_falls_in_the_first_window_below_half_of_its_twin_after_the_onset() -> None:
+    assert fell_at(CELL, TWIN, onset=0) == 50
+    assert fell_at(CELL, TWIN, onset=50) == 75
+    assert fell_at(TWIN, TWIN, onset=0) is None
+    assert fell_at(replace(CELL, trace=[[100.0], [], [], []]), TWIN, onset=0) == 50  # shows no code any more
+
+
+def test_recovery_is_counted_from_the_onset_to_when_it_holds_for_good() -> None:
+    healed = replace(CELL, trace=[[10.0], [95.0], [20.0], [91.0]])
+    assert held_since(healed, TWIN, onset=25) == 75
+    assert held_since(CELL, TWIN, onset=0) is None
+    assert held_since(TWIN, TWIN, onset=0) == 25
+
+
+def a_study(*cells: CellResult) -> Pairs:
+    return Pairs(cells, SCENARIOS, ["own", "fsq"])
+
+
+def test_a_pair_tells_delay_error_ratio_and_recovery() -> None:
+    guarded = replace(CELL, arm="default", error=0.105, perplexity=[95.0], readings=[40, 50, 60, 70, 80])
+    guarded = replace(guarded, alerts=[(70, "collapsed", "critical"), (80, "astray", "critical")])
+    peers = [replace(TWIN, arm="own", error=0.21), replace(TWIN, arm="fsq", error=0.15)]
+    (pair,) = a_study(CELL, TWIN, guarded, *peers).of("default")
+    assert pair.has_fallen
+    assert (pair.fell_at, pair.detected_at, pair.delay, pair.delay_readings) == (50, 70, 20, 2)
+    assert pair.error_ratio == pytest.approx(0.105 / 0.15)
+    assert pair.is_recovered
+
+
+def test_where_doing_nothing_ends_well_there_is_nothing_to_rescue() -> None:
+    pairs = a_study(replace(TWIN, arm="nothing"), TWIN, replace(TWIN, arm="default"))
+    assert pairs.of("default") == []
+    assert pairs.harmless() == [("start-far-away", 0)]
+
+
+def test_false_alarms_are_those_at_readings_of_healthy_codebooks() -> None:
+    control = replace(CELL, scenario="plain-ema", arm="default", readings=[50, 100], codebooks=2)
+    control = replace(control, alerts=[(100, "collapsed", "critical"), (100, "starving", "info")])
+    jumped = replace(CELL, scenario="encoder-jump", arm="default", readings=[100, 150, 200], codebooks=1)
+    jumped = replace(
+        jumped, alerts=[(200, "collapsed", "critical")], interventions=[(200, "q", "reset_codes", "failed")]
+    )
+    assert a_study(control, jumped).healthy("default") == (2 * 2 + 2, 1, 0)
+
+
+def test_intervals_draw_whole_seeds() -> None:
+    assert mean_over_seeds([]) is None
+    assert mean_over_seeds([[1.0, 0.0]]) == Interval(0.5, 0.5, 0.5, 1)
+    assert mean_over_seeds([[0.0, 0.0], [1.0, 1.0]]) == Interval(0.5, 0.0, 1.0, 2)
+    found = median_over_scenarios([[1.0, 2.0, 9.0], [1.0, 2.0, 9.0]])
+    assert found == Interval(2.0, 2.0, 2.0, 2)
+
+
+def test_the_random_arm_is_default_with_anything_in_its_ladders() -> None:
+    drawn = [random_policy(str(seed)) for seed in range(20)]
+    default = load_policy("default")
+    for policy in drawn:
+        assert [(rule.name, rule.when) for rule in policy.rules] == [(rule.name, rule.when) for rule in default.rules]
+        assert [len(rule.ladder) for rule in policy.rules] == [len(rule.ladder) for rule in default.rules]
+    actions = {rung.action for policy in drawn for rule in policy.rules for rung in rule.ladder}
+    assert actions == {"alert", "reset_codes", "decay_commitment", "upkeep", "fallback_tokenizer"}
+    assert random_policy("1") == random_policy("1")
+
+
+def test_a_guard_that_looks_changes_no_bit_and_tells_the_collapse() -> None:
+    torch.set_num_threads(1)
+    nothing, observed = (run_cell(PATCHES, ARMS[arm], 1, steps=75) for arm in ("nothing", "observe"))
+    assert (observed.error, observed.perplexity, observed.trace) == (nothing.error, nothing.perplexity, nothing.trace)
+    assert observed.alerts[0][1:] == ("collapsed", "critical")
+    assert observed.interventions == []
+    assert observed.readings[0] == 10
+    twin = run_cell(PATCHES, ARMS["twin"], 1, steps=75)
+    assert fell_at(nothing, twin, onset=0) == 25
+
+
+@pytest.mark.parametrize("name", ["two-optimizers", "padded-tokens", "nan-batch", "warm-up", "encodec-replacement"])
+def test_the_odd_scenarios_train_and_are_judged(name: str) -> None:
+    result = run_cell(replace(SCENARIOS[name], onset=2), ARMS["nothing"], 0, steps=4)
+    assert result.steps == 4
+    assert all(0 < share <= 1 for share in result.usage)
+    assert all(1 <= value <= SCENARIOS[name].K for value in result.perplexity)
+
+
+def test_an_arm_is_left_out_where_it_makes_no_sense() -> None:
+    def arms_of(name: str) -> set[str]:
+        return {arm.name for arm in ARMS.values() if arm.applies_to(SCENARIOS[name])}
+
+    assert arms_of("plain-ema") == {"nothing", "observe", "default", "upkeep", "dense"}
+    assert set(ARMS) - arms_of("start-far-away") == {"dense"}
+    assert set(ARMS) - arms_of("residual-4") == {"dense", "simvq", "fsq"}
+    assert set(ARMS) - arms_of("taming-start") == {"dense", "own", "rotation"}
+
+
+def test_a_study_runs_what_is_missing_and_gives_up_on_what_takes_too_long(tmp_path: Path) -> None:
+    path = tmp_path / "zoo.jsonl"
+    study = Study([PATCHES], [ARMS["twin"], ARMS["nothing"]], 1, share_of_steps=0.0625)
+    assert run_study(study, path) == []
+    assert [(cell.arm, cell.steps) for cell in read_cells(path)] == [("twin", 25), ("nothing", 25)]
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"scenario": "start-far')  # killed in the middle of a line
+    told: list[str] = []
+    assert run_study(study, path, tell=told.append) == []
+    assert told == []
+    late = run_study(replace(study, seeds=2), path, seconds_per_cell=0.0)
+    assert late == [f"start-far-away, {arm}, seed 1: took longer than 0 s" for arm in ("twin", "nothing")]
+    assert len(read_cells(path)) == 2
+
+
+def test_a_changed_policy_is_run_again(tmp_path: Path) -> None:
+    path = tmp_path / "zoo.jsonl"
+    old = replace(CELL, arm="default", policy="of yesterday")
+    path.write_text(json.dumps(old.as_record()) + "\n", encoding="utf-8")
+    (cell,) = Study([PATCHES], [ARMS["default"]], 1).cells()
+    assert cell.key != (old.scenario, old.arm, old.seed, old.steps, old.policy)
+    assert current_cells(path) == []
+
+
+def cells_of_two_seeds() -> Sequence[CellResult]:
+    guarded = replace(TWIN, arm="default", policy=ARMS["default"].fingerprint, alerts=[(60, "collapsed", "critical")])
+    guarded = replace(guarded, readings=[60])
+    return [replace(each, seed=seed) for seed in (0, 1) for each in (CELL, TWIN, guarded, replace(CELL, arm="own"))]
+
+
+def test_the_report_says_how_much_was_measured_and_draws_it(tmp_path: Path) -> None:
+    lines = [json.dumps(cell.as_record()) for cell in cells_of_two_seeds()]
+    (tmp_path / "zoo.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = write_report(tmp_path)
+    figures = json.loads((tmp_path / "zoo.json").read_text(encoding="utf-8"))
+    assert figures["cells"]["measured"] == 8 < figures["cells"]["asked"]
+    assert "**The study is not complete" in text
+    assert "| `default` | 2 | 100% (100% - 100%) | 100% (100% - 100%) | - | 100% (100% - 100%) | 100% | 1 |" in text
+    assert figures["arms"]["default"]["error_ratio"] == {"value": 0.5, "low": 0.5, "high": 0.5, "seeds": 2}
+    for name in ("zoo-recovery.svg", "zoo-error.svg"):
+        assert ET.fromstring((tmp_path / name).read_text(encoding="utf-8")).tag.endswith("svg")
+
+
+def test_a_policy_file_is_an_arm_and_brings_what_it_is_judged_by(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("version: 1\nname: mine\nextends: default\n", encoding="utf-8")
+    study = study_of(arms=[str(file)], scenarios=["start-far-away"])
+    assert [arm.name for arm in study.arms] == ["twin", "nothing", "policy:mine"]
+    file.write_text("version: 1\nname: mine\nextends: default\nwarm: 10\n", encoding="utf-8")
+    with pytest.raises(PolicyError, match="warm"):
+        study_of(arms=[str(file)])
+    with pytest.raises(LookupError, match=r"expected one of twin, nothing, .*got 'nonsense'"):
+        study_of(arms=["nonsense"])
+
+
+def test_the_command_lists_and_refuses() -> None:
+    runner = CliRunner()
+    listed = runner.invoke(app, ["zoo", "list"])
+    assert listed.exit_code == 0
+    assert all(name in listed.output for name in (*SCENARIOS, *ARMS))
+    assert runner.invoke(app, ["zoo", "report", "--folder", "nowhere"]).exit_code == 2
+    assert runner.invoke(app, ["zoo", "run", "--scenario", "nonsense"]).exit_code == 2
