@@ -20,8 +20,8 @@ from .evaluation_cases import HEALTHY as HEALTHY_EVALUATIONS
 from .evaluation_cases import Case as EvaluationCase
 from .evaluation_cases import CaseQuantizer, DigitsAutoencoder
 from .evaluation_modes import LOOKS, look_at
-from .kmeans_cells import BenchFit, measure_fits, read_lines
-from .kmeans_data import BENCH_DATA
+from .kmeans_cells import BenchFit, append_line, measure_fits, read_lines
+from .kmeans_data import BENCH_DATA, photo_windows
 from .kmeans_methods import BENCH_METHODS
 from .kmeans_plot import quality_over_time
 from .kmeans_refit import REFITS, RefitLine, measure_refits
@@ -34,9 +34,12 @@ from .kmeans_report import (
 )
 from .kmeans_scaling import ScalingFit, measure_scaling
 from .kmeans_search import ASSIGNMENTS, LARGE_DATA, Assignment, LargeSearch, measure_assignments, measure_large
+from .overhead_costs import Costs, cost_of_guarding, count_syncs, one_hot_perplexity
+from .overhead_report import overhead_as_markdown
 from .quantizer import ReferenceQuantizer
 from .reference import ARMS, ArmResult, run_arm, run_reference
 from .scenarios import FAULTS, SOUND, Course, Scenario
+from .sync_counter import SyncCounter
 
 __all__ = [
     "ARMS",
@@ -57,6 +60,7 @@ __all__ = [
     "BenchFit",
     "CaseQuantizer",
     "ControlRun",
+    "Costs",
     "Course",
     "DiagnosisRun",
     "DigitsAutoencoder",
@@ -67,9 +71,13 @@ __all__ = [
     "RefitLine",
     "ScalingFit",
     "Scenario",
+    "SyncCounter",
     "UpkeepRun",
+    "append_line",
     "assignments_as_markdown",
     "control_as_markdown",
+    "cost_of_guarding",
+    "count_syncs",
     "diagnosis_as_markdown",
     "digits_loaders",
     "engine_readings",
@@ -81,6 +89,9 @@ __all__ = [
     "measure_large",
     "measure_refits",
     "measure_scaling",
+    "one_hot_perplexity",
+    "overhead_as_markdown",
+    "photo_windows",
     "quality_over_time",
     "read_diagnosis_runs",
     "read_lines",

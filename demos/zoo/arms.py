@@ -118,11 +118,21 @@ def random_policy(seed: str) -> Policy:
     """
     draw = random.Random(seed)
     rules = [
-        {"name": rule.name, "verify": {"undo": "never"}, "ladder": [_random_action(draw) for _ in rule.ladder]}
+        {"name": rule.name, "verify": {"undo": "never"}, "ladder": _random_ladder(draw, len(rule.ladder))}
         for rule in load_policy("default").rules
         if rule.ladder
     ]
     return load_policy({"version": 1, "name": "random", "extends": "default", "rules": rules})
+
+
+def _random_ladder(draw: random.Random, rungs: int) -> list[dict[str, Any]]:
+    """Return rungs that differ, as those of any ladder must."""
+    ladder: list[dict[str, Any]] = []
+    while len(ladder) < rungs:
+        rung = _random_action(draw)
+        if rung not in ladder:
+            ladder.append(rung)
+    return ladder
 
 
 def _random_action(draw: random.Random) -> dict[str, Any]:

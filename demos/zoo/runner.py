@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from collapse_guard.demos.kmeans_cells import append_line
+from collapse_guard.demos import append_line
 
 from .arms import Arm
 from .cell import CellResult, run_cell
