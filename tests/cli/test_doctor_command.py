@@ -77,6 +77,8 @@ def test_a_quantizer_that_every_rung_can_act_on_is_shown_and_exits_with_0(models
         "  astray",
         "    1. reset_codes: yes",
         "    2. fallback_tokenizer: yes",
+        "  evaluation_only",
+        "    1. eval_fix: yes",
         "  collapsing",
         "    1. reset_codes: yes",
         "    2. decay_commitment: yes",
