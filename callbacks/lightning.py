@@ -25,9 +25,8 @@ from collapse_guard.policies import Policy, load_policy
 from collapse_guard.requests import REQUESTABLE, may_request
 from collapse_guard.sinks import Verbosity, log_folder
 
-from .loggers import LoggerSink
-
 from .averaging import averaged_models, follow
+from .loggers import LoggerSink
 
 __all__ = ["CollapseGuard", "join_lightning"]
 
