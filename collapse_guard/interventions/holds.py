@@ -138,7 +138,7 @@ class StepHold(Hold):
 
         if "closure" in kwargs:
             return args, {**kwargs, "closure": with_gradients}
-        return (args[0], with_gradients, *args[2:]), kwargs
+        return (*args[:1], with_gradients, *args[2:]), kwargs
 
     def _end(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._guarded(self._after, optimizer)

@@ -154,12 +154,11 @@ class TakeOverUpdatesIntervention(Intervention[TakeOverUpdates]):
         if (seen := self._tap.take()) is None:
             return None
         view, (sums, counts) = self.site.view, seen
-        if self._averages is None:
-            self._averages = self._shares.to(counts) * counts.sum()
-        table = view.codebook().float()
-        moved, self._averages = moved_rows(table, self._averages.to(counts), sums, counts, self.params.decay)
+        averages = self._averages.to(counts) if self._averages is not None else self._shares.to(counts) * counts.sum()
+        moved, averages = moved_rows(view.codebook().float(), averages, sums, counts, self.params.decay)
+        self._averages = averages
         rows = (counts > 0).nonzero().flatten()
-        ema_counts = self._averages[rows].clamp(min=_LEAST) if view.ema_count is not None else None
+        ema_counts = averages[rows].clamp(min=_LEAST) if view.ema_count is not None else None
         view.write_rows(rows, moved[rows], ema_counts)
         return None
 

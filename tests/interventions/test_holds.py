@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -21,7 +21,7 @@ from collapse_guard.window import Window
 from tests.interventions.scenes import D, Small, modes, plain
 
 
-def model_with(kind: type[Optimizer] = Adam, **options: Any) -> tuple[Small, Optimizer]:
+def model_with(kind: Callable[..., Optimizer] = Adam, **options: Any) -> tuple[Small, Optimizer]:
     torch.manual_seed(0)
     model = Small(plain()).train()
     model.weights |= {"drift": 1.0}
@@ -103,20 +103,23 @@ def test_tries_in_a_row_multiply_and_each_is_undone_by_itself() -> None:
 
 
 @pytest.mark.parametrize("kind", [SGD, Adam, AdamW])
-def test_one_parameter_of_a_group_gets_a_rate_of_its_own_and_the_groups_are_as_they_were(kind: type[Optimizer]) -> None:
+def test_one_parameter_of_a_group_gets_a_rate_of_its_own_and_the_groups_are_as_they_were(
+    kind: Callable[..., Optimizer],
+) -> None:
     def trained(factor: float | None) -> tuple[nn.Module, Optimizer]:
         torch.manual_seed(0)
         module = nn.Sequential(nn.Linear(D, 4), nn.Linear(4, 1))
         first = module[0]
         assert isinstance(first, nn.Linear)
+        own = cast(nn.Parameter, first.weight)
         if factor is None:  # by hand: a group of its own
             rest = [each for each in module.parameters() if each is not first.weight]
-            optimizer = kind([{"params": rest}, {"params": [first.weight], "lr": 0.1}], lr=0.01)  # type: ignore[call-arg]
+            optimizer = kind([{"params": rest}, {"params": [first.weight], "lr": 0.1}], lr=0.01)
         else:
-            optimizer = kind(module.parameters(), lr=0.01)  # type: ignore[call-arg]
+            optimizer = kind(module.parameters(), lr=0.01)
             from collapse_guard.interventions.learning_rate import ScaledRates
 
-            ScaledRates("rate", [optimizer], [first.weight], factor).install()
+            ScaledRates("rate", [optimizer], [own], factor).install()
         for step in range(5):
             optimizer.zero_grad()
             module(modes(step)).square().mean().backward()
