@@ -25,6 +25,7 @@ from collapse_guard.policies import Policy, load_policy
 from collapse_guard.requests import REQUESTABLE, may_request
 from collapse_guard.sinks import Verbosity, log_folder
 
+from .averaging import averaged_models, follow
 from .loggers import LoggerSink
 
 __all__ = ["CollapseGuard", "join_lightning"]
@@ -89,6 +90,7 @@ class CollapseGuard(Callback):
         sinks: further places for events to go.
         adapters: module path in the LightningModule -> description, for quantizers that are not recognised.
         seed: of the guard's own random streams.
+        log_max_bytes: bound on the event log, which then forgets its oldest part; see `Guard`.
 
     Raises:
         PolicyError: the policy is not valid; every problem is listed with file and line.
@@ -109,6 +111,7 @@ class CollapseGuard(Callback):
         sinks: Sequence[Sink] = (),
         adapters: Mapping[str, GenericVQ] | None = None,
         seed: int = 0,
+        log_max_bytes: int | None = None,
     ) -> None:
         """Validate the policy and store the rest; nothing is hooked, opened or printed before training starts."""
         join_lightning()
@@ -129,9 +132,12 @@ class CollapseGuard(Callback):
         self._sinks = tuple(sinks)
         self._adapters = adapters
         self._seed = seed
+        self._log_max_bytes = log_max_bytes
         self._resume_from: dict[str, Any] | None = None
         self._guarded: pl.LightningModule | None = None
         self._last_global_step = 0
+        self._loss_scale: float | None = None
+        self._rewritten: Mapping[str, int] = {}
 
     @property
     def policy(self) -> Policy:
@@ -188,6 +194,7 @@ class CollapseGuard(Callback):
             sinks=sinks,
             adapters=self._adapters,
             seed=self._seed,
+            log_max_bytes=self._log_max_bytes,
             total_steps=_planned_steps(trainer),
         )
         guard.attach(pl_module, trainer.optimizers)
@@ -197,18 +204,29 @@ class CollapseGuard(Callback):
         if self._resume_from is not None:
             guard.load_state_dict(self._resume_from)
             self._resume_from = None
-        self._last_global_step = trainer.global_step
+        self._last_global_step, self._loss_scale = trainer.global_step, _loss_scale(trainer)
+        self._rewritten = guard.rewritten
         self.guard, self._guarded = guard, pl_module
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count one step per batch in which an optimizer stepped: none under accumulation, one for two optimizers."""
+        """Count one step per batch in which an optimizer stepped: none under accumulation, one for two optimizers.
+
+        A step that the gradient scaler skipped, which its lower scale tells, is none.
+        """
         if self.guard is None or trainer.global_step == self._last_global_step:
             return
+        before, self._loss_scale = self._loss_scale, _loss_scale(trainer)
         self._last_global_step = trainer.global_step
+        if before is not None and self._loss_scale is not None and self._loss_scale < before:
+            return
         self.guard.step(loss=lambda: self._logged_loss(trainer), epoch=trainer.current_epoch)
+        if (rewritten := self.guard.rewritten) != self._rewritten:
+            names = [name for name, count in rewritten.items() if self._rewritten.get(name) != count]
+            self._rewritten = rewritten
+            follow(pl_module, averaged_models(trainer.callbacks), self.guard.views(names))
         if may_request(self.guard.policy):
             self._carry_out(trainer, self.guard)
 
@@ -320,6 +338,12 @@ def _planned_steps(trainer: pl.Trainer) -> int | None:
     """Return the optimizer steps that the whole training is planned to take, or `None` where it has no end."""
     planned = trainer.estimated_stepping_batches
     return int(planned) if math.isfinite(planned) and planned > 0 else None
+
+
+def _loss_scale(trainer: pl.Trainer) -> float | None:
+    """Return the scale of the loss under float16, or `None` where there is none."""
+    scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
+    return float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else None
 
 
 def _stopping(trainer: pl.Trainer) -> str:

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 
 from collapse_guard.policies import Decision, Health, Policy, PolicyEngine, Reading, load_policy, taken_together
 
-from .adapters import GenericVQ, discover
+from .adapters import CodebookView, GenericVQ, discover
 from .diagnosis import Clinic
 from .evaluation import Evaluations
 from .events import EventLog, Sink
@@ -497,6 +497,15 @@ class Guard:
         )
 
     @property
+    def rewritten(self) -> dict[str, int]:
+        """How often each codebook was rewritten so far, by interventions, refits and what undid them."""
+        return self._ledger.rewritten() if self._ledger is not None else {}
+
+    def views(self, names: Iterable[str]) -> list[CodebookView]:
+        """Return the handles of some codebooks, by name."""
+        return [self._watch.probes[name].view for name in names]
+
+    @property
     def steps(self) -> int:
         """Optimizer steps that the guard was told of."""
         return self._step
@@ -538,6 +547,7 @@ class Guard:
             taken: the readings. explain: adds their causes. uses: histograms that are told beside them, by codebook.
         """
         assert self._ledger is not None
+        asked_before = self.requests.open_count
         for bundle in taken_together(taken):
             together = explain(bundle)
             decisions = self._remembered(self._engine.observe_together(together))
@@ -552,8 +562,7 @@ class Guard:
             and all(self._engine.health(name) is Health.HEALTHY for name in self._watch.readings)
         ):
             self._snapshots.consider(self._step)
-
-        if self.requests.are_open:
+        if self.requests.open_count > asked_before:
             self._ranks.words("")  # all ranks have come this far: what is asked for is asked for on all
 
     def _explained(self, readings: Sequence[Reading]) -> Sequence[Reading]:

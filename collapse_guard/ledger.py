@@ -87,6 +87,12 @@ class Ledger:
         """Return how often a codebook was written."""
         return self._versions.get(codebook, 0)
 
+    def rewritten(self) -> dict[str, int]:
+        """Return how often each codebook was written, and put back."""
+        undone = [entry.codebook for entry in self.entries if entry.undone]
+        names = {*self._versions, *undone}
+        return {name: self._versions.get(name, 0) + undone.count(name) for name in sorted(names)}
+
     def carry_out(self, decisions: Iterable[Decision], engine: PolicyEngine, probes: Mapping[str, Probe]) -> None:
         """Act on each decision in order, report back, and carry out what follows from the report."""
         self._health = lambda codebook: engine.health(codebook).value

@@ -40,7 +40,7 @@ class Injection:
     Attributes:
         kind: `scale`: all codes but the first get `strength` (100) times the median length, so that inputs fall on the
             one that is still short. `point_mass`: all codes are the same. `noise`: normal noise of `strength` (10)
-            times the codes' root mean square is added. `nan`: a share `strength` (0.5) of the codes is not a number.
+            times the median length is added. `nan`: a share `strength` (0.5) of the codes is not a number.
             `starve`: a share `strength` (0.75) of the codes is moved to where no input is. `freeze`: the codebook no
             longer follows: its updates and its gradients are dropped.
         at: training forwards of the quantizer that pass before the first time.
