@@ -77,8 +77,11 @@ def run(block: Block, page: str, namespace: dict[str, Any]) -> None:
             warnings.simplefilter("ignore")  # Lightning hints at workers and loggers when its defaults are used
             exec(compile(block.text, page, "exec", dont_inherit=True), namespace)
     elif block.language == "yaml":
-        if re.search(r"^version:", block.text, flags=re.MULTILINE):
-            load_policy(yaml.safe_load(block.text))
+        data = yaml.safe_load(block.text)
+        if isinstance(data, list):  # rules alone
+            data = {"rules": data}
+        if "rules" in data or "version" in data:
+            load_policy({"version": 1} | data)
     else:
         for line in block.text.splitlines():
             if line.startswith("collapse-guard "):
