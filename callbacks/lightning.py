@@ -20,12 +20,13 @@ from rich import get_console
 from torch import Tensor
 from typing_extensions import override
 
-from collapse_guard import Event, GenericVQ, Guard, PolicyError, Request, Sink
+from collapse_guard import ConsoleSink, GenericVQ, Guard, PolicyError, Request, Sink
 from collapse_guard.policies import Policy, load_policy
 from collapse_guard.requests import REQUESTABLE, may_request
-from collapse_guard.sinks import log_folder
+from collapse_guard.sinks import Verbosity, log_folder
 
 from .averaging import averaged_models, follow
+from .loggers import LoggerSink
 
 __all__ = ["CollapseGuard", "join_lightning"]
 
@@ -57,7 +58,6 @@ def _first_importable() -> tuple[type, ...]:
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.pytorch import Callback
-    from lightning.pytorch.loggers import Logger
 else:
     # A base of its own, between this callback and theirs: what it derives from may grow, see `join_lightning`.
     Callback = type("Callback", _loaded() or _first_importable(), {})
@@ -73,9 +73,6 @@ def join_lightning() -> None:
         Callback.__bases__ = (*bases, *new)
 
 
-_SCALARS = ("perplexity", "perplexity_ratio", "usage", "dead_fraction", "norm_ratio", "relative_error")
-
-
 class CollapseGuard(Callback):
     """Watches the codebooks of the LightningModule that trains and repairs them under a policy.
 
@@ -89,6 +86,7 @@ class CollapseGuard(Callback):
             `default_root_dir`.
         loss: name of a logged metric (`self.log(name, ...)`) that verification may look at.
         console: whether to print alerts, interventions and the summary.
+        verbosity: how much is printed: `quiet`, `normal` or `detailed`; see `ConsoleSink`.
         sinks: further places for events to go.
         adapters: module path in the LightningModule -> description, for quantizers that are not recognised.
         seed: of the guard's own random streams.
@@ -96,6 +94,7 @@ class CollapseGuard(Callback):
 
     Raises:
         PolicyError: the policy is not valid; every problem is listed with file and line.
+        ValueError: an unknown verbosity.
 
     Example:
         ``Trainer(callbacks=[CollapseGuard(policy="default")])``
@@ -108,6 +107,7 @@ class CollapseGuard(Callback):
         log_dir: str | Path | None = None,
         loss: str | None = None,
         console: bool = True,
+        verbosity: Verbosity = "normal",
         sinks: Sequence[Sink] = (),
         adapters: Mapping[str, GenericVQ] | None = None,
         seed: int = 0,
@@ -127,6 +127,8 @@ class CollapseGuard(Callback):
         self._log_dir = log_dir
         self._loss = loss
         self._console = console
+        ConsoleSink(verbosity=verbosity)  # refuses an unknown one here, not when training starts
+        self._verbosity = verbosity
         self._sinks = tuple(sinks)
         self._adapters = adapters
         self._seed = seed
@@ -148,6 +150,24 @@ class CollapseGuard(Callback):
             raise self._policy.with_traceback(None)
         return self._policy
 
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What the guard told so far, as flat records; empty before training starts. See `Guard.history`."""
+        return self.guard.history if self.guard is not None else []
+
+    def plot_history(self) -> Any:
+        """Return the course of each codebook as a plotly figure; see `Guard.plot_history`.
+
+        Raises:
+            RuntimeError: training has not started yet.
+            MissingExtraError: plotly is not installed.
+        """
+        if self.guard is None:
+            raise RuntimeError(
+                "expected a guard that has seen training, got one before `fit`; there is nothing to plot"
+            )
+        return self.guard.plot_history()
+
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse a bad policy before anything else happens.
@@ -165,11 +185,12 @@ class CollapseGuard(Callback):
                 get_console().print("collapse_guard: not attached: a fast_dev_run is too short to guard")
             return
         first = trainer.is_global_zero
-        sinks = [*self._sinks, _LoggerSink(trainer)] if first else []
+        sinks = [*self._sinks, LoggerSink(lambda: trainer.loggers, lambda: trainer.global_step)] if first else []
         guard = Guard(
             self.policy,
             log_dir=self._directory(trainer) if first else None,
             console=self._console and first,
+            verbosity=self._verbosity,
             sinks=sinks,
             adapters=self._adapters,
             seed=self._seed,
@@ -341,32 +362,3 @@ def _is_made_by_jsonargparse() -> bool:
     while frame.f_code.co_name == "__init__" and frame.f_back is not None:
         frame = frame.f_back
     return str(frame.f_globals.get("__name__")).partition(".")[0] == "jsonargparse"
-
-
-class _LoggerSink:
-    """Writes readings to the Trainer's loggers: `codebook_perplexity/<codebook>`, `codebook_perplexity_eval/...`."""
-
-    def __init__(self, trainer: pl.Trainer) -> None:
-        self._trainer = trainer
-
-    @property
-    def _loggers(self) -> list[Logger]:
-        return self._trainer.loggers
-
-    def write(self, event: Event) -> None:
-        """Log the scalars of a reading, and the attempt number at each intervention."""
-        name = event.fields.get("codebook")
-        if event.event == "reading":
-            values = {key: event.fields.get(key) for key in _SCALARS}
-            where = "_eval" if event.fields.get("stage") == "eval" else ""
-            found = {f"codebook_{key}{where}/{name}": value for key, value in values.items()}
-            scalars = {key: float(value) for key, value in found.items() if value is not None}
-        elif event.event == "intervention":
-            scalars = {f"codebook_intervention/{name}": float(event.fields["attempt"])}
-        else:
-            return
-        for logger in self._loggers:
-            logger.log_metrics(scalars, step=self._trainer.global_step)
-
-    def close(self) -> None:
-        """The loggers belong to the Trainer."""

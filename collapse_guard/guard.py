@@ -12,6 +12,7 @@ import json
 import logging
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -31,6 +32,7 @@ from .diagnosis import Clinic
 from .evaluation import Evaluations
 from .events import EventLog, Sink
 from .execution import compiled_parts, refuse_replicas, unwrap_compiled
+from .history.kept import Kept
 from .interventions import ladders_on
 from .kmeans import KMeansTokenizer
 from .ledger import Ledger
@@ -45,7 +47,8 @@ from .reports import (
     summarise,
 )
 from .requests import Requests
-from .sinks import JsonLinesSink, new_run, open_sinks
+from .sinks import ConsoleSink, JsonLinesSink, Verbosity, new_run, open_sinks
+from .sketch import is_told, uses_of
 from .snapshots import Snapshots, wanted_snapshots
 from .tokenizers import save_tokenizers, tokenizers_of
 from .watch import Watch
@@ -65,6 +68,7 @@ class Guard:
         policy: preset name, path of a YAML file, mapping, or a loaded policy.
         log_dir: directory of the run; `collapse_guard/events.jsonl` is written below it. `None` writes no file.
         console: whether to print alerts, interventions and the summary.
+        verbosity: how much is printed: `quiet`, `normal` or `detailed`; see `ConsoleSink`.
         sinks: further places for events to go.
         adapters: module path -> description, for quantizers that are not recognised.
         seed: of the guard's own random streams; the run's are never touched.
@@ -78,6 +82,7 @@ class Guard:
 
     Raises:
         PolicyError: the policy is not valid; every problem is listed with file and line.
+        ValueError: an unknown verbosity.
 
     Example:
         >>> from collapse_guard import Guard
@@ -92,6 +97,7 @@ class Guard:
         *,
         log_dir: str | Path | None = None,
         console: bool = True,
+        verbosity: Verbosity = "normal",
         sinks: Sequence[Sink] = (),
         adapters: Mapping[str, GenericVQ] | None = None,
         seed: int = 0,
@@ -101,9 +107,11 @@ class Guard:
         """Load and validate the policy; nothing is hooked, opened or printed before `attach`."""
         self.policy = load_policy(policy)
         self._log_dir = log_dir
+        self._console = ConsoleSink(verbosity=verbosity) if console else None
         self._log_max_bytes = log_max_bytes
-        self._console = console
         self._extra_sinks = tuple(sinks)
+        self._history = Kept()
+        self._readings_taken: Counter[str] = Counter()
         self._adapters = dict(adapters or {})
         self._seed = seed
         self.total_steps = total_steps
@@ -176,8 +184,8 @@ class Guard:
             self._log_dir if ranks.is_first else None,
             run=self._run,
             max_bytes=self._log_max_bytes,
-            console=self._console and ranks.is_first,
-            further=self._extra_sinks,
+            console=self._console if ranks.is_first else None,
+            further=[self._history, *self._extra_sinks],
         )
         ladders = ladders_on(self.policy, found.views)
         self._without_epoch = describe_without_epoch(self.policy)
@@ -325,6 +333,27 @@ class Guard:
     def interventions(self) -> list[dict[str, Any]]:
         """What was done so far, as plain data, in order: step, codebook, rule, action, params, result."""
         return [entry.as_dict() for entry in self._ledger.entries] if self._ledger is not None else []
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What was told so far as flat records, as `pandas.DataFrame` takes them.
+
+        Each has the same keys: `step`, `time`, `event`, `codebook`, `health`, the numbers of a reading and the words of
+        what happened; what does not apply is `None`. Memory is bounded, to some 10 MB: of more than 10,000 readings
+        every second goes, the one with the higher perplexity of two neighbours; of more than 1,000 other events the
+        middle ones.
+        """
+        return self._history.records()
+
+    def plot_history(self) -> Any:
+        """Return the course of each codebook, with thresholds and interventions, as a plotly figure.
+
+        Raises:
+            MissingExtraError: plotly is not installed; says what to install.
+        """
+        from .report import figure_of_history
+
+        return figure_of_history(self.history, self.policy)
 
     def tokenizer(self, codebook: str) -> KMeansTokenizer:
         """Return the fallback that stands in for a codebook, as a tokenizer of its own: a copy, as it is now.
@@ -500,21 +529,31 @@ class Guard:
         enough = sample.min_tokens if self._step >= self.policy.warmup_steps else 0
         word = Word(self._step, self._story, loss, epoch)
         readings = self._watch.read(word, dead_below=sample.dead_below, min_tokens=enough)
-        taken = []
+        taken: list[Reading] = []
+        uses: dict[str, list[int]] = {}
         for reading, counts in readings:
+            if is_told(self._readings_taken[reading.codebook]):
+                uses[reading.codebook] = uses_of(counts)
+            self._readings_taken[reading.codebook] += 1
             self._ledger.note(reading.codebook, counts)
             self._clinic.note(reading, counts, version=self._ledger.version_of(reading.codebook))
             taken.append(reading)
-        self._judge(taken, self._explained)
+        self._judge(taken, self._explained, uses)
 
-    def _judge(self, taken: Sequence[Reading], explain: Explain) -> None:
-        """Let the policy decide on readings of one step, tell them, and carry out what it decided."""
+    def _judge(self, taken: Sequence[Reading], explain: Explain, uses: Mapping[str, list[int]] | None = None) -> None:
+        """Let the policy decide on readings of one step, tell them, and carry out what it decided.
+
+        Args:
+            taken: the readings. explain: adds their causes. uses: histograms that are told beside them, by codebook.
+        """
         assert self._ledger is not None
+        asked_before = self.requests.open_count
         for bundle in taken_together(taken):
             together = explain(bundle)
             decisions = self._remembered(self._engine.observe_together(together))
             for reading in together:
                 fields = {key: value for key, value in reading.as_record().items() if key != "step"}
+                fields |= {"uses": uses[reading.codebook]} if uses and reading.codebook in uses else {}
                 self._log.emit("reading", self._step, health=self._engine.health(reading.codebook).value, **fields)
             self._ledger.carry_out(decisions, self._engine, self._watch.probes)
         if (
@@ -523,8 +562,7 @@ class Guard:
             and all(self._engine.health(name) is Health.HEALTHY for name in self._watch.readings)
         ):
             self._snapshots.consider(self._step)
-
-        if self.requests.are_open:
+        if self.requests.open_count > asked_before:
             self._ranks.words("")  # all ranks have come this far: what is asked for is asked for on all
 
     def _explained(self, readings: Sequence[Reading]) -> Sequence[Reading]:

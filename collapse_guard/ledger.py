@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from collapse_guard.policies import Decision, DecisionKind, Outcome, PolicyEngine, actions
@@ -21,10 +22,14 @@ from .probe import Probe
 from .ranks import Alone, Pool
 from .requests import REQUESTABLE, Request, Requests
 from .residual import Levels, members_of
+from .sketch import MOST_SKETCHED, sketch
 from .snapshots import Snapshots
 from .telling import TOLD_AS, fields_of_act, fields_of_outcome, fields_of_word
 
 __all__ = ["Entry", "Ledger"]
+
+_SKETCHED_LATENTS = 1024
+_logger = logging.getLogger("collapse_guard")
 
 
 class Ledger:
@@ -195,7 +200,11 @@ class Ledger:
                 reason = f"rung {(decision.rung or 0) + 1}: {kind}"
                 self._ask(kind, decision.step, decision.codebook, decision.rule, reason)
 
+        codes = [_codes_of(deed) for deed in deeds[:MOST_SKETCHED]]
         act_together(deeds, levels, lambda deed: self._site(deed.entry, probes, ask), self._ranks)
+        for deed, before in zip(deeds, codes, strict=False):
+            if "codebook" in deed.touches and before is not None:
+                deed.sketch = _sketched(deed, before)
         for deed in deeds:
             if "codebook" in deed.touches:
                 self._versions[deed.entry.codebook] = self.version_of(deed.entry.codebook) + 1
@@ -358,6 +367,24 @@ class Ledger:
         if in_force is not None:
             entry.intervention = intervention
             intervention.load_state_dict(in_force)
+
+
+def _codes_of(deed: Deed) -> Tensor | None:
+    """Return a copy of the codes, for a picture; `None` where they cannot be read, which is no reason not to act."""
+    try:
+        return deed.probe.view.codebook().clone()
+    except Exception as error:  # foreign tensors may fail in any way; what matters of it is told where it is acted on
+        _logger.debug("no sketch of %s", deed.entry.codebook, exc_info=error)
+        return None
+
+
+def _sketched(deed: Deed, before: Tensor) -> dict[str, Any] | None:
+    """Return the picture of what was done; `None` where none can be made, which changes nothing of what was done."""
+    try:
+        return sketch(deed.probe.window.latest(_SKETCHED_LATENTS), before, deed.probe.view.codebook())
+    except Exception as error:  # a decomposition that does not converge, foreign tensors
+        _logger.debug("no sketch of %s", deed.entry.codebook, exc_info=error)
+        return None
 
 
 def _what_ids_do(deed: Deed) -> str:

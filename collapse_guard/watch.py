@@ -162,7 +162,7 @@ class Watch:
         try:
             if not (self._is_started.get(view.name) or view.is_initialised()):
                 return Part(is_started=False), None
-            mark = int(fingerprint(view.codebook())) if size > 1 else 0
+            mark = int(fingerprint(view.codebook())) if size > 1 and not view.is_sharded else 0
             part = Part(is_frozen=view.is_frozen, fingerprint=mark)
             return part, sum_up(probe.window, view, size=size)
         except Exception as error:

@@ -175,25 +175,6 @@ class Window:
         latents, valid = self._latents[rows], self._valid[rows]
         return latents[valid & latents.isfinite().all(dim=-1)]
 
-    def newest(self, n: int) -> Rows:
-        """Return the last `n` rows that came in, oldest first, in host memory; what is missing comes first, invalid."""
-        rows = Rows(
-            torch.zeros(n, self.D),
-            torch.full((n,), -1, dtype=torch.int64),
-            torch.full((n,), -1, dtype=torch.int64),
-            torch.zeros(n, dtype=torch.bool),
-        )
-        if self._latents is None or self._valid is None or self._origins is None:
-            return rows
-        held = min(self._added, self.capacity, n)
-        if held:
-            places = (self._added - held + torch.arange(held, device=self._latents.device)) % self.capacity
-            rows.latents[-held:] = self._latents[places].cpu()
-            rows.codes[-held:] = self._origins[0, places].cpu()
-            rows.forwards[-held:] = self._origins[1, places].cpu()
-            rows.valid[-held:] = self._valid[places].cpu()
-        return rows
-
     def rows(self) -> Rows | None:
         """Return what the ring holds, or `None` before the first observation."""
         if self._latents is None or self._valid is None or self._origins is None:

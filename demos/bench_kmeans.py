@@ -34,7 +34,7 @@ _PARTS = ("fits", "scaling", "assignment", "refit")
 _SIZES = [(62_500 << n, 1024) for n in range(5)] + [(131_072, 16_384), (1_000_000, 16_384)]
 _CODES = [512 << n for n in range(6)]
 _LARGE = (4096, 262_144)  # points and codes
-_REFITS = (8192, (128, 512))  # latents of a window, codes
+_REFITS = (8192, [128, 512])  # latents of a window, codes
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def main() -> None:
     sizes, assigned, large, refits = _SIZES, _CODES, _LARGE, _REFITS
     if asked.quick:
         N, codes, seeds, folder = 8192, [128], 1, Path("runs/bench_kmeans")
-        sizes, assigned, large, refits = [(8192, 128), (16_384, 128)], [128], (512, 8192), (1024, (32,))
+        sizes, assigned, large, refits = [(8192, 128), (16_384, 128)], [128], (512, 8192), (1024, [32])
     folder.mkdir(parents=True, exist_ok=True)
     parts = () if asked.report else asked.parts
     kept = {name: folder / f"kmeans{name}.jsonl" for name in ("", "_scaling", "_assign", "_index", "_refit")}

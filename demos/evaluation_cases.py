@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -80,8 +79,8 @@ class CaseQuantizer(nn.Module):
         distances = torch.cdist(flat, self.codebook)
         if self.training and self.temperature:
             noise = -torch.empty_like(distances).exponential_().log()
-            return cast(Tensor, (noise - distances / (self.temperature * distances.mean())).argmax(dim=-1))
-        return cast(Tensor, distances.argmin(dim=-1))
+            return (noise - distances / (self.temperature * distances.mean())).argmax(dim=-1)
+        return distances.argmin(dim=-1)
 
     @torch.no_grad()
     def _start(self, latents: Tensor, noise: float) -> None:
@@ -130,7 +129,7 @@ class DigitsAutoencoder(pl.LightningModule):
         latents = self.encoder(images).reshape(-1, TOKENS, D)
         quantized, _, loss = self.quantizer(latents)
         drawn = self.decoder(quantized.reshape(len(images), -1))
-        return functional.mse_loss(drawn, images) + loss.sum()
+        return cast(Tensor, functional.mse_loss(drawn, images) + loss.sum())
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss."""
@@ -199,13 +198,23 @@ class _WrongMoments(nn.BatchNorm1d):
         self.running_mean.fill_(6.0)
 
 
-class _LateAveraging(WeightAveraging):
-    """Begins once the encoder has settled."""
+def _averaging(decay: float | None = None, begin: int = 0) -> pl.Callback:
+    """Return Lightning's averaging of weights: equal weights, or a moving average, from a step on.
 
-    @override
-    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        """Return whether to take these weights in."""
-        return step_idx is not None and step_idx >= 120
+    Raises:
+        ImportError: Lightning is older than 2.6.
+    """
+    from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
+
+    if decay is not None:
+        return EMAWeightAveraging(decay=decay)
+
+    class Late(WeightAveraging):
+        @override
+        def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+            return step_idx is not None and step_idx >= begin
+
+    return Late()
 
 
 def _averaged_late() -> Case:
@@ -213,7 +222,7 @@ def _averaged_late() -> Case:
         name="average begun late, codes not sorted",
         cause="",
         model=lambda: DigitsAutoencoder(CaseQuantizer()),
-        callbacks=lambda: [_LateAveraging()],
+        callbacks=lambda: [_averaging(begin=120)],
     )
 
 
@@ -265,14 +274,14 @@ CASES: tuple[Case, ...] = (
         name="equally weighted average of all weights, codes sorted by use",
         cause="eval_averaged_weights",
         model=lambda: DigitsAutoencoder(CaseQuantizer(sorts=True)),
-        callbacks=lambda: [WeightAveraging()],
+        callbacks=lambda: [_averaging()],
         repaired=_averaged_late(),
     ),
     Case(
         name="moving average of weights, codes sorted by use",
         cause="eval_averaged_weights",
         model=lambda: DigitsAutoencoder(CaseQuantizer(sorts=True)),
-        callbacks=lambda: [EMAWeightAveraging(decay=0.95)],
+        callbacks=lambda: [_averaging(decay=0.95)],
     ),
     Case(
         name="validation images not scaled",

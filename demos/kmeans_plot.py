@@ -84,7 +84,7 @@ def _legend() -> list[str]:
 
 def _panel(title: str, points: dict[str, tuple[float, float]]) -> list[str]:
     """Draw one cell; the dashed lines are the reference's error and a fifth of its time."""
-    times, errors = zip(*points.values(), strict=True)
+    times, errors = [time for time, _ in points.values()], [error for _, error in points.values()]
     low, high = math.log10(min(*times, 0.1)) - 0.05, math.log10(max(*times, 1.0)) + 0.05
     bottom, top = min(*errors, 1.0), max(*errors, 1.0)
     bottom, top = bottom - 0.06 * (top - bottom) - 1e-3, top + 0.06 * (top - bottom) + 1e-3

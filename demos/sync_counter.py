@@ -53,20 +53,20 @@ class SyncCounter:
     def __enter__(self) -> SyncCounter:
         """Begin to count."""
         for mode in self._modes:
-            mode.__enter__()
+            mode.__enter__()  # type: ignore[no-untyped-call]  # torch's, without annotations
         return self
 
     def __exit__(self, *what: Any) -> None:
         """Stop counting."""
         for mode in reversed(self._modes):
-            mode.__exit__(*what)
+            mode.__exit__(*what)  # type: ignore[no-untyped-call]
 
 
 class _Dispatched(TorchDispatchMode):
     """Sees what operations come to, in hooks and inside other operations too."""
 
     def __init__(self, counts: Counter[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._counts = counts
 
     def __torch_dispatch__(

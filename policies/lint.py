@@ -223,8 +223,8 @@ def _of_ladder(rule: Rule) -> Iterator[Finding]:
     if rule.ladder[-1].on is not None:
         message = "the ladder ends with a rung for some causes only: where another is found, a critical rule does less."
         hint = "Add a last rung without `on`, such as `fallback_tokenizer` or `alert`."
-        place = ("ladder", len(rule.ladder) - 1, "on")
-        yield Finding(kind="only-for-causes", rule=rule.name, place=place, message=message, hint=hint)
+        at: Place = ("ladder", len(rule.ladder) - 1, "on")
+        yield Finding(kind="only-for-causes", rule=rule.name, place=at, message=message, hint=hint)
         return
     last = rule.ladder[-1].action
     if last not in _LAST_RESORTS:

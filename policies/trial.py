@@ -111,7 +111,13 @@ class _Course:
             fields["perplexity_ratio"] = fields["perplexity"] / fields["ceiling"]
         case = self._case
         epoch = (step - 1) // case.epoch.count if case.epoch else None
-        given = {"codebook": case.codebook, "K": case.codes, "D": 0, "tokens": case.tokens, "stage": case.stage}
+        given: dict[str, Any] = {
+            "codebook": case.codebook,
+            "K": case.codes,
+            "D": 0,
+            "tokens": case.tokens,
+            "stage": case.stage,
+        }
         return Reading(step=step, epoch=epoch, causes=case.causes, **given, **fields)
 
     def _take(self, decisions: Iterable[Decision]) -> None:

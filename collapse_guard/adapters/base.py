@@ -38,6 +38,11 @@ CAPABILITIES = ("monitor", "reset", "commitment", "freeze", "fallback")
 K_OF_ONE = "its codebook has K = 1 code: one code cannot collapse"
 """Why a quantizer with a single code is not watched."""
 
+_SHARDED = (
+    "its table is sharded over the ranks (DTensor): codes are counted, vectors neither read nor written. Leave the "
+    "quantizer out of it: fully_shard(model, ignored_params=set(quantizer.parameters()))"
+)
+
 Metric: TypeAlias = Literal["l2", "cosine"]
 """How latents and codes are compared."""
 
@@ -181,6 +186,11 @@ class CodebookView:
             return "ema"
         return "learnable" if self.table.is_parameter else "fixed"
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether every rank holds a part of the table only: it is then neither read nor written here."""
+        return isinstance(self.table, TensorRef) and type(self.table.whole()).__name__ == "DTensor"
+
     def codebook(self) -> Tensor:
         """Return the effective (K, D) table, detached, as it is now."""
         return self.table.get()
@@ -198,6 +208,8 @@ class CodebookView:
 
     def why_not(self, capability: str) -> str | None:
         """Return why a capability is missing, or `None` where it is there."""
+        if capability in ("reset", "freeze", "fallback") and self.is_sharded:
+            return _SHARDED
         if capability == "commitment" and self.commitment is None:
             return self.lacks.get(capability, "this quantizer exposes no commitment weight")
         return self.lacks.get(capability)

@@ -128,9 +128,12 @@ class Evaluations:
 
     def _weights_apart(self, course: _Course) -> float:
         """Return how far the weights that were evaluated are from those that train, relative to their size."""
-        if self._norms is None or self._norms[1] is None or course.first is None:
+        if self._norms is None or course.first is None:
             return 0.0
-        return max(_apart(course.table, course.first), _apart(*self._norms))
+        trained, shown = self._norms
+        if shown is None:
+            return 0.0
+        return max(_apart(course.table, course.first), _apart(trained, shown))
 
     def _stop(self) -> None:
         self.is_running = False

@@ -1,7 +1,7 @@
 """The story of one run: an event log, folded into what a report shows. Plain data; it draws nothing.
 
-Memory: four numbers for each reading (about 40 bytes), and the first `MOST_KEPT` interventions and faults;
-what is left out is counted.
+Memory: four numbers for each reading (about 40 bytes), at most `MOST_COLUMNS` histograms of a codebook, and the first
+`MOST_KEPT` interventions and faults; what is left out is counted.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ FIELDS = ("perplexity", "usage", "norm_ratio")
 MOST_KEPT = 500
 """Interventions, outcomes and faults that are kept of a run, of each kind."""
 
+MOST_COLUMNS = 256
+"""Histograms of code usage that are kept of a codebook; of more, every second goes."""
+
+_MOST_BINS = 64
+
 _HIDDEN = {
     *range(0x20),
     *range(0x7F, 0xA0),
@@ -51,12 +56,47 @@ def visible(value: Any) -> str:
 
 
 @dataclass(slots=True)
+class Uses:
+    """Histograms of one codebook's usage over time, thinned evenly.
+
+    Attributes:
+        kept: step and tokens by neighbouring codes, in order. codes: K. seen: how many came.
+    """
+
+    kept: list[tuple[float, list[int]]] = field(default_factory=list)
+    codes: int = 0
+    seen: int = 0
+    _every: int = 1
+
+    def add(self, step: float, uses: Any, codes: Any) -> None:
+        """Take a histogram; what is none, or does not fit those before it, is left out."""
+        if not isinstance(uses, list) or not 0 < len(uses) <= _MOST_BINS or math.isnan(step):
+            return
+        if not all(isinstance(each, int) and 0 <= each < 1 << 53 for each in uses):
+            return
+        if self.kept and len(self.kept[0][1]) != len(uses):
+            return
+        self.seen += 1
+        if (self.seen - 1) % self._every:
+            return
+        self.codes = codes if isinstance(codes, int) and codes > 0 else len(uses)
+        self.kept.append((step, uses))
+        if len(self.kept) > MOST_COLUMNS:
+            self.kept, self._every = self.kept[::2], self._every * 2
+
+    def columns(self) -> tuple[list[float], list[list[int]]]:
+        """Return the steps and the histograms."""
+        return [step for step, _ in self.kept], [uses for _, uses in self.kept]
+
+
+@dataclass(slots=True)
 class Series:
     """The readings of one codebook; a value that is missing or not finite is NaN."""
 
     steps: array[float] = field(default_factory=lambda: array("d"))
     values: dict[str, array[float]] = field(default_factory=lambda: {name: array("d") for name in FIELDS})
     health: str = ""
+    uses: Uses = field(default_factory=Uses)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Take one reading."""
@@ -64,6 +104,8 @@ class Series:
         for name, kept in self.values.items():
             kept.append(number(record.get(name)))
         self.health = visible(record.get("health"))
+        if "uses" in record:
+            self.uses.add(self.steps[-1], record["uses"], record.get("K"))
 
 
 @dataclass(slots=True)

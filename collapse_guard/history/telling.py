@@ -11,7 +11,11 @@ from collapse_guard.policies import LEADING
 
 from .story import Series, Story, number, visible
 
-__all__ = ["as_data", "five_lines"]
+__all__ = ["as_data", "compared", "five_lines"]
+
+
+_MOST_COMPARED = 16
+"""Codebooks of a run whose ends are compared."""
 
 
 def five_lines(story: Story) -> list[tuple[str, str]]:
@@ -57,6 +61,45 @@ def as_data(story: Story) -> dict[str, Any]:
         "environment": _mapping(story.attached.get("environment")),
         "faults": [{name: _get(each, name) for name in ("step", "where", "reason")} for each in story.of("fault")],
     }
+
+
+def compared(stories: Mapping[str, Story]) -> list[list[str]]:
+    """Return rows of what may differ between runs: what it is, then the value of each run, a difference marked.
+
+    The first row names the runs; the last column says `differs` or nothing.
+    """
+    columns = [_facts(story) for story in stories.values()]
+    names = list(dict.fromkeys(name for facts in columns for name in facts))
+    rows = [["", *stories, ""]]
+    for name in names:
+        values = [facts.get(name, "-") for facts in columns]
+        rows.append([name, *values, "differs" if len(set(values)) > 1 else ""])
+    return rows
+
+
+def _facts(story: Story) -> dict[str, str]:
+    """Return what a comparison looks at, by name; the end of each of the first codebooks, too."""
+    data = as_data(story)
+    outcomes = [_get(each, "outcome") for each in story.of("outcome")]
+    steps = max((series.steps[-1] for series in story.series.values()), default=math.nan)
+    share = number(story.summary.get("guard_share"))
+    facts = {
+        "policy": f"{data['policy_name'] or 'unknown'} ({data['policy_fingerprint'] or 'unknown'})",
+        "mode": data["mode"] or "unknown",
+        "last step read": _short(steps),
+        "alerts": str(story.counts["alert"]),
+        "interventions": str(story.counts["intervention"]),
+        "recovered, failed": f"{outcomes.count('recovered')}, {outcomes.count('failed')}",
+        "faults": str(story.counts["fault"]),
+        "share of time": "unknown" if math.isnan(share) else f"{share:.1%}",
+    }
+    facts |= {str(name): str(version) for name, version in data["environment"].items()}
+    for book in data["codebooks"][:_MOST_COMPARED]:
+        facts[f"{book['name']}: health"] = book["health"] or "unknown"
+        facts[f"{book['name']}: lowest perplexity"] = f"{book['lowest']['perplexity']} (step {book['lowest']['step']})"
+        facts[f"{book['name']}: last perplexity"] = book["last"]["perplexity"]
+        facts[f"{book['name']}: last usage"] = book["last"]["usage"]
+    return facts
 
 
 def _done(story: Story) -> str:
@@ -113,9 +156,9 @@ def _ledger(story: Story) -> list[dict[str, Any]]:
             facts = {"outcome": f"{outcome}{undone}", "reason": _get(end, "reason")}
             before, after = _mapping(end.get("before")), _mapping(end.get("after"))
             manifest = _records(part.get("manifest"))
-            rows.append(
-                words | facts | {"before": before, "after": after, "manifest": [_deep(each) for each in manifest]}
-            )
+            more = {"before": before, "after": after, "manifest": [_deep(each) for each in manifest]}
+            sketch = part.get("sketch")
+            rows.append(words | facts | more | ({"sketch": sketch} if isinstance(sketch, Mapping) else {}))
     return rows
 
 

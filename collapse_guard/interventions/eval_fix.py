@@ -48,7 +48,8 @@ class EvalFixIntervention(Intervention[EvalFix]):
     def __init__(self, params: EvalFix, site: Site) -> None:
         """Choose what to do by the cause that was found; on resume that is told later."""
         super().__init__(params, site)
-        self._method, self._trains, self._why = params.method, params.method == "assignment", ""
+        self._method: str = params.method
+        self._trains, self._why = params.method == "assignment", ""
         self._quantizer: nn.Module | None = None
         self._holds: dict[str, Hold] = {}
         if site.evaluations is not None and site.model is not None:

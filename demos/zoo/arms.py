@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class Arm:
         family: of the quantizer that stands in for the scenario's own; empty for its own.
         options: of the quantizer, over the scenario's.
         policy: of the guard: a preset, a file or a mapping; `None` for no guard.
-        is_random: whether random actions are taken where the arm `default` took its own.
+        is_random: whether it has the policy `default` with random ladders, drawn for each scenario and seed.
         is_peer: whether it is a prevention that guarded arms are compared with.
     """
 
@@ -41,7 +41,8 @@ class Arm:
     @property
     def fingerprint(self) -> str:
         """Return what tells this arm's policy from a changed one; empty where it has none of its own."""
-        return load_policy(self.policy).fingerprint() if self.policy is not None else ""
+        policy = "default" if self.is_random else self.policy
+        return load_policy(policy).fingerprint() if policy is not None else ""
 
     def applies_to(self, scenario: Scenario) -> bool:
         """Whether it makes sense: whether there is such an option, and anything to prevent or to rescue."""
@@ -72,7 +73,7 @@ ARMS: dict[str, Arm] = {
         Arm("observe", "the guard only looks", policy="observe"),
         Arm("default", "the policy `default`", policy="default"),
         Arm("upkeep", "the policy `upkeep`: `default`, and idle codes are moved", policy="upkeep"),
-        Arm("random", "random actions, at the steps at which `default` acted", is_random=True),
+        Arm("random", "`default` with random actions in its ladders", is_random=True),
         Arm("own", "the package's own prevention: k-means start, dead codes replaced", variant="own", is_peer=True),
         Arm("rotation", "the rotation trick", options=(("rotation_trick", True),), is_peer=True),
         Arm("simvq", "SimVQ in place of the quantizer", family="simvq", is_peer=True),
@@ -80,7 +81,7 @@ ARMS: dict[str, Arm] = {
         Arm("dense", "controls only: `default`, read at each step", policy=DENSE),
     )
 }
-"""Name -> arm; in this order they are run, since `random` needs to know when `default` acted."""
+"""Name -> arm; in this order they are run."""
 
 
 def policy_arm(path: Path) -> Arm:
@@ -106,39 +107,32 @@ def arm_named(name: str) -> Arm:
     raise LookupError(f"expected one of {', '.join(ARMS)}, or a policy file, got {name!r}")
 
 
-def random_policy(moments: Sequence[tuple[int, str]], seed: str) -> Policy:
-    """Return a policy that takes a random action on a codebook at each of some steps, and never judges it.
+def random_policy(seed: str) -> Policy:
+    """Return the policy `default` with random ladders: it acts when `default` does, and does anything.
 
-    Every action that changes a codebook is equally likely, and so is none. It is told to act by its step alone, at the
-    next of its readings, one each ten steps.
+    Every rung is drawn anew; each action that changes a codebook is equally likely, and so is none. What fails is not
+    undone, but the next rung has its turn, as with `default`. Until the first action both are the same.
 
     Args:
-        moments: (step, codebook) of each action.
         seed: of the draw.
     """
     draw = random.Random(seed)
     rules = [
-        {
-            "name": f"at_{index}",
-            "codebooks": [codebook],
-            "when": f"step >= {step}",
-            "for": 1,
-            "clear": {"when": "step < 0", "for": 1},
-            "verify": {"within": "1 readings", "undo": "never"},
-            "on_exhausted": "observe",
-            "ladder": [_random_action(draw)],
-        }
-        for index, (step, codebook) in enumerate(moments)
+        {"name": rule.name, "verify": {"undo": "never"}, "ladder": _random_ladder(draw, len(rule.ladder))}
+        for rule in load_policy("default").rules
+        if rule.ladder
     ]
-    return load_policy(
-        {
-            "version": 1,
-            "name": "random",
-            "sample": {"every": "10 steps", "when_suspect": "10 steps", "min_tokens": 1},
-            "budget": {"interventions": max(len(rules), 1), "refill_after": "100000 steps"},
-            "rules": rules or [{"name": "never", "when": "step < 0", "for": 1}],
-        }
-    )
+    return load_policy({"version": 1, "name": "random", "extends": "default", "rules": rules})
+
+
+def _random_ladder(draw: random.Random, rungs: int) -> list[dict[str, Any]]:
+    """Return rungs that differ, as those of any ladder must."""
+    ladder: list[dict[str, Any]] = []
+    while len(ladder) < rungs:
+        rung = _random_action(draw)
+        if rung not in ladder:
+            ladder.append(rung)
+    return ladder
 
 
 def _random_action(draw: random.Random) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from collapse_guard import Event, Guard
-from collapse_guard.policies import Policy
 from collapse_guard.statistics import perplexity, usage
 
 from .arms import Arm, random_policy
@@ -42,7 +41,7 @@ class CellResult:
         error: mean squared error on held-out items, as a share of their variance; `None` if it is no number.
         perplexity, usage: of each level's codes of held-out items, in evaluation mode.
         trace: for each `WINDOW` of steps the perplexity of each level's codes in training; empty where there were none.
-        alerts: (step, rule, severity) of each. moments: (step, codebook) of each intervention.
+        alerts: (step, rule, severity) of each.
         interventions: (step, codebook, action, result) of each.
         readings: steps of the guard's readings of its first codebook. codebooks: that it watched.
         guard_share: the guard's share of the training's wall time. cpu_seconds: of the process, for the training.
@@ -87,9 +86,7 @@ class _Listener:
         """Nothing is held."""
 
 
-def run_cell(
-    scenario: Scenario, arm: Arm, seed: int, *, steps: int | None = None, moments: Sequence[tuple[int, str]] = ()
-) -> CellResult:
+def run_cell(scenario: Scenario, arm: Arm, seed: int, *, steps: int | None = None) -> CellResult:
     """Train one cell and measure how it ends.
 
     Args:
@@ -97,14 +94,13 @@ def run_cell(
         arm: what is done about it.
         seed: of weights, batches and the guard; the same seed gives all arms the same batches.
         steps: instead of the scenario's.
-        moments: (step, codebook) of each action of the arm `default`, for the arm `random`.
 
     Raises:
         ImportError: the package of the quantizer is not installed.
     """
     steps = steps or scenario.steps
     trainer = _Trainer(scenario, arm, seed)
-    policy = _policy_of(scenario, arm, seed, moments)
+    policy = random_policy(f"{scenario.name} {seed}") if arm.is_random else arm.policy
     listener = _Listener()
     guard = Guard(policy or "observe", console=False, sinks=[listener], seed=seed, total_steps=steps)
     counter = _Counter(trainer.run.model.bottleneck.K)
@@ -137,12 +133,6 @@ def run_cell(
         guard_share=round(guard_seconds / seconds, 4) if seconds > 0 else 0.0,
         cpu_seconds=round(cpu_seconds, 2),
     )
-
-
-def _policy_of(scenario: Scenario, arm: Arm, seed: int, moments: Sequence[tuple[int, str]]) -> Policy | Any:
-    if arm.is_random:
-        return random_policy(moments, f"{scenario.name} {seed}")
-    return arm.policy
 
 
 class _Counter:

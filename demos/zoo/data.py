@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from collapse_guard.demos.kmeans_data import photo_windows
+from collapse_guard.demos import photo_windows
 
 __all__ = ["Data", "load"]
 

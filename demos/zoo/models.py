@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from collapse_guard.demos.quantizer import ReferenceQuantizer
+from collapse_guard.demos import ReferenceQuantizer
 
 __all__ = ["FAMILIES", "Bottleneck", "Coder", "build_quantizer"]
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from collapse_guard.demos.kmeans_cells import append_line
+from collapse_guard.demos import append_line
 
 from .arms import Arm
 from .cell import CellResult, run_cell
@@ -24,26 +24,25 @@ from .scenario import Scenario
 
 __all__ = ["Cell", "Study", "read_cells", "run_study"]
 
-Moments = tuple[tuple[int, str], ...]
-
 
 @dataclass(frozen=True, slots=True)
 class Cell:
     """What is to be run once.
 
     Attributes:
-        scenario, arm: what. seed: with which seed. steps: how long.
+        scenario, arm: what. seed: with which seed. steps: how long. policy: fingerprint of the arm's policy.
     """
 
     scenario: Scenario
     arm: Arm
     seed: int
     steps: int
+    policy: str
 
     @property
     def key(self) -> tuple[str, str, int, int, str]:
         """Return what tells this cell from any other, a changed policy included."""
-        return (self.scenario.name, self.arm.name, self.seed, self.steps, self.arm.fingerprint)
+        return (self.scenario.name, self.arm.name, self.seed, self.steps, self.policy)
 
     def __str__(self) -> str:
         """Return it as one would call it."""
@@ -67,12 +66,13 @@ class Study:
 
     def cells(self) -> Iterator[Cell]:
         """Yield what is to be run, in order."""
+        policies = {arm.name: arm.fingerprint for arm in self.arms}  # once: a policy is read from its file for it
         for seed in range(self.seeds):
             for scenario in self.scenarios:
                 steps = max(int(scenario.steps * self.share_of_steps), 1)
                 for arm in self.arms:
                     if arm.applies_to(scenario):
-                        yield Cell(scenario, arm, seed, steps)
+                        yield Cell(scenario, arm, seed, steps, policies[arm.name])
 
 
 def read_cells(path: Path) -> list[CellResult]:
@@ -121,19 +121,15 @@ def run_study(
         What failed, a line each.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = {(each.scenario, each.arm, each.seed, each.steps, each.policy): each for each in read_cells(path)}
+    done = {(each.scenario, each.arm, each.seed, each.steps, each.policy) for each in read_cells(path)}
     todo = [cell for cell in study.cells() if cell.key not in done]
-    acted = {
-        (each.scenario, each.seed, each.steps): _moments_of(each) for each in done.values() if each.arm == "default"
-    }
     failures: list[str] = []
     crew = _Crew(processes, seconds_per_cell)
     try:
         while todo or crew.is_busy:
             is_open = until is None or time.monotonic() < until
-            while is_open and crew.has_room and (cell := _next(todo, acted, crew.at_work)) is not None:
-                todo.remove(cell)
-                crew.begin(cell, acted.get((cell.scenario.name, cell.seed, cell.steps), ()))
+            while is_open and crew.has_room and todo:
+                crew.begin(todo.pop(0))
             if not crew.is_busy:
                 break
             for cell, result in crew.finished():
@@ -143,30 +139,14 @@ def run_study(
                     tell(failures[-1])
                     continue
                 append_line(path, result.as_record())
-                if cell.arm.name == "default":
-                    acted[(cell.scenario.name, cell.seed, cell.steps)] = _moments_of(result)
                 tell(f"{cell}: error {result.error}, perplexity {result.perplexity}, {result.cpu_seconds:.1f} s")
     finally:
         crew.dismiss()
     return failures
 
 
-def _moments_of(result: CellResult) -> Moments:
-    return tuple((int(step), codebook) for step, codebook, _, outcome in result.interventions if outcome != "refused")
-
-
 def _failure(cell: Cell, why: str) -> dict[str, object]:
     return {"scenario": cell.scenario.name, "arm": cell.arm.name, "seed": cell.seed, "failure": why}
-
-
-def _next(todo: Sequence[Cell], acted: Mapping[tuple[str, int, int], Moments], running: Iterable[Cell]) -> Cell | None:
-    """Return the next cell that can be begun: random actions wait for those of `default` that they imitate."""
-    coming = {(cell.scenario.name, cell.seed) for cell in (*todo, *running) if cell.arm.name == "default"}
-    for cell in todo:
-        known = (cell.scenario.name, cell.seed, cell.steps) in acted
-        if not cell.arm.is_random or known or (cell.scenario.name, cell.seed) not in coming:
-            return cell
-    return None
 
 
 @dataclass(slots=True)
@@ -197,11 +177,11 @@ class _Crew:
     def has_room(self) -> bool:
         return len(self.at_work) < self._most
 
-    def begin(self, cell: Cell, moments: Moments) -> None:
+    def begin(self, cell: Cell) -> None:
         """Give a cell to an idle worker, or to a new one."""
         worker = next((each for each in self._workers if each.cell is None), None) or self._hire()
         worker.cell, worker.began = cell, time.monotonic()
-        worker.pipe.send((cell.scenario.name, cell.arm, cell.seed, cell.steps, moments))
+        worker.pipe.send((cell.scenario.name, cell.arm, cell.seed, cell.steps))
 
     def _hire(self) -> _Worker:
         context = multiprocessing.get_context("spawn")  # a forked process would share torch's threads
@@ -253,10 +233,10 @@ def _work(pipe: Connection) -> None:
     torch.set_num_threads(1)
     while True:
         try:
-            name, arm, seed, steps, moments = pipe.recv()
+            name, arm, seed, steps = pipe.recv()
         except EOFError:
             return
         try:
-            pipe.send(run_cell(SCENARIOS[name], arm, seed, steps=steps, moments=moments))
+            pipe.send(run_cell(SCENARIOS[name], arm, seed, steps=steps))
         except Exception as error:  # whatever a foreign package raises is this cell's failure alone
             pipe.send(f"{type(error).__name__}: {error}")

@@ -42,10 +42,7 @@ def study_of(
     if unknown:
         raise LookupError(f"expected one of {', '.join(SCENARIOS)}, got {', '.join(unknown)}")
     chosen = [arm_named(name) for name in arms or (QUICK["arms"] if is_quick else ARMS)]
-    needed = [ARMS["twin"], ARMS["nothing"]]
-    if any(arm.is_random for arm in chosen):
-        needed.append(ARMS["default"])
-    ordered = {arm.name: arm for arm in (*needed, *chosen)}
+    ordered = {arm.name: arm for arm in (ARMS["twin"], ARMS["nothing"], *chosen)}
     return Study([SCENARIOS[name] for name in names], list(ordered.values()), 1 if is_quick else seeds)
 
 

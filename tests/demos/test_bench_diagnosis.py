@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from collapse_guard.demos.bench_diagnosis import DiagnosisRun, diagnosis_as_markdown, read_diagnosis_runs
+from collapse_guard.demos import DiagnosisRun, diagnosis_as_markdown, read_diagnosis_runs
 
 
 def run(cause: str, *found: tuple[str, float], seed: int = 1) -> DiagnosisRun:

@@ -9,9 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from collapse_guard.demos.overhead_costs import Costs, cost_of_guarding, count_syncs, one_hot_perplexity
-from collapse_guard.demos.overhead_report import overhead_as_markdown
-from collapse_guard.demos.sync_counter import SyncCounter
+from collapse_guard.demos import (
+    Costs,
+    SyncCounter,
+    cost_of_guarding,
+    count_syncs,
+    one_hot_perplexity,
+    overhead_as_markdown,
+)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from collapse_guard.demos.bench_diagnosis import run_diagnosis
-from collapse_guard.demos.scenarios import FAULTS, SOUND, Scenario
+from collapse_guard.demos import FAULTS, SOUND, Scenario, run_diagnosis
 from collapse_guard.policies import Cause
 
 NEIGHBOURS = {

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from collapse_guard import Guard, read_events
-from collapse_guard.demos.scenarios import FAULTS, Course
+from collapse_guard.demos import FAULTS, Course
 from collapse_guard.diagnosis import EXAMINERS, Clinic, Examiner, Facts, clinic
 from collapse_guard.policies import Cause, Diagnosis, load_policy, recordings_of_events, replay
 from tests.loops import Recorder, digits_model, train

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,16 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from collapse_guard import Guard
-from collapse_guard.demos.bench_evaluation import run_case
-from collapse_guard.demos.digits import digits_loaders
-from collapse_guard.demos.evaluation_cases import CASES, HEALTHY, Case, CaseQuantizer, DigitsAutoencoder
-from collapse_guard.demos.evaluation_modes import LOOKS, look_at
+from collapse_guard.demos import (
+    EVALUATION_CASES,
+    HEALTHY_EVALUATIONS,
+    LOOKS,
+    CaseQuantizer,
+    DigitsAutoencoder,
+    EvaluationCase,
+    digits_loaders,
+    look_at,
+    run_evaluation_case,
+)
 from tests.loops import Recorder
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_each_built_case_is_found_at_the_first_validation_with_its_cause(case: Case) -> None:
-    found = run_case(case, seed=0, epochs=2)
+@pytest.mark.parametrize("case", EVALUATION_CASES, ids=lambda case: case.name)
+def test_each_built_case_is_found_at_the_first_validation_with_its_cause(case: EvaluationCase) -> None:
+    found = run_evaluation_case(case, seed=0, epochs=2)
     assert (found.validation, found.cause) == (1, case.cause)
     assert found.confidence >= 0.5
     assert found.before < 0.5
@@ -29,9 +37,9 @@ def test_each_built_case_is_found_at_the_first_validation_with_its_cause(case: C
         assert found.after >= 0.8
 
 
-@pytest.mark.parametrize("case", HEALTHY, ids=lambda case: case.name)
-def test_healthy_models_raise_nothing(case: Case) -> None:
-    found = run_case(case, seed=1, epochs=1)
+@pytest.mark.parametrize("case", HEALTHY_EVALUATIONS, ids=lambda case: case.name)
+def test_healthy_models_raise_nothing(case: EvaluationCase) -> None:
+    found = run_evaluation_case(case, seed=1, epochs=1)
     assert found.alerts == 0
     assert found.before > 0.75
 
@@ -45,7 +53,7 @@ def test_three_looks_tell_a_collapse_in_training_from_one_in_evaluation_alone() 
 
 
 def fixed_by(method: str) -> dict[str, Any]:
-    rule = {
+    rule: dict[str, Any] = {
         "name": "apart",
         "stage": "eval",
         "when": "eval_to_train < 0.5",
@@ -95,7 +103,7 @@ def trained(
     return model.eval(), next(iter(test))[0]
 
 
-METHODS = {
+METHODS: dict[str, tuple[Callable[[], nn.Module], Callable[[], CaseQuantizer]]] = {
     "statistics": (lambda: nn.BatchNorm1d(32, momentum=0.0005), CaseQuantizer),
     "dropout": (lambda: nn.Sequential(nn.BatchNorm1d(32), nn.Dropout(0.9)), CaseQuantizer),
     "assignment": (nn.Identity, lambda: CaseQuantizer(temperature=4.0)),

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from collapse_guard import Guard, read_events
 from collapse_guard.callbacks import CollapseGuard
-from collapse_guard.demos.digits import digits_loaders
-from collapse_guard.demos.evaluation_cases import CaseQuantizer, DigitsAutoencoder
+from collapse_guard.demos import CaseQuantizer, DigitsAutoencoder, digits_loaders
 from collapse_guard.evaluation import ModuleState
 from tests.callbacks.models import QUIET_TRAINER
 from tests.loops import Recorder
@@ -202,9 +201,10 @@ def test_a_module_state_puts_back_tensors_that_were_written_or_bound_anew_and_pl
     state = ModuleState(module)
     with torch.no_grad():
         module.weight.mul_(2)
-    module.table = torch.zeros(4, 2)
+    module._buffers["table"] = torch.zeros(4, 2)
     module.get_buffer("steps").add_(1)
-    module.is_started, module.count = True, 3
+    module.is_started = True
+    module.__dict__["count"] = 3
     assert {name: pytest.approx(1.0) for name in ("weight", "table")} == {
         name: float(value) for name, value in state.changed().items()
     }

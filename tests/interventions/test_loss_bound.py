@@ -58,7 +58,7 @@ def learning(seed: int) -> Scene:
 
 HARMFUL: dict[str, tuple[Make, dict[str, Any]]] = {
     "slow_ema": (moving, {"target": 0.999}),
-    "fast_ema": (standing, {"target": 0.001}),
+    "reset_codes": (learning, {"scope": "all", "source": "reservoir"}),
     "freeze_encoder": (chasing, {"for": "500 steps"}),
     "lower_lr": (chasing, {"factor": 0.001}),
     "clip_gradients": (chasing, {"max_norm": 0.0001}),
