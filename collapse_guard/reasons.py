@@ -51,7 +51,8 @@ def _norms(reading: Reading) -> str | None:
             "updates the codebook makes it grow, as an EMA count does that is normalised and never multiplied back by n"
         )
     if ratio < _SHORT_CODES:
-        return f"codes are {1 / ratio:.0f} times shorter than the latents: all of them lie near the origin"
+        how = f"{1 / ratio:.0f} times shorter than the latents" if ratio > 0 else "zero"  # an average never fed
+        return f"codes are {how}: all of them lie near the origin"
     return None
 
 

@@ -1,8 +1,8 @@
 """A long run: what 20,000 guarded steps do to memory, to the cost of a step, and to the event log.
 
-The model of the rehearsals, whose codebook update breaks at step 300 and stays broken. In `act` mode a fallback holds
-it from then on; in `observe` mode the collapse lasts, so that the guard stays at its dense cadence to the end. Memory
-is traced, so the times are those of a traced run: only how they change is told.
+The model of the rehearsals, whose codebook update breaks at step 300 and stays broken. In `act` mode a fallback
+holds it from then on; in `observe` mode the collapse lasts, so that the guard stays at its dense cadence to the end.
+Memory is traced, so the times are those of a traced run: only how they change is told.
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ class Lineage:
             self._attached.add(segment)
         if event == "resumed" and segment not in self.parents and (parent := self._parent(segment, record)) is not None:
             step = record.get("step")
-            is_number = isinstance(step, (int, float)) and not isinstance(step, bool)
-            self.parents[segment] = (parent, float(step) if is_number else math.inf)
+            known = float(step) if isinstance(step, (int, float)) and not isinstance(step, bool) else math.inf
+            self.parents[segment] = (parent, known)
         return segment
 
     def _parent(self, segment: Segment, record: Mapping[str, Any]) -> Segment | None:

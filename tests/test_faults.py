@@ -109,6 +109,8 @@ def test_a_log_with_a_bound_forgets_its_oldest_part_and_readers_follow(tmp_path:
     late.read_all()
     assert late.run is not None
     assert (late.begun, late.run.books["vq"].K, len(late.run.books["vq"].series)) == (1, 4, len(told))
+    view.close()
+    late.close()
     with pytest.raises(ValueError, match="at least 65536"):
         JsonLinesSink(tmp_path, max_bytes=10)
 

@@ -24,6 +24,7 @@ HEALTHY: dict[str, Any] = {
         ({"latent_variance": 0.0, "norm_ratio": 178.0}, "the latents themselves have collapsed"),
         ({"norm_ratio": 178.4}, "code norms are 178 times the latents' norm"),
         ({"norm_ratio": 0.01}, "codes are 100 times shorter than the latents"),
+        ({"norm_ratio": 0.0}, "codes are zero: all of them lie near the origin"),
         ({"norm_ratio": 5.4, "top_share": 0.98}, "one code takes 98% of 640 tokens; code norms are 5.4 times"),
         ({"dead_fraction": 0.9}, "90% of the codes are dead in a window of 640 tokens"),
         ({"norm_ratio": None, "finite_fraction": None, "latent_variance": None}, "no single number"),
