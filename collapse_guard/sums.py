@@ -83,7 +83,7 @@ class Sums:
             norms,
             self.number,
             number * mean,
-            self.squares + number * float(mean @ mean),
+            self.squares.astype(np.float64) + number * float(mean @ mean),
             covariance,
             self.error,
             self.table_norms if first else np.zeros_like(self.table_norms),
