@@ -11,7 +11,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format docs bench bench-kmeans bench-overhead bench-upkeep zoo peers readme support coverage clean
+.PHONY: help demo test test-all lint format docs bench bench-overhead zoo bench-kmeans bench-upkeep bench-evaluation bench-diagnosis peers chaos-ranks readme support bench-endurance kill chaos coverage clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -53,14 +53,32 @@ bench-kmeans: $(STAMP)  ## compare fit_codebook with scikit-learn and FAISS; hou
 bench-upkeep: $(STAMP)  ## compare a tended codebook with a quantizer's own prevention; hours, resumable; ARGS='--seeds 1'
 	OMP_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_upkeep import main; main()" $(ARGS)
 
+bench-evaluation: $(STAMP)  ## build collapses that only evaluation sees, and see them found and repaired; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_evaluation import main; main()" $(ARGS)
+
+bench-diagnosis: $(STAMP)  ## does the guard name the cause that was built in? minutes, resumable; ARGS='--seeds 1'
+	OMP_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_diagnosis import main; main()" $(ARGS)
+
 peers: $(STAMP)  ## compare encodec's own replacement of dead codes with the guard's reset
 	$(BIN)/python -m tests.contract.replacement
+
+chaos-ranks: $(STAMP)  ## a hundred runs of 2 to 4 ranks in which things go wrong; none may hang
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.ranks.chaos 100
 
 readme: $(STAMP)  ## run the demo and write its output into the README
 	$(BIN)/python -m tests.update_readme
 
 support: $(STAMP)  ## write the table of supported quantizer classes into the README
 	$(BIN)/python -m tests.contract.support
+
+bench-endurance: $(STAMP)  ## memory, cost and log of 20,000 guarded steps
+	OMP_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_endurance import main; main()" $(ARGS)
+
+kill: $(STAMP)  ## kill training runs at fifty random moments each, resume them, compare bit for bit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_kill.py -m slow $(ARGS)
+
+chaos: $(STAMP)  ## inject every collapse into every kind of quantizer in every phase of the guard, and break a part of it
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/testing/test_chaos.py -m slow $(ARGS)
 
 coverage: $(STAMP)  ## measure branch coverage; collapse_guard and policies need 95 % each
 	$(BIN)/coverage run -m pytest $(ARGS)

@@ -20,10 +20,13 @@ from rich import get_console
 from torch import Tensor
 from typing_extensions import override
 
-from collapse_guard import Event, GenericVQ, Guard, PolicyError, Request, Sink
+from collapse_guard import ConsoleSink, GenericVQ, Guard, PolicyError, Request, Sink
 from collapse_guard.policies import Policy, load_policy
 from collapse_guard.requests import REQUESTABLE, may_request
-from collapse_guard.sinks import log_folder
+from collapse_guard.sinks import Verbosity, log_folder
+
+from .averaging import averaged_models, follow
+from .loggers import LoggerSink
 
 __all__ = ["CollapseGuard", "join_lightning"]
 
@@ -55,7 +58,6 @@ def _first_importable() -> tuple[type, ...]:
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.pytorch import Callback
-    from lightning.pytorch.loggers import Logger
 else:
     # A base of its own, between this callback and theirs: what it derives from may grow, see `join_lightning`.
     Callback = type("Callback", _loaded() or _first_importable(), {})
@@ -71,9 +73,6 @@ def join_lightning() -> None:
         Callback.__bases__ = (*bases, *new)
 
 
-_SCALARS = ("perplexity", "perplexity_ratio", "usage", "dead_fraction", "norm_ratio", "relative_error")
-
-
 class CollapseGuard(Callback):
     """Watches the codebooks of the LightningModule that trains and repairs them under a policy.
 
@@ -87,12 +86,15 @@ class CollapseGuard(Callback):
             `default_root_dir`.
         loss: name of a logged metric (`self.log(name, ...)`) that verification may look at.
         console: whether to print alerts, interventions and the summary.
+        verbosity: how much is printed: `quiet`, `normal` or `detailed`; see `ConsoleSink`.
         sinks: further places for events to go.
         adapters: module path in the LightningModule -> description, for quantizers that are not recognised.
         seed: of the guard's own random streams.
+        log_max_bytes: bound on the event log, which then forgets its oldest part; see `Guard`.
 
     Raises:
         PolicyError: the policy is not valid; every problem is listed with file and line.
+        ValueError: an unknown verbosity.
 
     Example:
         ``Trainer(callbacks=[CollapseGuard(policy="default")])``
@@ -105,9 +107,11 @@ class CollapseGuard(Callback):
         log_dir: str | Path | None = None,
         loss: str | None = None,
         console: bool = True,
+        verbosity: Verbosity = "normal",
         sinks: Sequence[Sink] = (),
         adapters: Mapping[str, GenericVQ] | None = None,
         seed: int = 0,
+        log_max_bytes: int | None = None,
     ) -> None:
         """Validate the policy and store the rest; nothing is hooked, opened or printed before training starts."""
         join_lightning()
@@ -123,12 +127,17 @@ class CollapseGuard(Callback):
         self._log_dir = log_dir
         self._loss = loss
         self._console = console
+        ConsoleSink(verbosity=verbosity)  # refuses an unknown one here, not when training starts
+        self._verbosity = verbosity
         self._sinks = tuple(sinks)
         self._adapters = adapters
         self._seed = seed
+        self._log_max_bytes = log_max_bytes
         self._resume_from: dict[str, Any] | None = None
         self._guarded: pl.LightningModule | None = None
         self._last_global_step = 0
+        self._loss_scale: float | None = None
+        self._rewritten: Mapping[str, int] = {}
 
     @property
     def policy(self) -> Policy:
@@ -140,6 +149,24 @@ class CollapseGuard(Callback):
         if isinstance(self._policy, PolicyError):
             raise self._policy.with_traceback(None)
         return self._policy
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What the guard told so far, as flat records; empty before training starts. See `Guard.history`."""
+        return self.guard.history if self.guard is not None else []
+
+    def plot_history(self) -> Any:
+        """Return the course of each codebook as a plotly figure; see `Guard.plot_history`.
+
+        Raises:
+            RuntimeError: training has not started yet.
+            MissingExtraError: plotly is not installed.
+        """
+        if self.guard is None:
+            raise RuntimeError(
+                "expected a guard that has seen training, got one before `fit`; there is nothing to plot"
+            )
+        return self.guard.plot_history()
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -158,14 +185,16 @@ class CollapseGuard(Callback):
                 get_console().print("collapse_guard: not attached: a fast_dev_run is too short to guard")
             return
         first = trainer.is_global_zero
-        sinks = [*self._sinks, _LoggerSink(trainer)] if first else []
+        sinks = [*self._sinks, LoggerSink(lambda: trainer.loggers, lambda: trainer.global_step)] if first else []
         guard = Guard(
             self.policy,
             log_dir=self._directory(trainer) if first else None,
             console=self._console and first,
+            verbosity=self._verbosity,
             sinks=sinks,
             adapters=self._adapters,
             seed=self._seed,
+            log_max_bytes=self._log_max_bytes,
             total_steps=_planned_steps(trainer),
         )
         guard.attach(pl_module, trainer.optimizers)
@@ -175,18 +204,60 @@ class CollapseGuard(Callback):
         if self._resume_from is not None:
             guard.load_state_dict(self._resume_from)
             self._resume_from = None
-        self._last_global_step = trainer.global_step
+        self._last_global_step, self._loss_scale = trainer.global_step, _loss_scale(trainer)
+        self._rewritten = guard.rewritten
         self.guard, self._guarded = guard, pl_module
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count one step per batch in which an optimizer stepped: none under accumulation, one for two optimizers."""
+        """Count one step per batch in which an optimizer stepped: none under accumulation, one for two optimizers.
+
+        A step that the gradient scaler skipped, which its lower scale tells, is none.
+        """
         if self.guard is None or trainer.global_step == self._last_global_step:
             return
+        before, self._loss_scale = self._loss_scale, _loss_scale(trainer)
         self._last_global_step = trainer.global_step
+        if before is not None and self._loss_scale is not None and self._loss_scale < before:
+            return
         self.guard.step(loss=lambda: self._logged_loss(trainer), epoch=trainer.current_epoch)
+        if (rewritten := self.guard.rewritten) != self._rewritten:
+            names = [name for name, count in rewritten.items() if self._rewritten.get(name) != count]
+            self._rewritten = rewritten
+            follow(pl_module, averaged_models(trainer.callbacks), self.guard.views(names))
+        if may_request(self.guard.policy):
+            self._carry_out(trainer, self.guard)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Hand the batch in: training and evaluation mode may have to be compared on it."""
+        if self.guard is not None:
+            self.guard.offer(batch)
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin an evaluation; the sanity check, and validation outside of `fit`, come before or after the guard."""
+        if self.guard is not None and not trainer.sanity_checking:
+            self.guard.begin_evaluation()
+
+    @override
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Hand the batch in, as in training."""
+        if self.guard is not None and not trainer.sanity_checking:
+            self.guard.offer(batch)
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read the codebooks in evaluation; averaged weights have been swapped out by now."""
+        if self.guard is None or trainer.sanity_checking:
+            return
+        self.guard.end_evaluation(loss=lambda: self._logged_loss(trainer), epoch=trainer.current_epoch)
         if may_request(self.guard.policy):
             self._carry_out(trainer, self.guard)
 
@@ -269,6 +340,12 @@ def _planned_steps(trainer: pl.Trainer) -> int | None:
     return int(planned) if math.isfinite(planned) and planned > 0 else None
 
 
+def _loss_scale(trainer: pl.Trainer) -> float | None:
+    """Return the scale of the loss under float16, or `None` where there is none."""
+    scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
+    return float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else None
+
+
 def _stopping(trainer: pl.Trainer) -> str:
     """Say when the Trainer will stop, now that it was told to."""
     least = {"min_epochs": trainer.min_epochs, "min_steps": trainer.min_steps}
@@ -285,30 +362,3 @@ def _is_made_by_jsonargparse() -> bool:
     while frame.f_code.co_name == "__init__" and frame.f_back is not None:
         frame = frame.f_back
     return str(frame.f_globals.get("__name__")).partition(".")[0] == "jsonargparse"
-
-
-class _LoggerSink:
-    """Writes readings to the Trainer's loggers as scalars, `codebook_perplexity/<codebook>` and so on."""
-
-    def __init__(self, trainer: pl.Trainer) -> None:
-        self._trainer = trainer
-
-    @property
-    def _loggers(self) -> list[Logger]:
-        return self._trainer.loggers
-
-    def write(self, event: Event) -> None:
-        """Log the scalars of a reading, and the attempt number at each intervention."""
-        name = event.fields.get("codebook")
-        if event.event == "reading":
-            values = {key: event.fields.get(key) for key in _SCALARS}
-            scalars = {f"codebook_{key}/{name}": float(value) for key, value in values.items() if value is not None}
-        elif event.event == "intervention":
-            scalars = {f"codebook_intervention/{name}": float(event.fields["attempt"])}
-        else:
-            return
-        for logger in self._loggers:
-            logger.log_metrics(scalars, step=self._trainer.global_step)
-
-    def close(self) -> None:
-        """The loggers belong to the Trainer."""

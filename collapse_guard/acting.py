@@ -40,6 +40,7 @@ class Deed:
         entry: of the ledger; its `result` says what became of it.
         probe: the codebook, and what was recorded of it on all ranks.
         summary: what was done or why not. manifest: what was touched.
+        sketch: codes before and after among the latents, where the codebook was written.
     """
 
     decision: Decision
@@ -47,6 +48,7 @@ class Deed:
     probe: Recorded
     summary: str = ""
     manifest: list[dict[str, Any]] = field(default_factory=list)
+    sketch: dict[str, Any] | None = None
 
     @property
     def touches(self) -> frozenset[str]:

@@ -58,7 +58,7 @@ class Entry:
             decision.rule,
             decision.rung or 0,
             decision.action,
-            decision.params.model_dump(mode="json") if decision.params is not None else {},
+            decision.params.plain() if decision.params is not None else {},
             decision.step,
         )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Protocol
 
-__all__ = ["SCHEMA", "Event", "EventLog", "Sink"]
+__all__ = ["SCHEMA", "DelayedError", "Event", "EventLog", "Sink"]
 
 SCHEMA = 1
 """Version of the event record; a reader refuses what is newer than it knows."""
@@ -26,8 +26,8 @@ class Event:
     """One thing that happened.
 
     Attributes:
-        event: `attached`, `reading`, `pending`, `alert`, `intervention`, `tended`, `outcome`, `skip`, `cleared`,
-            `exhausted`, `carried_out`, `fault`, `resumed` or `summary`.
+        event: `attached`, `reading`, `pending`, `alert`, `withdrawn`, `intervention`, `tended`, `outcome`, `skip`,
+            `cleared`, `exhausted`, `carried_out`, `fault`, `resumed` or `summary`.
         step: optimizer steps completed.
         fields: what else there is to say, as plain data. What concerns several levels of a residual has `group`,
             `codebooks`, `levels` and `members`, one record for each level, coarse first.
@@ -45,6 +45,10 @@ class Event:
         return head | {key: _plain(value) for key, value in self.fields.items()}
 
 
+class DelayedError(OSError):
+    """A sink could not write, keeps what it was given, and tries again with the next event. It is not switched off."""
+
+
 class Sink(Protocol):
     """Where events go."""
 
@@ -56,22 +60,31 @@ class Sink(Protocol):
 
 
 class EventLog:
-    """Hands each event to every sink; drops a sink that raises, and says so once.
+    """Hands each event to every sink; drops a sink that raises, and says so once. One that is only late is kept.
 
     Args:
         sinks: where events go, in order.
+
+    Attributes:
+        closing: whether the run is being closed. What is told then is marked with `closing`: a run that goes on from
+            the state before it has not settled it, and says something else about it later.
     """
 
     def __init__(self, sinks: Iterable[Sink] = ()) -> None:
         """Store the sinks."""
         self.sinks: list[Sink] = list(sinks)
+        self.closing = False
 
     def emit(self, event: str, step: int, **fields: Any) -> None:
         """Record that something happened."""
-        record = Event(event, step, fields)
+        record = Event(event, step, fields | {"closing": True} if self.closing else fields)
         for sink in list(self.sinks):
             try:
                 sink.write(record)
+            except DelayedError as error:
+                reason = f"{type(sink).__name__}: {error}; training goes on"
+                _logger.warning("%s", reason)
+                self.emit("fault", step, where=type(sink).__name__, reason=reason)
             except Exception as error:  # a full disk or a foreign logger must not stop a training run
                 self.sinks.remove(sink)
                 _logger.warning("%s", _dropped(sink, error))

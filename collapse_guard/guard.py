@@ -12,23 +12,29 @@ import json
 import logging
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 from torch.distributed import ProcessGroup, get_rank
 from torch.optim import Optimizer
 
-from collapse_guard.policies import Decision, Policy, PolicyEngine, Reading, load_policy, taken_together
+from collapse_guard.policies import Decision, Health, Policy, PolicyEngine, Reading, load_policy, taken_together
 
-from .adapters import GenericVQ, discover
+from .adapters import CodebookView, GenericVQ, discover
 from .diagnosis import Clinic
+from .evaluation import Evaluations
 from .events import EventLog, Sink
 from .execution import compiled_parts, refuse_replicas, unwrap_compiled
+from .history.kept import Kept
 from .interventions import ladders_on
+from .kmeans import KMeansTokenizer
 from .ledger import Ledger
 from .measure import Loss, number_of
 from .ranks import Alone, PartedError, Word, join_ranks
@@ -41,13 +47,18 @@ from .reports import (
     summarise,
 )
 from .requests import Requests
-from .sinks import open_sinks
+from .sinks import ConsoleSink, JsonLinesSink, Verbosity, new_run, open_sinks
+from .sketch import is_told, uses_of
+from .snapshots import Snapshots, wanted_snapshots
+from .tokenizers import save_tokenizers, tokenizers_of
 from .watch import Watch
 
 __all__ = ["Guard"]
 
 _logger = logging.getLogger("collapse_guard")
 _STATE_SCHEMA = 1
+
+Explain: TypeAlias = "Callable[[Sequence[Reading]], Sequence[Reading]]"
 
 
 class Guard:
@@ -57,17 +68,21 @@ class Guard:
         policy: preset name, path of a YAML file, mapping, or a loaded policy.
         log_dir: directory of the run; `collapse_guard/events.jsonl` is written below it. `None` writes no file.
         console: whether to print alerts, interventions and the summary.
+        verbosity: how much is printed: `quiet`, `normal` or `detailed`; see `ConsoleSink`.
         sinks: further places for events to go.
         adapters: module path -> description, for quantizers that are not recognised.
         seed: of the guard's own random streams; the run's are never touched.
         total_steps: optimizer steps that the whole training is planned to take, if that is known: what moves codes
             steadily stops before the end.
+        log_max_bytes: bound on the event log, which then forgets its oldest part; see `JsonLinesSink`. Without one
+            it grows with the readings.
 
     Attributes:
         requests: what the policy asks of the loop, such as to stop; see `Requests.take`.
 
     Raises:
         PolicyError: the policy is not valid; every problem is listed with file and line.
+        ValueError: an unknown verbosity.
 
     Example:
         >>> from collapse_guard import Guard
@@ -82,16 +97,21 @@ class Guard:
         *,
         log_dir: str | Path | None = None,
         console: bool = True,
+        verbosity: Verbosity = "normal",
         sinks: Sequence[Sink] = (),
         adapters: Mapping[str, GenericVQ] | None = None,
         seed: int = 0,
         total_steps: int | None = None,
+        log_max_bytes: int | None = None,
     ) -> None:
         """Load and validate the policy; nothing is hooked, opened or printed before `attach`."""
         self.policy = load_policy(policy)
         self._log_dir = log_dir
-        self._console = console
+        self._console = ConsoleSink(verbosity=verbosity) if console else None
+        self._log_max_bytes = log_max_bytes
         self._extra_sinks = tuple(sinks)
+        self._history = Kept()
+        self._readings_taken: Counter[str] = Counter()
         self._adapters = dict(adapters or {})
         self._seed = seed
         self.total_steps = total_steps
@@ -99,7 +119,10 @@ class Guard:
         self._read_at = 0
         self._seconds = 0.0
         self._attached_at = 0.0
+        self._run = ""
         self._log = EventLog()
+        self._file: JsonLinesSink | None = None
+        self._kept: dict[str, KMeansTokenizer] = {}  # the fallbacks that were in force at the end
         self.requests = Requests(self._log)
         self._engine = PolicyEngine(self.policy)
         self._is_attached = False
@@ -108,9 +131,11 @@ class Guard:
         self._ranks = Alone()
         self._story = 0  # a checksum of all decisions: the same on all ranks
         self._watch = Watch((), seed=seed, fault=self._fault)
+        self._evaluations = Evaluations(nn.Module(), self._watch, self._fault, keeps_inputs=False)
         self._model: nn.Module | None = None
         self._optimizers: Sequence[Optimizer] = ()
         self._ledger: Ledger | None = None
+        self._snapshots: Snapshots | None = None
         self._clinic = Clinic(self._fault)
         self._broken: set[str] = set()
 
@@ -154,15 +179,21 @@ class Guard:
             raise
         self._ranks, self._story = ranks, 0
         optimizers = (optimizers,) if isinstance(optimizers, Optimizer) else tuple(optimizers)
-        self._log.sinks, log = open_sinks(
+        self._run, self._log.closing = new_run(), False
+        self._log.sinks, self._file = open_sinks(
             self._log_dir if ranks.is_first else None,
-            console=self._console and ranks.is_first,
-            further=self._extra_sinks,
+            run=self._run,
+            max_bytes=self._log_max_bytes,
+            console=self._console if ranks.is_first else None,
+            further=[self._history, *self._extra_sinks],
         )
         ladders = ladders_on(self.policy, found.views)
         self._without_epoch = describe_without_epoch(self.policy)
-        self._is_attached, self._state_at_close = True, None
+        self._is_attached, self._state_at_close, self._kept = True, None, {}
         self._watch = watch
+        keeps_inputs = self._ranks.size == 1 and not compiled_parts(model)
+        self._evaluations = Evaluations(unwrap_compiled(model), watch, self._fault, keeps_inputs=keeps_inputs)
+        self._evaluations.install()
         self._attached_at, self._seconds = time.perf_counter(), 0.0
         self._model, self._optimizers = unwrap_compiled(model), optimizers
         self._begin_afresh()
@@ -178,7 +209,7 @@ class Guard:
             policy_as_run=self.policy.model_dump(mode="json", by_alias=True),
             environment=describe_environment(),
             ranks=ranks.size,
-            log=str(log.path) if log is not None else None,
+            log=str(self._file.path) if self._file is not None else None,
             codebooks=describe_views(found.views),
             unrecognised=describe_unrecognised(found.unrecognised),
             idle_rules=describe_idle_rules(self.policy, found.views),
@@ -244,6 +275,7 @@ class Guard:
         finally:
             if self._ledger is not None:
                 self._ledger.release()
+            self._evaluations.remove()
             self._watch.release()
             self._ranks.leave()
             self._is_attached = False
@@ -262,14 +294,19 @@ class Guard:
         assert self._ledger is not None
         # What is saved after the end must be able to go on: with verifications open, not settled for the summary.
         self._state_at_close = self.state_dict()
+        self._log.closing = True
         self._ledger.carry_out(self._engine.finish(self._step), self._engine, self._watch.probes)
         self.requests.remind(self._step)
+        self._kept = tokenizers_of(self._ledger, self._watch.probes, self._fault)
+        file = self._file
+        saved = {} if file is None else save_tokenizers(self._kept, file.path.parent, file.run, self._fault)
         total = time.perf_counter() - self._attached_at
         self._log.emit(
             "summary",
             self._step,
             ended_by=ended_by,
             **summarise(self._ledger, self._watch, self._engine),
+            tokenizers=saved,
             guard_seconds=self.seconds,
             run_seconds=total,
             guard_share=self.seconds / total if total > 0 else 0.0,
@@ -297,6 +334,48 @@ class Guard:
         """What was done so far, as plain data, in order: step, codebook, rule, action, params, result."""
         return [entry.as_dict() for entry in self._ledger.entries] if self._ledger is not None else []
 
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What was told so far as flat records, as `pandas.DataFrame` takes them.
+
+        Each has the same keys: `step`, `time`, `event`, `codebook`, `health`, the numbers of a reading and the words of
+        what happened; what does not apply is `None`. Memory is bounded, to some 10 MB: of more than 10,000 readings
+        every second goes, the one with the higher perplexity of two neighbours; of more than 1,000 other events the
+        middle ones.
+        """
+        return self._history.records()
+
+    def plot_history(self) -> Any:
+        """Return the course of each codebook, with thresholds and interventions, as a plotly figure.
+
+        Raises:
+            MissingExtraError: plotly is not installed; says what to install.
+        """
+        from .report import figure_of_history
+
+        return figure_of_history(self.history, self.policy)
+
+    def tokenizer(self, codebook: str) -> KMeansTokenizer:
+        """Return the fallback that stands in for a codebook, as a tokenizer of its own: a copy, as it is now.
+
+        After `close` it is the one that the run ended with, which is also saved below the log directory.
+
+        Args:
+            codebook: name, as `readings` and the log have it.
+
+        Raises:
+            ValueError: no fallback is in force there; lists the codebooks on which one is.
+        """
+        kept = self._kept
+        if self.is_attached and self._ledger is not None:
+            kept = tokenizers_of(self._ledger, self._watch.probes, self._fault)
+        if codebook not in kept:
+            raise ValueError(
+                f"codebook: expected one on which a fallback tokenizer is in force ({', '.join(kept) or 'none here'}), "
+                f"got {codebook!r}; to make a tokenizer of any latents, call KMeansTokenizer.fit"
+            )
+        return kept[codebook]
+
     def step(self, *, loss: Loss = None, epoch: int | None = None) -> None:
         """Tell the guard that one optimizer step is complete. Reads, decides and acts where due; never raises.
 
@@ -305,24 +384,84 @@ class Guard:
                 one and is called only when a reading is due. A tensor is not waited for on other steps.
             epoch: epochs begun, from 0.
         """
+        self._step += self.is_attached
+        self._contain(lambda: self._take_step(loss, epoch))
+
+    def _take_step(self, loss: Loss, epoch: int | None) -> None:
+        assert self._ledger is not None
+        self.requests.remind(self._step)
+        self._ledger.hold(self._step, self._watch.probes)
+        if not self._ranks.parted:
+            self._tend_and_read(loss, epoch)
+
+    @contextmanager
+    def evaluate(self, *, epoch: int | None = None) -> Iterator[None]:
+        """Read the codebooks in evaluation: around one whole validation, between two steps.
+
+            with guard.evaluate():
+                validate(model)
+
+        What the model is called with in there makes one reading of each codebook, of stage `eval`; nothing of it counts
+        for training. Swap averaged weights in and out inside of the block.
+
+        Args:
+            epoch: epochs begun, from 0.
+        """
+        self.begin_evaluation()
+        try:
+            yield
+        except BaseException:
+            self._evaluations.abandon()
+            raise
+        self.end_evaluation(epoch=epoch)
+
+    def begin_evaluation(self) -> None:
+        """Begin an evaluation, for loops that cannot use `evaluate`; never raises."""
+        if self._ranks.size > 1:
+            self._fault("evaluation", f"{self._ranks.size} ranks: evaluation is read where one rank trains alone")
+        else:
+            self._contain(self._evaluations.begin)
+
+    def end_evaluation(self, *, loss: Loss = None, epoch: int | None = None) -> None:
+        """End an evaluation: read, decide and act where due; never raises. The model trains with its own weights again.
+
+        Args:
+            loss: as for `step`.
+            epoch: epochs begun, from 0.
+        """
+        self._contain(lambda: self._read_evaluation(number_of(loss), epoch))
+
+    def offer(self, batch: object) -> None:
+        """Hand in the batch of the coming step, training or evaluation, to compare modes with if need be.
+
+        Only of use where a loop calls encoder and quantizer one after the other, and its model has a `validation_step`
+        or a `training_step` that takes a batch and a number.
+        """
+        if self._evaluations.exhibits is not None:
+            self._evaluations.exhibits.offer(batch)
+
+    def _contain(self, act: Callable[[], None]) -> None:
+        """Do something for an attached guard; the one place that catches broadly: the run is not its victim."""
         if not self.is_attached:
             return
         start = time.perf_counter()
-        self._step += 1
         try:
-            assert self._ledger is not None
-            self.requests.remind(self._step)
-            self._ledger.hold(self._step, self._watch.probes)
-            if not self._ranks.parted:
-                self._tend_and_read(loss, epoch)
+            with torch.inference_mode(False):  # a loop may evaluate in it; what is kept from there must serve training
+                act()
         except PartedError as error:
             self._part(str(error))
-        except Exception as error:  # the one place that catches broadly: the run is not the victim of its guard
+        except Exception as error:
             self._fault("guard", f"{type(error).__name__}: {error}")
             _logger.debug("guard failed", exc_info=error)
             if self._ranks.size > 1:  # this rank no longer knows what the others know
                 self._part(f"the guard of rank {self._ranks.index} failed")
         self._seconds += time.perf_counter() - start
+
+    def _read_evaluation(self, loss: float | None, epoch: int | None) -> None:
+        dead_below = self.policy.sample.dead_below
+        found = self._evaluations.end(step=self._step, epoch=epoch, loss=loss, dead_below=dead_below)
+        wants = self._engine.wants_causes
+        self._judge([reading for reading, _ in found], lambda bundle: self._evaluations.explain(bundle, wants))
 
     def _tend_and_read(self, loss: Loss, epoch: int | None) -> None:
         assert self._ledger is not None
@@ -358,6 +497,15 @@ class Guard:
         )
 
     @property
+    def rewritten(self) -> dict[str, int]:
+        """How often each codebook was rewritten so far, by interventions, refits and what undid them."""
+        return self._ledger.rewritten() if self._ledger is not None else {}
+
+    def views(self, names: Iterable[str]) -> list[CodebookView]:
+        """Return the handles of some codebooks, by name."""
+        return [self._watch.probes[name].view for name in names]
+
+    @property
     def steps(self) -> int:
         """Optimizer steps that the guard was told of."""
         return self._step
@@ -381,20 +529,40 @@ class Guard:
         enough = sample.min_tokens if self._step >= self.policy.warmup_steps else 0
         word = Word(self._step, self._story, loss, epoch)
         readings = self._watch.read(word, dead_below=sample.dead_below, min_tokens=enough)
-        taken = []
+        taken: list[Reading] = []
+        uses: dict[str, list[int]] = {}
         for reading, counts in readings:
+            if is_told(self._readings_taken[reading.codebook]):
+                uses[reading.codebook] = uses_of(counts)
+            self._readings_taken[reading.codebook] += 1
             self._ledger.note(reading.codebook, counts)
             self._clinic.note(reading, counts, version=self._ledger.version_of(reading.codebook))
             taken.append(reading)
+        self._judge(taken, self._explained, uses)
+
+    def _judge(self, taken: Sequence[Reading], explain: Explain, uses: Mapping[str, list[int]] | None = None) -> None:
+        """Let the policy decide on readings of one step, tell them, and carry out what it decided.
+
+        Args:
+            taken: the readings. explain: adds their causes. uses: histograms that are told beside them, by codebook.
+        """
+        assert self._ledger is not None
+        asked_before = self.requests.open_count
         for bundle in taken_together(taken):
-            together = self._explained(bundle)
+            together = explain(bundle)
             decisions = self._remembered(self._engine.observe_together(together))
             for reading in together:
                 fields = {key: value for key, value in reading.as_record().items() if key != "step"}
+                fields |= {"uses": uses[reading.codebook]} if uses and reading.codebook in uses else {}
                 self._log.emit("reading", self._step, health=self._engine.health(reading.codebook).value, **fields)
             self._ledger.carry_out(decisions, self._engine, self._watch.probes)
-
-        if self.requests.are_open:
+        if (
+            taken
+            and self._snapshots is not None
+            and all(self._engine.health(name) is Health.HEALTHY for name in self._watch.readings)
+        ):
+            self._snapshots.consider(self._step)
+        if self.requests.open_count > asked_before:
             self._ranks.words("")  # all ranks have come this far: what is asked for is asked for on all
 
     def _explained(self, readings: Sequence[Reading]) -> Sequence[Reading]:
@@ -426,6 +594,7 @@ class Guard:
             return self._state_at_close
         return {
             "schema": _STATE_SCHEMA,
+            "run": self._run,
             "step": self._step,
             "read_at": self._read_at,
             "policy": {"name": self.policy.name, "fingerprint": self.policy.fingerprint()},
@@ -434,6 +603,7 @@ class Guard:
             "clinic": self._clinic.state_dict(),
             "ledger": self._ledger.state_dict(self._watch.probes) if self._ledger is not None else {},
             "requests": self.requests.state_dict(),
+            "snapshot": self._snapshots.state_dict() if self._snapshots is not None else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -442,6 +612,8 @@ class Guard:
         A policy that changed in between wins, and the log says so. State that cannot be read is told, and the guard
         starts afresh: the run itself must be able to resume.
         """
+        knobs = [probe.view.commitment for probe in self._watch.probes.values()]
+        weights = [(knob, knob.get()) for knob in knobs if knob is not None]
         try:
             if state.get("schema") != _STATE_SCHEMA:
                 raise ValueError(f"expected guard state of schema {_STATE_SCHEMA}, got {state.get('schema')}")
@@ -449,6 +621,11 @@ class Guard:
         except Exception as error:
             self._fault("resume", f"{type(error).__name__}: {error}; the guard starts afresh")
             _logger.debug("guard state could not be restored", exc_info=error)
+            if self._ledger is not None:
+                self._ledger.release()
+            self._watch.begin_afresh()  # nothing of what was restored before the error stays in force
+            for knob, weight in weights:
+                knob.set(weight)
             self._begin_afresh()
 
     def _restore(self, state: Mapping[str, Any]) -> None:
@@ -460,23 +637,34 @@ class Guard:
         rules = {rule.name for rule in self.policy.rules}
         self._ledger.load_state_dict(state["ledger"], self._watch.probes, rules)
         self.requests.load_state_dict(state["requests"])
-        changed = state["policy"]["fingerprint"] != self.policy.fingerprint()
-        in_force = self._ledger.in_force()
-        self._log.emit("resumed", self._step, policy=self.policy.name, policy_changed=changed, in_force=in_force)
+        if self._snapshots is not None and state["snapshot"] is not None:
+            self._snapshots.load_state_dict(state["snapshot"])
+        self._log.emit(
+            "resumed",
+            self._step,
+            policy=self.policy.name,
+            policy_changed=state["policy"]["fingerprint"] != self.policy.fingerprint(),
+            policy_before=state["policy"],
+            in_force=self._ledger.in_force(),
+            continues=state.get("run"),
+        )
 
     def _begin_afresh(self) -> None:
         self._step = self._read_at = 0
         self._engine = PolicyEngine(self.policy)
         self.requests = Requests(self._log)
-        dead_below = self.policy.sample.dead_below
+        assert self._model is not None
+        self._snapshots = wanted_snapshots(self.policy, self._model, self._optimizers)
         self._ledger = Ledger(
             self._log,
             self._optimizers,
             seed=self._seed,
-            dead_below=dead_below,
+            dead_below=self.policy.sample.dead_below,
             requests=self.requests,
             progress=self._progress,
             model=self._model,
+            evaluations=self._evaluations,
+            snapshots=self._snapshots,
             ranks=self._ranks,
         )
 

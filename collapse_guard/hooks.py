@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Hook"]
+__all__ = ["Bystander", "Hook"]
 
 _REASON = (
     "collapse_guard watches this quantizer by a hook, which ends a compiled graph: with fullgraph=True, leave the "
@@ -58,6 +58,12 @@ class Hook:
     def __reduce__(self) -> tuple[type[Hook], tuple[()]]:
         """Pickle as an inert hook."""
         return Hook, ()
+
+
+class Bystander(Hook):
+    """A hook of somebody who does not watch the module: a guard may still be attached to it."""
+
+    __slots__ = ()
 
 
 def _outside_of_graphs(target: Callable[..., Any]) -> Callable[..., Any]:

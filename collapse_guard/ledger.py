@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from collapse_guard.policies import Decision, DecisionKind, Outcome, PolicyEngine, actions
 
 from .acting import Deed, act_together, share_codebook
 from .entries import Entry, tries_of
+from .evaluation import Evaluations
 from .events import EventLog
 from .interventions import Intervention, Site, Transaction, find_intervention
 from .probe import Probe
 from .ranks import Alone, Pool
 from .requests import REQUESTABLE, Request, Requests
 from .residual import Levels, members_of
+from .sketch import MOST_SKETCHED, sketch
+from .snapshots import Snapshots
 from .telling import TOLD_AS, fields_of_act, fields_of_outcome, fields_of_word
 
 __all__ = ["Entry", "Ledger"]
+
+_SKETCHED_LATENTS = 1024
+_logger = logging.getLogger("collapse_guard")
 
 
 class Ledger:
@@ -37,6 +44,8 @@ class Ledger:
         progress: returns the share of the planned training that is done, or `None` where no plan is known.
         ranks: that act together.
         model: that trains, for interventions that look beyond a codebook.
+        evaluations: what reads the codebooks in evaluation.
+        snapshots: the last healthy snapshot of the run, for those that go back to it.
     """
 
     def __init__(
@@ -50,12 +59,14 @@ class Ledger:
         progress: Callable[[], float | None] = lambda: None,
         ranks: Alone | None = None,
         model: nn.Module | None = None,
+        evaluations: Evaluations | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
         """Store the parts."""
         self._ranks = ranks if ranks is not None else Alone()
         self._pool = Pool(self._ranks)
         self._progress = progress
-        self._model = model
+        self._model, self._evaluations, self._snapshots = model, evaluations, snapshots
         self._health: Callable[[str], str] = lambda codebook: "unknown"
         self._requests = requests if requests is not None else Requests(log)
         self.entries: list[Entry] = []
@@ -63,8 +74,10 @@ class Ledger:
         self._optimizers = optimizers
         self._seed = seed
         self._dead_below = dead_below
+        self._unheld: set[str] = set()  # codebooks that could not be held; said once
         self._counts: dict[str, np.ndarray] = {}
         self._versions: dict[str, int] = {}
+        self.withdrawn: dict[str, int] = {}  # alerts that were none, by codebook
 
     def note(self, codebook: str, counts: np.ndarray) -> None:
         """Remember the (K,) counts of the latest reading; interventions ask them which codes are dead."""
@@ -73,6 +86,12 @@ class Ledger:
     def version_of(self, codebook: str) -> int:
         """Return how often a codebook was written."""
         return self._versions.get(codebook, 0)
+
+    def rewritten(self) -> dict[str, int]:
+        """Return how often each codebook was written, and put back."""
+        undone = [entry.codebook for entry in self.entries if entry.undone]
+        names = {*self._versions, *undone}
+        return {name: self._versions.get(name, 0) + undone.count(name) for name in sorted(names)}
 
     def carry_out(self, decisions: Iterable[Decision], engine: PolicyEngine, probes: Mapping[str, Probe]) -> None:
         """Act on each decision in order, report back, and carry out what follows from the report."""
@@ -100,9 +119,12 @@ class Ledger:
     def hold(self, step: int, probes: Mapping[str, Probe]) -> None:
         """At a step boundary, before anything is read: put back what an optimizer did to frozen codebooks."""
         for name, probe in probes.items():
+            if name in self._unheld:
+                continue
             try:
                 probe.view.hold()
             except Exception as error:
+                self._unheld.add(name)
                 probe.view.unfreeze()
                 reason = f"holding its codebook raised {type(error).__name__}: {error}; it is no longer held"
                 self._log.emit("fault", step, where=name, reason=reason)
@@ -124,7 +146,7 @@ class Ledger:
                 self._log.emit("fault", step, where=entry.codebook, reason=reason)
                 continue
             if intervention.writes > before:
-                self._versions[entry.codebook] = self._versions.get(entry.codebook, 0) + 1
+                self._versions[entry.codebook] = self.version_of(entry.codebook) + 1
             self._tell_tended(entry, step, done)
             if intervention.is_over:
                 entry.intervention = None
@@ -160,7 +182,8 @@ class Ledger:
     def _tell_tended(self, entry: Entry, step: int, done: str | None) -> None:
         if done is not None:
             facts = {"codebook": entry.codebook, "action": entry.action, "attempt": entry.attempt, "summary": done}
-            self._log.emit("tended", step, **facts, codebook_version=self._versions.get(entry.codebook, 0))
+            facts |= entry.intervention.facts if entry.intervention is not None else {}
+            self._log.emit("tended", step, **facts, codebook_version=self.version_of(entry.codebook))
 
     def _act(self, decision: Decision, parts: Sequence[Decision], probes: Mapping[str, Probe]) -> list[Deed]:
         """Apply one intervention as a transaction, on each of its codebooks; tell, and return what became of it."""
@@ -177,11 +200,17 @@ class Ledger:
                 reason = f"rung {(decision.rung or 0) + 1}: {kind}"
                 self._ask(kind, decision.step, decision.codebook, decision.rule, reason)
 
+        codes = [_codes_of(deed) for deed in deeds[:MOST_SKETCHED]]
         act_together(deeds, levels, lambda deed: self._site(deed.entry, probes, ask), self._ranks)
+        for deed, before in zip(deeds, codes, strict=False):
+            if "codebook" in deed.touches and before is not None:
+                deed.sketch = _sketched(deed, before)
         for deed in deeds:
             if "codebook" in deed.touches:
-                self._versions[deed.entry.codebook] = self._versions.get(deed.entry.codebook, 0) + 1
-                deed.summary += "; token ids are permuted"
+                self._versions[deed.entry.codebook] = self.version_of(deed.entry.codebook) + 1
+                deed.summary += f"; {_what_ids_do(deed)}"
+        if any("model" in deed.touches for deed in deeds):
+            _forget_all(probes)
         self._log.emit("intervention", decision.step, **fields_of_act(decision, deeds, self._versions, probes))
         return deeds
 
@@ -198,6 +227,7 @@ class Ledger:
             ask=ask,
             progress=self._progress,
             model=self._model,
+            evaluations=self._evaluations,
             views=[each.view for each in probes.values()],
             health=lambda: self._health(entry.codebook),
             standing=lambda: [
@@ -205,6 +235,9 @@ class Ledger:
                 for each in self.entries
                 if each is not entry and each.is_in_force and each.intervention is not None
             ],
+            ranks=self._ranks.size,
+            snapshots=self._snapshots,
+            encoder=lambda: _without_tables(probes[entry.codebook].feeds, probes),
         )
 
     def _settle(self, decision: Decision, probes: Mapping[str, Probe]) -> list[int]:
@@ -233,7 +266,7 @@ class Ledger:
         undone = []
         probe = probes[last.codebook]
         levels = Levels.of(probe, probes)
-        writes = "codebook" in find_intervention(last.action).touches
+        touches = find_intervention(last.action).touches
         for entry in tries_of(last, self.entries):
             if entry.transaction is None:
                 continue
@@ -244,11 +277,13 @@ class Ledger:
             except Exception as error:
                 reason = f"undoing {entry.action} raised {type(error).__name__}: {error}"
                 self._log.emit("fault", step, where=entry.codebook, reason=reason)
-                if writes:  # on some ranks it was undone
+                if "codebook" in touches:  # on some ranks it was undone
                     share_codebook(probe.view, self._optimizers, self._ranks)
             entry.let_go()
-        if writes and undone:
+        if "codebook" in touches and undone:
             levels.refresh(probe)
+        if "model" in touches and undone:
+            _forget_all(probes)
         probe.window.restart()
         levels.restart_below(probe)
         return undone
@@ -263,6 +298,9 @@ class Ledger:
         ]
 
     def _tell(self, decision: Decision, probes: Mapping[str, Probe]) -> None:
+        if decision.kind is DecisionKind.WITHDRAWN:
+            for name in decision.codebooks:
+                self.withdrawn[name] = self.withdrawn.get(name, 0) + 1
         self._log.emit(TOLD_AS[decision.kind], decision.step, **fields_of_word(decision, probes))
         if decision.then is not None and decision.then in REQUESTABLE:
             self._ask(decision.then, decision.step, decision.codebook, decision.rule, decision.reason)
@@ -273,7 +311,8 @@ class Ledger:
     def state_dict(self, probes: Mapping[str, Probe]) -> dict[str, Any]:
         """Return all entries with what is needed to undo and tend them, as plain data and tensors.
 
-        A commitment weight is a number on a module, in no state dict of the model: such values in force are kept here.
+        A commitment weight is a number on a module, in no state dict of the model: such values in force are kept here,
+        and the names of the codebooks whose own replacement of dead codes is switched off.
         """
         entries = []
         for entry in self.entries:
@@ -283,7 +322,9 @@ class Ledger:
             record["values"] = entry.values()
             entries.append(record)
         counts = {name: values.tolist() for name, values in self._counts.items()}
-        return {"entries": entries, "versions": dict(self._versions), "counts": counts}
+        tallies = {"versions": dict(self._versions), "withdrawn": dict(self.withdrawn), "counts": counts}
+        taken_over = sorted(name for name, probe in probes.items() if probe.view.is_taken_over)
+        return {"entries": entries, **tallies, "taken_over": taken_over}
 
     def load_state_dict(self, state: Mapping[str, Any], probes: Mapping[str, Probe], rules: Container[str]) -> None:
         """Rebuild the entries; interventions in force take hold again before the first forward.
@@ -294,6 +335,7 @@ class Ledger:
             rules: names of the rules of this run's policy; what another rule had open ends inconclusive.
         """
         self._versions = dict(state["versions"])
+        self.withdrawn = dict(state.get("withdrawn", {}))
         self._counts = {name: np.asarray(values, dtype=np.int64) for name, values in state["counts"].items()}
         self.entries = []
         for record in state["entries"]:
@@ -305,6 +347,9 @@ class Ledger:
                 record = {**record, "transaction": None}
             if probe is not None:
                 self._reinstate(entry, record, probes)
+        for name in state.get("taken_over", ()):
+            if name in probes:
+                probes[name].view.take_over()
 
     def _reinstate(self, entry: Entry, record: Mapping[str, Any], probes: Mapping[str, Probe]) -> None:
         """Take up again what an entry left in force, and what may still be undone."""
@@ -322,6 +367,45 @@ class Ledger:
         if in_force is not None:
             entry.intervention = intervention
             intervention.load_state_dict(in_force)
+
+
+def _codes_of(deed: Deed) -> Tensor | None:
+    """Return a copy of the codes, for a picture; `None` where they cannot be read, which is no reason not to act."""
+    try:
+        return deed.probe.view.codebook().clone()
+    except Exception as error:  # foreign tensors may fail in any way; what matters of it is told where it is acted on
+        _logger.debug("no sketch of %s", deed.entry.codebook, exc_info=error)
+        return None
+
+
+def _sketched(deed: Deed, before: Tensor) -> dict[str, Any] | None:
+    """Return the picture of what was done; `None` where none can be made, which changes nothing of what was done."""
+    try:
+        return sketch(deed.probe.window.latest(_SKETCHED_LATENTS), before, deed.probe.view.codebook())
+    except Exception as error:  # a decomposition that does not converge, foreign tensors
+        _logger.debug("no sketch of %s", deed.entry.codebook, exc_info=error)
+        return None
+
+
+def _what_ids_do(deed: Deed) -> str:
+    """Say what became of token ids where an intervention wrote the codebook."""
+    facts = deed.entry.intervention.facts if deed.entry.intervention is not None else {}
+    if "ids_changed" not in facts:
+        return "token ids are permuted"
+    return f"{facts['ids_changed']} of {facts['ids_compared']} token ids changed"
+
+
+def _forget_all(probes: Mapping[str, Probe]) -> None:
+    """Begin all windows anew, their latents forgotten: another model made them."""
+    for probe in probes.values():
+        probe.window.restart()
+        probe.window.forget()
+
+
+def _without_tables(parameters: Iterable[nn.Parameter], probes: Mapping[str, Probe]) -> list[nn.Parameter]:
+    """Return the parameters that are no codebook: a coarser level's may lie behind the input of a finer one."""
+    tables = {id(ref.whole()) for probe in probes.values() for ref in probe.view.refs().values()}
+    return [each for each in parameters if id(each) not in tables]
 
 
 def _asked_already(kind: str) -> None:

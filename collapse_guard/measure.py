@@ -35,6 +35,7 @@ def read_window(
     epoch: int | None = None,
     loss: float | None = None,
     dead_below: float = 0.1,
+    table: Tensor | None = None,
 ) -> tuple[Reading, np.ndarray]:
     """Turn what a window recorded into a reading; the window itself is left as it is.
 
@@ -45,11 +46,12 @@ def read_window(
         epoch: stamped on the reading.
         loss: stamped on the reading.
         dead_below: share of the uniform share under which a code is dead.
+        table: (K, D) what the latents were compared with, where that is not the codebook as it is now.
 
     Returns:
         The reading, and the (K,) int64 counts on the host that it was computed from.
     """
-    return reading_of(sum_up(window, view), view, step=step, epoch=epoch, loss=loss, dead_below=dead_below)
+    return reading_of(sum_up(window, view, table=table), view, step=step, epoch=epoch, loss=loss, dead_below=dead_below)
 
 
 def reading_of(

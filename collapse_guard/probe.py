@@ -13,31 +13,40 @@ from torch.utils.hooks import RemovableHandle
 
 from .adapters import CodebookView, Interception, Observation
 from .adapters.base import Reader
+from .adapters.nested import flatten_tensors
 from .diagnosis.pulse import Pulse
+from .graph import parameters_behind
 from .hooks import Hook
 from .window import Window
 
-__all__ = ["Probe"]
+__all__ = ["Probe", "inside_backward"]
 
 
 class Probe:
-    """Records codes and latents of one codebook while its module trains.
+    """Records codes and latents of one codebook while its module trains, or while it is being evaluated.
 
     Args:
         view: the codebook.
         seed: of the window's private random stream.
         on_error: told once of an exception in the probe, which is then silent for the rest of the run.
+
+    Attributes:
+        window: of training.
+        evaluated: of the evaluation that runs; while there is one, all that is called belongs to it, in whatever mode.
     """
 
     def __init__(self, view: CodebookView, *, seed: int, on_error: Callable[[Exception], None]) -> None:
         """Store the parts; nothing is hooked before `install`."""
         self.view = view
         self.window = Window(view.K, view.D, seed=seed)
+        self.evaluated: Window | None = None
         self.pulse = Pulse(view.D)
         self.seconds = 0.0
         self._on_error = on_error
         self._handles: list[RemovableHandle | Interception] = []
         self._is_checked = False
+        self.feeds: list[nn.Parameter] = []
+        """The parameters that the input depended on at the first forward with a gradient; none before that."""
 
     @staticmethod
     def is_on(module: nn.Module) -> bool:
@@ -77,18 +86,23 @@ class Probe:
     def _record(
         self, reader: Reader, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
     ) -> None:
-        if not (self.view.owner or module).training:
-            return
+        window = self.evaluated
+        if window is None:
+            if not (self.view.owner or module).training:
+                return
+            window = self.window
         start = time.perf_counter()
         try:
-            if _inside_backward():
+            if inside_backward():
                 return
+            if not self.feeds:
+                self.feeds = parameters_behind(flatten_tensors((args, kwargs)))
             with torch.no_grad():
                 observation = reader(args, kwargs, output)
                 if observation is not None:
                     self._check(observation)
-                    self.window.add(observation.codes, observation.latents)
-            if observation is not None and self.pulse.is_armed and torch.is_grad_enabled():
+                    window.add(observation.codes, observation.latents)
+            if observation is not None and window is self.window and self.pulse.is_armed and torch.is_grad_enabled():
                 self.pulse.feel((args, kwargs), output, observation.latents)
         except Exception as error:  # the watched forward must not fail for the watcher
             self.remove()
@@ -114,7 +128,7 @@ class Probe:
         self._is_checked = True
 
 
-def _inside_backward() -> bool:
+def inside_backward() -> bool:
     """Whether this forward is a recomputation of activation checkpointing, whose tokens were counted already."""
     current = getattr(torch._C, "_current_graph_task_id", None)
     return current is not None and current() != -1

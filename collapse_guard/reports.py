@@ -78,12 +78,14 @@ def summarise(ledger: Ledger, watch: Watch, engine: PolicyEngine) -> dict[str, A
             "is_watched": probe.is_recording,
             "first": first and first.excerpt(*_SHOWN),
             "last": last and last.excerpt(*_SHOWN),
+            "evaluated": shown and shown.excerpt(*_SHOWN, "eval_to_train"),
         }
         for name, probe in watch.probes.items()
-        for first, last in [(watch.first.get(name), watch.readings.get(name))]
+        for first, last, shown in [(watch.first.get(name), watch.readings.get(name), watch.evaluated.get(name))]
     ]
     interventions = [entry.as_dict() for entry in ledger.entries]
-    return {"codebooks": codebooks, "interventions": interventions, "in_force": ledger.in_force()}
+    told = {"interventions": interventions, "in_force": ledger.in_force(), "withdrawn": dict(ledger.withdrawn)}
+    return {"codebooks": codebooks, **told}
 
 
 def describe_idle_rules(policy: Policy, views: Sequence[CodebookView]) -> list[dict[str, Any]]:

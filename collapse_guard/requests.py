@@ -64,9 +64,9 @@ class Requests:
         self._open.append(request)
 
     @property
-    def are_open(self) -> bool:
-        """Whether something was asked for that nobody has taken yet."""
-        return bool(self._open)
+    def open_count(self) -> int:
+        """How much was asked for that nobody has taken yet."""
+        return len(self._open)
 
     def take(self) -> tuple[Request, ...]:
         """Return what was asked for since the last call, oldest first; each request is returned once.

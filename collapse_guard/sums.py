@@ -129,15 +129,18 @@ def _moved(value: np.ndarray, by: np.ndarray | float) -> np.ndarray:
 
 
 @torch.no_grad()
-def sum_up(window: Window, view: CodebookView, *, size: int = 1) -> Sums:
+def sum_up(window: Window, view: CodebookView, *, size: int = 1, table: Tensor | None = None) -> Sums:
     """Compute a window's sums on the device and bring all of them over in one copy.
 
     Args:
         window: counts and latents.
         view: the codebook as it is now.
         size: how many ranks sample latents: each takes its share of 512.
+        table: (K, D) what the latents were compared with, where that is not the codebook as it is now.
     """
-    table = view.codebook().float()
+    if table is None:  # nobody asks for one that is sharded: what needs it is not known then
+        table = view.codebook() if not view.is_sharded else torch.full((view.K, view.D), math.nan)
+    table = table.float()
     tallies = window.tallies
     if tallies is None:
         tallies = torch.zeros(view.K + 2, dtype=torch.int64, device=table.device)

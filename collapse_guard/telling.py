@@ -75,6 +75,8 @@ def fields_of_act(
             "codebook_version": versions.get(deed.entry.codebook, 0),
             "manifest": deed.manifest,
         }
+        | ({"sketch": deed.sketch} if deed.sketch is not None else {})
+        | (deed.entry.intervention.facts if deed.entry.intervention is not None else {})
         for deed in deeds
     ]
     if not decision.members:

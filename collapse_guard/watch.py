@@ -27,9 +27,9 @@ _UNSEEN = "no forward of its module in training mode has shown a code"
 _UNSTARTED = "its codebook is not initialised yet: it awaits its weights, or the start that its quantizer makes"
 _SILENT_STEPS = 2
 _DRIFTS = (
-    "its codebook is not the same on all ranks: each updates it from its own tokens alone. Let the quantizer add up its "
-    "updates over the ranks (vector-quantize-pytorch: sync_codebook=True; where there is no such option, all-reduce the "
-    "counts and sums of its update). Until then what is measured of the codebook itself is the first rank's"
+    "its codebook is not the same on all ranks: each updates it from its own tokens alone. Let the quantizer add up "
+    "its updates over the ranks (vector-quantize-pytorch: sync_codebook=True; where there is no such option, "
+    "all-reduce counts and sums of its update). Until then what is measured of the codebook itself is the first rank's"
 )
 
 Fault = Callable[[str, str], None]
@@ -48,6 +48,7 @@ class Watch:
 
     Attributes:
         probes: by codebook name. readings, first: the latest and the first reading of each, by name.
+        evaluated: the latest reading of each in evaluation, by name.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Watch:
         self._is_started: dict[str, bool] = {}
         self.readings: dict[str, Reading] = {}
         self.first: dict[str, Reading] = {}
+        self.evaluated: dict[str, Reading] = {}
         # Levels of one residual draw alike, so that their rings hold the same tokens.
         firsts: dict[str, int] = {}
         streams = [firsts.setdefault(view.group or view.name, index) for index, view in enumerate(views)]
@@ -160,7 +162,7 @@ class Watch:
         try:
             if not (self._is_started.get(view.name) or view.is_initialised()):
                 return Part(is_started=False), None
-            mark = int(fingerprint(view.codebook())) if size > 1 else 0
+            mark = int(fingerprint(view.codebook())) if size > 1 and not view.is_sharded else 0
             part = Part(is_frozen=view.is_frozen, fingerprint=mark)
             return part, sum_up(probe.window, view, size=size)
         except Exception as error:
@@ -226,15 +228,21 @@ class Watch:
         return failed
 
     def state_dict(self) -> dict[str, Any]:
-        """Return windows and first readings as plain data and tensors."""
+        """Return windows, first and latest readings, and what is known of each codebook, as plain data and tensors."""
         return {
             "windows": {name: probe.window.state_dict() for name, probe in self.probes.items()},
             "first": {name: reading.as_dict() for name, reading in self.first.items()},
+            "readings": {name: reading.as_dict() for name, reading in self.readings.items()},
+            "started": dict(self._is_started),
+            "empty": dict(self._empty),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`; a window that does not fit is told and left out."""
         self.first = {name: Reading.from_dict(record) for name, record in state["first"].items()}
+        self.readings = {name: Reading.from_dict(record) for name, record in state.get("readings", {}).items()}
+        self._is_started = {name: bool(started) for name, started in state.get("started", {}).items()}
+        self._empty = {name: int(count) for name, count in state.get("empty", {}).items()}
         if not self._ranks.is_first:  # a checkpoint holds what the first rank recorded; it must not count twice
             return
         for name, window in state["windows"].items():
@@ -242,4 +250,12 @@ class Watch:
                 probe = self.probes[name]
                 probe.window.load_state_dict(window, probe.view.codebook().device)
             except (KeyError, ValueError) as error:
-                self._fault("resume", f"window of {name!r}: {error}")
+                why = "the model has no such codebook" if isinstance(error, KeyError) else error
+                self._fault("resume", f"window of {name!r}: {why}; it begins empty")
+
+    def begin_afresh(self) -> None:
+        """Forget what was recorded and leave the quantizers to themselves, as if nothing had been restored."""
+        self.first, self.readings, self._is_started, self._empty = {}, {}, {}, {}
+        for probe in self.probes.values():
+            probe.window = probe.window.emptied()
+            probe.view.release()

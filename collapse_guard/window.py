@@ -8,6 +8,7 @@ which tells the tokens of one residual level from those of another.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +49,14 @@ class Window:
         K: number of codes.
         D: dimension of a latent.
         seed: of the private stream that picks which latents are kept.
+        capacity: how many latents are kept; `ring_capacity` where not given.
     """
 
-    def __init__(self, K: int, D: int, *, seed: int = 0) -> None:
+    def __init__(self, K: int, D: int, *, seed: int = 0, capacity: int | None = None) -> None:
         """Store sizes; tensors are allocated at the first observation, on its device."""
         self.K = K
         self.D = D
-        self.capacity = ring_capacity(K, D)
+        self.capacity = min(ring_capacity(K, D), capacity) if capacity is not None else ring_capacity(K, D)
         self._seed = seed
         self._counts: Tensor | None = None
         self._before: Tensor | None = None  # uses of each code before this window
@@ -63,6 +65,8 @@ class Window:
         self._origins: Tensor | None = None
         self._forwards = 0
         self._generator: torch.Generator | None = None
+        self.tap: Callable[[Tensor, Tensor], None] | None = None
+        """Shown the codes (n,) and latents (n, D) of every forward, for what needs all of them and not a sample."""
         self._added = 0  # latents ever added
         self._added_before = 0  # of those, before this window began
 
@@ -88,6 +92,8 @@ class Window:
             return
         finite = latents.sum(dim=-1, dtype=torch.float32).isfinite()
         self._counts[self.K + 1] += (valid & ~finite).sum()
+        if self.tap is not None:
+            self.tap(torch.where(valid & finite, codes, -1), latents)
         self._keep(latents, codes, valid)
         self._forwards += 1
 
@@ -169,25 +175,6 @@ class Window:
         latents, valid = self._latents[rows], self._valid[rows]
         return latents[valid & latents.isfinite().all(dim=-1)]
 
-    def newest(self, n: int) -> Rows:
-        """Return the last `n` rows that came in, oldest first, in host memory; what is missing comes first, invalid."""
-        rows = Rows(
-            torch.zeros(n, self.D),
-            torch.full((n,), -1, dtype=torch.int64),
-            torch.full((n,), -1, dtype=torch.int64),
-            torch.zeros(n, dtype=torch.bool),
-        )
-        if self._latents is None or self._valid is None or self._origins is None:
-            return rows
-        held = min(self._added, self.capacity, n)
-        if held:
-            places = (self._added - held + torch.arange(held, device=self._latents.device)) % self.capacity
-            rows.latents[-held:] = self._latents[places].cpu()
-            rows.codes[-held:] = self._origins[0, places].cpu()
-            rows.forwards[-held:] = self._origins[1, places].cpu()
-            rows.valid[-held:] = self._valid[places].cpu()
-        return rows
-
     def rows(self) -> Rows | None:
         """Return what the ring holds, or `None` before the first observation."""
         if self._latents is None or self._valid is None or self._origins is None:
@@ -201,7 +188,8 @@ class Window:
             return None
         held = min(self._added, self.capacity, most)
         places = (self._added - held + torch.arange(held, device=self._latents.device)) % self.capacity
-        return Rows(self._latents[places], *self._origins[:, places], self._valid[places])
+        codes, forwards = self._origins[0, places], self._origins[1, places]
+        return Rows(self._latents[places], codes, forwards, self._valid[places])
 
     def forget(self) -> None:
         """Take nothing in the ring for a token: it is not what the codebook is compared with any more. Counts stay."""
@@ -219,6 +207,10 @@ class Window:
     def has_begun(self) -> bool:
         """Whether a latent was added since the window began; told without asking the device."""
         return self._added != self._added_before
+
+    def emptied(self) -> Window:
+        """Return a window of the same codebook and stream that has seen nothing."""
+        return Window(self.K, self.D, seed=self._seed)
 
     def restart(self) -> None:
         """Begin a new window: counts at zero; the ring keeps its latents."""

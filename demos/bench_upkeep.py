@@ -5,12 +5,14 @@ The library's prevention is its k-means start together with its replacement of d
 the guarded arms are the plain quantizer, which has neither, under the preset `upkeep`. Both at two decays; of each, the
 better one is compared, seed by seed. One line for each run goes to `docs/benchmarks/upkeep.jsonl`, the table to
 `upkeep.md`; what the file holds is not run again.
+
+A control asks what upkeep does to a healthy run with more codes than its data need: the digits demo with its code
+repaired, under `default`, which leaves it alone, and under `upkeep`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
@@ -26,9 +28,20 @@ from torch.nn import functional
 from collapse_guard import Guard
 from collapse_guard.statistics import perplexity, usage
 
+from .kmeans_cells import append_line, read_lines
 from .kmeans_data import photo_windows
+from .reference import ARMS, run_arm
 
-__all__ = ["UPKEEP_ARMS", "UpkeepRun", "main", "read_upkeep_runs", "run_upkeep_arm", "upkeep_as_markdown"]
+__all__ = [
+    "UPKEEP_ARMS",
+    "ControlRun",
+    "UpkeepRun",
+    "control_as_markdown",
+    "main",
+    "run_control",
+    "run_upkeep_arm",
+    "upkeep_as_markdown",
+]
 
 _NOTES = Path("docs/benchmarks")
 _SIDE, _D, _TOKENS = 4, 64, 1024
@@ -62,6 +75,23 @@ class UpkeepRun:
     perplexity: float
     usage: float
     cpu_seconds: float
+    interventions: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ControlRun:
+    """How a healthy run of the digits demo ended.
+
+    Attributes:
+        policy: `default` or `upkeep`. seed: of the run.
+        accuracy, perplexity, usage: on the test images. interventions: action and result of each, in order.
+    """
+
+    policy: str
+    seed: int
+    accuracy: float
+    perplexity: float
+    usage: float
     interventions: list[str]
 
 
@@ -125,10 +155,11 @@ def run_upkeep_arm(arm: str, K: int, seed: int, steps: int) -> UpkeepRun:
     )
 
 
-def read_upkeep_runs(path: Path) -> list[UpkeepRun]:
-    """Return the runs that a file holds; none where there is no file."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [UpkeepRun(**json.loads(line)) for line in lines]
+def run_control(policy: str, seed: int, *, epochs: int = 30) -> ControlRun:
+    """Train the digits demo, with its code repaired, under a policy."""
+    found = run_arm(ARMS["repaired"], seed, epochs=epochs, policy=policy)
+    perplexity_found, usage_found = found.eval_perplexity or 0.0, found.usage or 0.0
+    return ControlRun(policy, seed, found.accuracy, perplexity_found, usage_found, list(found.interventions))
 
 
 def _best(runs: list[UpkeepRun], kind: str) -> dict[int, UpkeepRun]:
@@ -177,6 +208,30 @@ def upkeep_as_markdown(runs: list[UpkeepRun]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def control_as_markdown(runs: list[ControlRun]) -> str:
+    """Return the table of the healthy runs, with and without upkeep."""
+    lines = [
+        "## A healthy run",
+        "",
+        "The digits demo with its code repaired: 256 codes, of which its data keep a tenth in use, and nothing broken.",
+        "`default` leaves it alone. Means over the seeds, and the least and the largest accuracy; on the test images.",
+        "",
+        "| policy | seeds | accuracy | perplexity | usage | interventions |",
+        "|---|---|---|---|---|---|",
+    ]
+    for policy in sorted({run.policy for run in runs}):
+        these = [run for run in runs if run.policy == policy]
+        accuracy = [run.accuracy for run in these]
+        done = sorted({" ".join(run.interventions) or "none" for run in these})
+        mean = statistics.mean
+        lines.append(
+            f"| {policy} | {len(these)} | {mean(accuracy):.3f} ({min(accuracy):.3f}-{max(accuracy):.3f}) "
+            f"| {mean(run.perplexity for run in these):.1f} | {mean(run.usage for run in these):.1%} "
+            f"| {', '.join(done)} |"
+        )
+    return "\n".join([*lines, ""])
+
+
 _COLUMNS = (("error", ".5f"), ("perplexity", ".0f"), ("usage", ".1%"))
 
 
@@ -203,14 +258,19 @@ def main() -> None:
     torch.set_num_threads(1)
     asked.folder.mkdir(parents=True, exist_ok=True)
     path = asked.folder / "upkeep.jsonl"
-    for arm, K, seed in _missing(read_upkeep_runs(path), asked.codes, asked.seeds, asked.steps):
+    for arm, K, seed in _missing(read_lines(path, UpkeepRun), asked.codes, asked.seeds, asked.steps):
         run = run_upkeep_arm(arm, K, seed, asked.steps)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(run)) + "\n")
+        append_line(path, asdict(run))
         print(
             f"K {K}, seed {seed}, {arm}: error {run.error:.5f}, usage {run.usage:.1%}, {run.cpu_seconds:.0f} s",
             flush=True,
         )
-    text = upkeep_as_markdown([run for run in read_upkeep_runs(path) if run.steps == asked.steps])
+    control = asked.folder / "upkeep_control.jsonl"
+    known = {(run.policy, run.seed) for run in read_lines(control, ControlRun)}
+    for policy, seed in ((policy, seed) for seed in range(asked.seeds) for policy in ("default", "upkeep")):
+        if (policy, seed) not in known:
+            append_line(control, asdict(run_control(policy, seed)))
+    text = upkeep_as_markdown([run for run in read_lines(path, UpkeepRun) if run.steps == asked.steps])
+    text = f"{text}\n{control_as_markdown(read_lines(control, ControlRun))}"
     (asked.folder / "upkeep.md").write_text(text, encoding="utf-8")
     print(text)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -20,7 +21,9 @@ from collapse_guard.kmeans import assign
 from .kmeans_data import BENCH_DATA, Points
 from .kmeans_methods import BENCH_METHODS
 
-__all__ = ["BenchFit", "append_line", "measure_fits", "read_fits"]
+__all__ = ["BenchFit", "append_line", "measure_fits", "read_lines"]
+
+Line = TypeVar("Line")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +53,10 @@ class BenchFit:
         return (self.data, self.N, self.K, self.seed, self.method)
 
 
-def read_fits(path: Path) -> list[BenchFit]:
-    """Return the fits that a file holds; torn lines are left out. No file, no fits."""
+def read_lines(path: Path, kind: Callable[..., Line]) -> list[Line]:
+    """Return the records of one dataclass that a file holds; torn lines are left out. No file, nothing."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [BenchFit(**json.loads(line)) for line in lines if line.endswith("}")]
+    return [kind(**json.loads(line)) for line in lines if line.endswith("}")]
 
 
 def append_line(path: Path, values: dict[str, object]) -> None:
@@ -73,7 +76,7 @@ def measure_fits(
     tell: Callable[[str], object],
 ) -> None:
     """Fit whatever the file does not hold yet, methods taking turns on each data set, K and seed, and append it."""
-    known = {fit.key for fit in read_fits(path)}
+    known = {fit.key for fit in read_lines(path, BenchFit)}
     for data, K, seed, method in _order(datasets, codes, seeds, methods):
         if (data, N, K, seed, method) in known:
             continue

@@ -1,4 +1,4 @@
-"""Further measurements of the k-means bench: how a fit grows with N, and what one assignment costs.
+"""How a fit grows with N: time and memory, for the k-means bench.
 
 One line of JSON for each, and none twice, as in `kmeans_cells`. A fit runs in a process of its own, because the peak of
 a process's memory never goes down again.
@@ -6,30 +6,21 @@ a process's memory never goes down again.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from collapse_guard.kmeans import assign, fit_codebook
+from collapse_guard.kmeans import fit_codebook
 
-from .kmeans_cells import append_line
+from .kmeans_cells import append_line, read_lines
 from .kmeans_data import blobs
 
-__all__ = ["ASSIGNMENTS", "Assignment", "ScalingFit", "measure_assignments", "measure_scaling", "read_lines"]
-
-_REPEATS = 5
-_CHUNK = 1 << 22  # scores held at once, as `assign` holds them
-
-Line = TypeVar("Line", "ScalingFit", "Assignment")
+__all__ = ["ScalingFit", "measure_scaling"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,41 +43,15 @@ class ScalingFit:
     peak: float
 
 
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """The nearest of K codes for 65,536 normal points of dimension 64, by one method.
-
-    Attributes:
-        N: points. K: codes. method: a name of `ASSIGNMENTS`.
-        cpu_seconds: CPU time of the process, the least of 5 in turns.
-        agreement: share of points with the code that float64 finds nearest, on 4096 of them.
-    """
-
-    N: int
-    K: int
-    method: str
-    cpu_seconds: float
-    agreement: float
-
-
-def read_lines(path: Path, kind: type[Line]) -> list[Line]:
-    """Return what a file holds; torn lines are left out. No file, nothing."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [kind(**json.loads(line)) for line in lines if line.endswith("}")]
-
-
-def _append(path: Path, line: ScalingFit | Assignment, tell: Callable[[str], object]) -> None:
-    append_line(path, asdict(line))
-    tell(str(line))
-
-
 def measure_scaling(path: Path, sizes: Sequence[tuple[int, int]], tell: Callable[[str], object]) -> None:
     """Fit each (N, K) that the file does not hold yet in a new process, and append it."""
     known = {(fit.N, fit.K) for fit in read_lines(path, ScalingFit)}
     for N, K in sizes:
         if (N, K) not in known:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                _append(path, pool.apply(_scaled, (N, K)), tell)
+                fit = pool.apply(_scaled, (N, K))
+            append_line(path, asdict(fit))
+            tell(str(fit))
 
 
 def _scaled(N: int, K: int) -> ScalingFit:
@@ -117,49 +82,3 @@ def _peak() -> float:
 
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-
-
-def _through_faiss(points: Tensor, codebook: Tensor) -> Tensor:
-    import faiss
-
-    index = faiss.IndexFlatL2(codebook.shape[1])
-    add: Any = index.add
-    search: Any = index.search
-    add(codebook.numpy())
-    return torch.from_numpy(np.asarray(search(points.numpy(), 1)[1][:, 0]))
-
-
-def _by_addmm(points: Tensor, codebook: Tensor) -> Tensor:
-    bias = codebook.square().sum(dim=1) / 2
-    parts = points.split(max(1, _CHUNK // len(codebook)))
-    return torch.cat([torch.addmm(bias, part, codebook.T, alpha=-1).argmin(dim=1) for part in parts])
-
-
-ASSIGNMENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "assign": assign,
-    "FAISS IndexFlatL2": _through_faiss,
-    "chunked addmm": _by_addmm,
-}
-
-
-def measure_assignments(path: Path, N: int, codes: Sequence[int], tell: Callable[[str], object]) -> None:
-    """Time each K that the file does not hold yet, the methods taking turns, and append it."""
-    known = {line.K for line in read_lines(path, Assignment)}
-    for K in codes:
-        if K in known:
-            continue
-        draw = torch.Generator().manual_seed(1)
-        points, codebook = torch.randn(N, 64, generator=draw), torch.randn(K, 64, generator=draw)
-        nearest = torch.cat(
-            [torch.cdist(part.double(), codebook.double()).argmin(dim=1) for part in points[:4096].split(256)]
-        )
-        taken: dict[str, list[float]] = {method: [] for method in ASSIGNMENTS}
-        agreement = {}
-        for _ in range(_REPEATS):
-            for method, run in ASSIGNMENTS.items():
-                began = time.process_time()
-                found = run(points, codebook)
-                taken[method].append(time.process_time() - began)
-                agreement[method] = float((found[: len(nearest)] == nearest).double().mean())
-        for method, times in taken.items():
-            _append(path, Assignment(N, K, method, min(times), agreement[method]), tell)

@@ -102,7 +102,15 @@ class _Recorder(pl.Callback):
         pass
 
 
-def run_arm(arm: Arm, seed: int, *, epochs: int = 30, log_dir: Path | None = None, console: bool = False) -> ArmResult:
+def run_arm(
+    arm: Arm,
+    seed: int,
+    *,
+    epochs: int = 30,
+    log_dir: Path | None = None,
+    console: bool = False,
+    policy: str = "default",
+) -> ArmResult:
     """Train one arm and measure it.
 
     Args:
@@ -111,6 +119,7 @@ def run_arm(arm: Arm, seed: int, *, epochs: int = 30, log_dir: Path | None = Non
         epochs: training epochs.
         log_dir: where a guarded run writes its event log.
         console: whether the guard prints.
+        policy: of a guarded run.
     """
     start = time.perf_counter()
     pl.seed_everything(seed, verbose=False)
@@ -120,7 +129,7 @@ def run_arm(arm: Arm, seed: int, *, epochs: int = 30, log_dir: Path | None = Non
     callbacks: list[pl.Callback] = [recorder]
     if arm.guarded:
         sinks: Sequence[Sink] = [recorder]
-        callbacks.append(CollapseGuard(policy="default", log_dir=log_dir, console=console, sinks=sinks, seed=seed))
+        callbacks.append(CollapseGuard(policy=policy, log_dir=log_dir, console=console, sinks=sinks, seed=seed))
     if quantizer is not None:
         quantizer.register_forward_hook(recorder.hook)
     train, test = digits_loaders(seed)

@@ -90,7 +90,7 @@ def policy_reference() -> str:
     parts = schema["$defs"]
     blocks = [_table("The file", schema, parts)]
     titles = {"Sample": "`sample`", "Budget": "`budget`", "Rule": "`rules`: one rule", "Clear": "`clear`"}
-    titles |= {"Verify": "`verify`", "LossBound": "`verify.guard`"}
+    titles |= {"Verify": "`verify`", "LossBound": "`verify.guard`", "OfCause": "`on`"}
     blocks += [_table(title, parts[name], parts) for name, title in titles.items()]
     blocks.append(_rungs(parts))
     blocks += [_table(f"`{name}`", parts[name], parts, level=4) for name in actions()]

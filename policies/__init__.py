@@ -11,6 +11,7 @@ from .actions import (
     Action,
     Alert,
     DecayCommitment,
+    EvalFix,
     FallbackTokenizer,
     ResetCodes,
     SaveCheckpoint,
@@ -20,6 +21,7 @@ from .actions import (
     actions,
     register_action,
 )
+from .announced import announced_actions
 from .cases import Case, load_cases
 from .causes import LEADING, Cause, Diagnosis
 from .columns import Columns, columns_of, listed
@@ -32,10 +34,24 @@ from .errors import PolicyError, Problem
 from .explain import explain_policy
 from .group import taken_together
 from .json_schema import policy_json_schema
+from .lineage import Lineage, Segment, counts, current_history
 from .lint import Finding, lint_policy, position_in
 from .loader import load_policy, policy_text, preset_names, preset_tests
 from .reading import NUMERIC_FIELDS, Reading
 from .recording import Recording, recordings_of_events
+from .remedies import (
+    ClipGradients,
+    DisableNormalisation,
+    FastEma,
+    FreezeEncoder,
+    LowerLr,
+    RaiseCodebookLr,
+    Rollback,
+    ScaleLossWeight,
+    SlowEma,
+    Substitute,
+    TakeOverUpdates,
+)
 from .replay import LIMITS as REPLAY_LIMITS
 from .replay import Replay, replay
 from .replay import compare as compare_replays
@@ -54,6 +70,7 @@ __all__ = [
     "Case",
     "Cause",
     "Clear",
+    "ClipGradients",
     "Columns",
     "Comparison",
     "Condition",
@@ -63,34 +80,50 @@ __all__ = [
     "DecisionKind",
     "Diagnosis",
     "Difference",
+    "DisableNormalisation",
     "Duration",
+    "EvalFix",
     "FallbackTokenizer",
+    "FastEma",
     "Finding",
+    "FreezeEncoder",
     "Health",
+    "Lineage",
     "LossBound",
+    "LowerLr",
     "Outcome",
     "Phase",
     "Policy",
     "PolicyEngine",
     "PolicyError",
     "Problem",
+    "RaiseCodebookLr",
     "Reading",
     "Recording",
     "Replay",
     "ResetCodes",
+    "Rollback",
     "Rule",
     "Rung",
     "Sample",
     "SaveCheckpoint",
+    "ScaleLossWeight",
+    "Segment",
     "Skip",
+    "SlowEma",
     "StopTraining",
+    "Substitute",
+    "TakeOverUpdates",
     "Upkeep",
     "Verify",
     "absences_in",
     "action_named",
     "actions",
+    "announced_actions",
     "columns_of",
     "compare_replays",
+    "counts",
+    "current_history",
     "explain_policy",
     "idle_rules",
     "levels_text",

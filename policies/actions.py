@@ -6,19 +6,37 @@ same name; a policy can name actions, never code.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from .action import Action
+from .announced import announced_actions
 from .duration import Duration, PositiveSteps
 from .errors import suggest
+from .remedies import (
+    ClipGradients,
+    DisableNormalisation,
+    FastEma,
+    FreezeEncoder,
+    LowerLr,
+    RaiseCodebookLr,
+    Rollback,
+    ScaleLossWeight,
+    SlowEma,
+    Substitute,
+    TakeOverUpdates,
+)
 
 __all__ = [
     "Action",
     "Alert",
     "DecayCommitment",
+    "EvalFix",
     "FallbackTokenizer",
     "ResetCodes",
     "SaveCheckpoint",
@@ -28,22 +46,6 @@ __all__ = [
     "actions",
     "register_action",
 ]
-
-
-class Action(BaseModel):
-    """Base of the parameters of every action; subclass it, give it a name, and register it.
-
-    Attributes:
-        action: the name that a ladder uses, in snake_case.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    action: ClassVar[str]
-
-    def describe(self) -> str:
-        """Return the action as one would call it: `reset_codes(scope=all, source=kmeans, refill=0.5)`."""
-        return f"{self.action}({', '.join(f'{name}={value}' for name, value in self)})"
 
 
 class ResetCodes(Action):
@@ -115,6 +117,21 @@ class Upkeep(Action):
     until: Annotated[float, Field(gt=0, le=1)] = 0.9
 
 
+class EvalFix(Action):
+    """Make evaluation assign codes as training does.
+
+    Attributes:
+        method: what is done. `assignment`: in evaluation the quantizer assigns as in training, and nothing that it
+            writes meanwhile lasts; `statistics`: the running statistics of batch normalisation before it are recomputed
+            before each evaluation; `dropout`: dropout before it is switched off in training; `auto`: what removes the
+            cause that was found, and nothing where it is another one.
+    """
+
+    action: ClassVar[str] = "eval_fix"
+
+    method: Literal["auto", "assignment", "statistics", "dropout"] = "auto"
+
+
 class Alert(Action):
     """Touch nothing: a rung that only tells."""
 
@@ -135,15 +152,48 @@ class StopTraining(Action):
 
 _ACTIONS: dict[str, type[Action]] = {
     model.action: model
-    for model in (ResetCodes, DecayCommitment, FallbackTokenizer, Upkeep, Alert, SaveCheckpoint, StopTraining)
+    for model in (
+        ResetCodes,
+        DecayCommitment,
+        FallbackTokenizer,
+        Upkeep,
+        SlowEma,
+        FastEma,
+        ScaleLossWeight,
+        DisableNormalisation,
+        ClipGradients,
+        FreezeEncoder,
+        LowerLr,
+        RaiseCodebookLr,
+        TakeOverUpdates,
+        Substitute,
+        Rollback,
+        EvalFix,
+        Alert,
+        SaveCheckpoint,
+        StopTraining,
+    )
 }
+
+_logger = logging.getLogger("collapse_guard")
 
 _RUNG_OPTIONS = {"action", "params", "repeat", "within", "budget"}
 
 
 def actions() -> Mapping[str, type[Action]]:
-    """Return the known actions by name: a live view that cannot be written to."""
+    """Return the known actions by name, those that other packages announce included: it cannot be written to."""
+    _register_announced()
     return MappingProxyType(_ACTIONS)
+
+
+@cache
+def _register_announced() -> None:
+    """Register what other packages announce, once; a name that is taken is told and left out."""
+    for name, (model, _) in announced_actions().items():
+        try:
+            register_action(name, model)
+        except ValueError as error:
+            _logger.warning("action %s was left out: %s", name, error)
 
 
 def register_action(name: str, model: type[Action]) -> None:
@@ -175,6 +225,6 @@ def action_named(name: str) -> type[Action]:
         LookupError: for an unknown name; the message lists the known ones.
     """
     try:
-        return _ACTIONS[name]
+        return actions()[name]
     except KeyError:
         raise LookupError(f"unknown action {name!r}. {suggest(name, _ACTIONS)}") from None

@@ -15,13 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, Strict, Valid
 
 from .absence import absences_in
 from .actions import actions
+from .causes import Cause, Diagnosis
 from .diagnosis import mismatches_of
 from .document import Document, read_document
 from .duration import PositiveSteps
 from .errors import MismatchError, PolicyError, Problem, dotted, quote, suggest
 from .loader import load_policy, preset_names
 from .reading import NUMERIC_FIELDS
-from .schema import Policy
+from .schema import Policy, Stage
 from .series import Series, parse_series
 
 __all__ = ["Case", "CaseFile", "load_cases"]
@@ -86,11 +87,31 @@ def _refuses(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _causes(value: object) -> tuple[Diagnosis, ...]:
+    """Read causes: a name, a list of names, or names with confidences."""
+    names = [value] if isinstance(value, str) else value
+    sure = (
+        names if isinstance(names, Mapping) else dict.fromkeys(names, 0.9) if isinstance(names, (list, tuple)) else {}
+    )
+    if not sure and value:
+        raise MismatchError("a cause, or causes with confidences, such as `{few_modes: 0.9}`", quote(value))
+    known = {cause.value: cause for cause in Cause}
+    found = []
+    for name, confidence in sure.items():
+        if name not in known:
+            raise MismatchError("a cause", quote(name), suggest(str(name), known), place=(name,), at_key=True)
+        if isinstance(confidence, bool) or not isinstance(confidence, (int, float)) or not 0 <= confidence <= 1:
+            raise MismatchError("a confidence from 0 to 1", quote(confidence), place=(name,))
+        found.append(Diagnosis(cause=known[name], confidence=confidence, says="so the case says"))
+    return tuple(sorted(found, key=lambda each: -each.confidence))
+
+
 class Case(BaseModel):
     """One test of a policy on one codebook.
 
     Attributes:
         name: what is being tested, as a sentence.
+        stage: of all its readings; with `eval` each of them stands for a validation.
         codes: K. tokens: of each reading. codebook: its name, for rules that look at some codebooks only.
         every: cadence of the readings; `None`: the policy's own, denser while the codebook is suspect.
         epoch: length of an epoch, for policies that count epochs; `None`: no epoch is said.
@@ -98,13 +119,15 @@ class Case(BaseModel):
             where it is not given.
         after: by action, series that take over at the first reading after it was applied, until it is undone.
         refuses: actions that the quantizer does not take.
+        causes: what is found to be the cause at every reading, as a name, a list of names, or names with confidences.
         expect: decisions by step, each `<rule> <kind> ...`, of which the first words are enough.
         elsewhere: whether alerts, actions and outcomes are allowed at steps that `expect` does not name.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
 
     name: Annotated[str, Field(min_length=1)]
+    stage: Stage = "train"
     codes: Annotated[int, Field(ge=1, examples=[256])]
     tokens: Annotated[int, Field(ge=1)] = 2048
     codebook: Annotated[str, Field(min_length=1)] = "codebook"
@@ -113,6 +136,7 @@ class Case(BaseModel):
     series: Annotated[dict[str, Series], PlainValidator(_fields), Field(examples=["120x10 60..2x8 1x20"])]
     after: Annotated[dict[str, dict[str, Series]], PlainValidator(_after)] = {}
     refuses: Annotated[tuple[str, ...], PlainValidator(_refuses)] = ()
+    causes: Annotated[tuple[Diagnosis, ...], PlainValidator(_causes)] = ()
     expect: Annotated[dict[int, tuple[str, ...]], PlainValidator(_expect), Field(examples=["{20: [low alert]}"])]
     elsewhere: Literal["nothing", "anything"] = "nothing"
 

@@ -40,6 +40,14 @@ class Cause(Word):
     PADDED_TOKENS = "padded_tokens", "most tokens are the same vector, as padding and masked positions are"
     FEW_MODES = "few_modes", "the latents have no more distinct values than codes in use: nothing is wrong"
     REPLACEMENT_FAILS = "replacement_fails", "the quantizer's own replacement of dead codes does not hold"
+    EVAL_UPDATE = "eval_update", "evaluation updates the codebook"
+    EVAL_START = "eval_start", "evaluation starts the codebook anew"
+    EVAL_BATCH_NORM = "eval_batch_norm", "running statistics before the quantizer are not those of the batches"
+    EVAL_DROPOUT = "eval_dropout", "dropout before the quantizer spreads the latents in training alone"
+    EVAL_SAMPLING = "eval_sampling", "codes are drawn at random in training, and the likeliest one is always the same"
+    EVAL_PATH = "eval_path", "something else in the model acts otherwise in evaluation"
+    EVAL_AVERAGED_WEIGHTS = "eval_averaged_weights", "what is evaluated are averaged weights, not those that train"
+    EVAL_SHIFT = "eval_shift", "the data of evaluation differ from those of training"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

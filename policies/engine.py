@@ -10,7 +10,7 @@ interventions are common to the run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from .decisions import Decision, DecisionKind, Health, Skip
@@ -41,7 +41,8 @@ class PolicyEngine:
         """Take one reading into account.
 
         Readings of a codebook come in the order of their steps. An ACT among the decisions is to be carried out and
-        then reported; until then its rule waits. Readings of stage `eval` are ignored.
+        then reported; until then its rule waits. A rule looks at the readings of its own stage; those of a stage that
+        no rule looks at leave no trace.
         """
         return self.observe_together((reading,))
 
@@ -114,10 +115,13 @@ class PolicyEngine:
         """Whether readings should be dense.
 
         True before the first reading, and while a codebook that was seen is without a verdict or has a rule that is
-        pending, firing, verifying or waiting for a coarser level.
+        pending, firing, verifying or waiting for a coarser level. Rules on evaluation do not count: what they wait for
+        comes with the next validation.
         """
-        books = self._state.codebooks.values()
-        return not books or any(not book.judged or has_phase(book, AT_WORK) or _waits(book) for book in books)
+        books, apart = self._state.codebooks.values(), self._plan.of_eval
+        return not books or any(
+            not book.judged or has_phase(book, AT_WORK, besides=apart) or _waits(book, apart) for book in books
+        )
 
     def health(self, codebook: str) -> Health:
         """Return the state of a codebook: the worst severity among rules that hold now or are not done yet."""
@@ -168,6 +172,6 @@ def _tells(decision: Decision) -> bool:
     return is_skipped_action or decision.kind in (DecisionKind.ALERT, DecisionKind.ACT, DecisionKind.EXHAUSTED)
 
 
-def _waits(book: CodebookState) -> bool:
+def _waits(book: CodebookState, besides: Collection[str]) -> bool:
     """Whether a rule would count or fire on a codebook if no coarser level were at work."""
-    return any(state.skipped is Skip.COARSER_LEVEL for state in book.rules.values())
+    return any(state.skipped is Skip.COARSER_LEVEL for name, state in book.rules.items() if name not in besides)

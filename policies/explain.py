@@ -13,6 +13,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from .actions import Action, FallbackTokenizer, ResetCodes, Upkeep
+from .causes import LEADING, Cause
+from .duration import Duration
+from .parts import OfCause
+from .remedies import FreezeEncoder, LowerLr, Rollback, ScaleLossWeight, Substitute, TakeOverUpdates
 from .schema import Policy, Rule, Rung
 from .words import MEANINGS, counted, in_a_row, in_words, joined, matching, percent
 
@@ -52,11 +56,69 @@ def _upkeep(it: Upkeep) -> str:
     return f"move {which}, to the worst served latents, every {it.every} until it is over{counted_as}{last}"
 
 
+def _lasting(for_: Duration | None) -> str:
+    return f" for {for_}" if for_ else " from then on"
+
+
+def _scale_loss_weight(it: ScaleLossWeight) -> str:
+    low = f", never below {it.floor:g}" if it.floor else ""
+    high = f", never above {it.ceiling:g}" if it.ceiling is not None else ""
+    back = f"; put it back after {it.restore_after} with the codebook healthy" if it.restore_after else ""
+    return f"multiply the loss weight {it.weight} by {it.factor:g}{low}{high}{back}"
+
+
+def _freeze_encoder(it: FreezeEncoder) -> str:
+    what = it.module or "everything that the quantizer's input depends on"
+    return f"keep the optimizers from moving {what}{_lasting(it.for_)}"
+
+
+def _lower_lr(it: LowerLr) -> str:
+    whose = "every learning rate" if it.of == "all" else "the learning rate of what feeds the quantizer"
+    return f"multiply {whose} by {it.factor:g}{_lasting(it.for_)}"
+
+
+def _take_over_updates(it: TakeOverUpdates) -> str:
+    start = "k-means centroids of recent latents" if it.start == "kmeans" else "the codes as they stand"
+    return f"keep the quantizer's own updates out; move the codebook from {start} by averages of decay {it.decay:g}"
+
+
+def _substitute(it: Substitute) -> str:
+    levels = f" of levels {', '.join(map(str, it.levels))}" if it.levels else ""
+    return f"let finite scalar quantization{levels} with learned projections stand in for the quantizer"
+
+
+def _rollback(it: Rollback) -> str:
+    where = {"auto": "where there is room", "cpu": "in main memory", "device": "on the device"}[it.keep_on]
+    return (
+        "put model and optimizers back to how they were when every codebook was last healthy; the one snapshot that "
+        f"this needs is kept {where} and taken every {it.every} at most"
+    )
+
+
+_EVAL_FIXES = {
+    "auto": "make evaluation assign codes as training does, by what removes the cause that was found",
+    "assignment": "let the quantizer assign codes in evaluation as in training, and keep nothing that it writes",
+    "statistics": "recompute the running statistics of batch normalisation before the quantizer before each evaluation",
+    "dropout": "switch dropout before the quantizer off in training",
+}
+
 _ACTIONS: dict[str, Callable[[Any], str]] = {
+    "eval_fix": lambda it: _EVAL_FIXES[it.method],
     "reset_codes": _reset_codes,
     "decay_commitment": lambda it: f"multiply the commitment weight by {it.factor:g}, never below {it.floor:g}",
     "fallback_tokenizer": _fallback_tokenizer,
     "upkeep": _upkeep,
+    "slow_ema": lambda it: f"raise the decay of the codebook's moving averages to {it.target:g}",
+    "fast_ema": lambda it: f"lower the decay of the codebook's moving averages to {it.target:g}",
+    "scale_loss_weight": _scale_loss_weight,
+    "disable_normalisation": lambda _: "let the quantizer compare latents and codes without normalising them",
+    "clip_gradients": lambda it: f"bound the norm of each optimizer's gradients at {it.max_norm:g}{_lasting(it.for_)}",
+    "freeze_encoder": _freeze_encoder,
+    "lower_lr": _lower_lr,
+    "raise_codebook_lr": lambda it: f"multiply the codebook's learning rate by {it.factor:g}{_lasting(it.for_)}",
+    "take_over_updates": _take_over_updates,
+    "substitute": _substitute,
+    "rollback": _rollback,
     "alert": lambda _: "touch nothing, and see whether it recovers by itself or by your hand",
     "save_checkpoint": lambda _: "touch nothing, and ask the training loop for a checkpoint",
     "stop_training": lambda _: "touch nothing, and ask the training loop to stop",
@@ -79,8 +141,8 @@ _TOLD_OF_SAMPLE = {"every", "when_suspect", "min_tokens", "settle", "dead_below"
 _TOLD_OF_BUDGET = {"interventions", "refill_after"}
 _OF_LADDER = ("cooldown", "verify", "ladder", "budget", "on_exhausted")
 _TOLD_OF_RULE = {*_OF_LADDER, "name", "codebooks", "when", "for_", "clear", "severity", "inhibits"}
-_TOLD_OF_RULE |= {"silence_until", "missing", "nan"}
-_TOLD_OF_RUNG = {"action", "params", "repeat", "within", "budget"}
+_TOLD_OF_RULE |= {"silence_until", "missing", "nan", "unless", "stage"}
+_TOLD_OF_RUNG = {"action", "params", "repeat", "within", "budget", "on"}
 
 
 def explain_policy(policy: Policy, width: int = 100) -> str:
@@ -125,9 +187,16 @@ def _of_rule(rule: Rule, policy: Policy) -> Iterator[str]:
     """One rule from its firing to its end."""
     if rule.codebooks != ("*",):
         yield f"It exists only on codebooks whose name {matching(rule.codebooks)}."
+    if rule.stage == "eval":
+        yield "It looks at evaluation alone: each validation makes one reading, and training makes none."
     yield f"It fires when {in_words(rule.when)}, {in_a_row(rule.for_)}."
     opposite = "" if rule.clear.when else " (the opposite of what fires it)"
     yield f"It is over when {in_words(rule.clear_when)}{opposite}, {in_a_row(rule.clear_for)}."
+    if rule.unless:
+        yield (
+            f"It is withdrawn, and that is told once, where {_found(rule.unless)}; it looks again after its pause, ten "
+            "readings at the least."
+        )
     yield from _of_unknowns(rule)
     if rule.silence_until.count:
         yield f"Before step {rule.silence_until.count} it neither counts, tells nor acts."
@@ -194,7 +263,15 @@ def _of_rung(rung: Rung, rule: Rule) -> str:
     budget = f", at most {counted(rung.budget, 'time')} on one codebook" if rung.budget else ""
     within = f"; {'each ' if rung.repeat > 1 else ''}judged within {rung.within or rule.verify.within}"
     more = "".join(f"; {text.rstrip('.')}" for text in _untold(rung, _TOLD_OF_RUNG))
-    return f"{rung.action}: {_of_action(rung.params)}{repeat}{budget}{within}{more}."
+    on = f", only where {_found(rung.on)}" if rung.on else ""
+    return f"{rung.action}{on}: {_of_action(rung.params)}{repeat}{budget}{within}{more}."
+
+
+def _found(it: OfCause) -> str:
+    """Say that a cause was found, in words."""
+    sure = "" if it.confidence == LEADING else f", with a confidence of {it.confidence:g} or more"
+    told = joined([f"{name} ({Cause(name).message})" for name in it.cause], "or")
+    return f"the cause found is {told}{sure}"
 
 
 def _of_action(action: Action) -> str:

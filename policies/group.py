@@ -32,7 +32,8 @@ class Group:
         state: of the run, before these turns.
         step: optimizer step of the turns.
         name: of the residual; `None` for a codebook that is no level of one.
-        codebook: a member. readings: of this step, of members only.
+        codebook: a member. readings: of this step, of members only, all of one stage.
+        stage: what the turns are about, where there are no readings.
 
     Attributes:
         turns: by codebook, coarse first, of every member that was read now or has an intervention open.
@@ -48,6 +49,7 @@ class Group:
         name: str | None,
         codebook: str,
         readings: Sequence[Reading] = (),
+        stage: str = "train",
     ) -> None:
         """Gather the members and make their turns."""
         self.plan, self.step, self.name = plan, step, name
@@ -56,6 +58,7 @@ class Group:
         self.asked: dict[tuple[str, str], int] = {}
         self._state = state
         self._read = {reading.codebook: reading for reading in readings}
+        self.stage = readings[0].stage if readings else stage
         self._books = self._members(codebook)
         self.turns: dict[str, Turn] = {}
         for member, book in self._books.items():
@@ -149,8 +152,8 @@ class Group:
 
 
 def taken_together(readings: Iterable[Reading]) -> Iterator[tuple[Reading, ...]]:
-    """Bundle readings, in the order of a run: those of one step and one group go together, all others alone."""
-    for _, of_one_step in groupby(readings, key=attrgetter("step")):
+    """Bundle readings, in the order of a run: those of one step, stage and group go together, others alone."""
+    for _, of_one_step in groupby(readings, key=attrgetter("step", "stage")):
         bundles: list[list[Reading]] = []
         of_group: dict[str, list[Reading]] = {}
         for reading in of_one_step:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from .actions import Action, actions
 from .duration import Duration
-from .parts import Budget, Clear, LossBound, Rung, Sample, Verify
+from .parts import Budget, Clear, LossBound, OfCause, Rung, Sample, Verify
 from .schema import Policy, Rule
 
 __all__ = ["policy_json_schema"]
@@ -33,7 +33,7 @@ def policy_json_schema() -> dict[str, Any]:
     schema = Policy.model_json_schema(by_alias=True, ref_template=_REFERENCE)
     definitions = schema.setdefault("$defs", {})
     _explain(Policy, schema)
-    for part in (Budget, Clear, LossBound, Rule, Rung, Sample, Verify):
+    for part in (Budget, Clear, LossBound, OfCause, Rule, Rung, Sample, Verify):
         _explain(part, definitions[part.__name__])
     # The model of a rung is filled by a validator of its own; what it takes is written down here.
     options = {

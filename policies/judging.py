@@ -5,7 +5,7 @@ Time is the step of the readings. What is decided about several levels of a grou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from operator import attrgetter
 
 from .coordination import coordinated
@@ -34,7 +34,7 @@ def observe(plan: Plan, state: EngineState, readings: Sequence[Reading]) -> tupl
     Raises:
         ValueError: if the readings do not belong together.
     """
-    readings = [reading for reading in readings if reading.stage == "train"]
+    readings = [reading for reading in readings if reading.stage in plan.stages]
     if not readings:
         return state, ()
     _check(readings)
@@ -64,8 +64,9 @@ def report(
         refused: codebooks where it was not carried out, each with the reason; the rung has failed there.
         postponed: codebooks where it has to wait for the coarser levels, each with the reason; nothing has failed.
     """
-    group = Group(plan, state, step=decision.step, name=decision.group, codebook=decision.codebook)
     rule = plan.rule(decision.rule)
+    step, name, codebook = decision.step, decision.group, decision.codebook
+    group = Group(plan, state, step=step, name=name, codebook=codebook, stage=rule.stage)
     asked = [(group.turns.get(part.codebook), part.codebook) for part in decision.parts]
     for turn, codebook in asked:
         waiting = turn.rules.get(rule.name, ARMED) if turn is not None else ARMED
@@ -112,9 +113,11 @@ def finish(plan: Plan, state: EngineState, step: int) -> tuple[EngineState, Deci
     return state, tuple(decisions)
 
 
-def has_phase(book: CodebookState, phases: frozenset[Phase]) -> bool:
-    """Whether a rule stands at one of these phases on a codebook."""
-    return not phases.isdisjoint(map(_PHASE_OF, book.rules.values()))
+def has_phase(book: CodebookState, phases: frozenset[Phase], besides: Collection[str] = ()) -> bool:
+    """Whether a rule, none of those `besides`, stands at one of these phases on a codebook."""
+    if not besides:
+        return not phases.isdisjoint(map(_PHASE_OF, book.rules.values()))
+    return any(state.phase in phases for name, state in book.rules.items() if name not in besides)
 
 
 def concerned(plan: Plan, book: CodebookState) -> list[RulePlan]:
@@ -131,7 +134,7 @@ def _check(readings: Sequence[Reading]) -> None:
     first = readings[0]
     if len(readings) == 1:
         return
-    places = {(reading.step, reading.group) for reading in readings}
+    places = {(reading.step, reading.group, reading.stage) for reading in readings}
     if len(places) > 1 or first.group is None or len({reading.codebook for reading in readings}) < len(readings):
         what = ", ".join(f"{reading.codebook} of {reading.group} at step {reading.step}" for reading in readings)
         raise ValueError(
@@ -147,9 +150,13 @@ def _judge(turn: Turn) -> None:
         return
     turn.remember()
     book = turn.book
-    if not book.judged or book.skipped or book.settling_after:
+    if turn.stage == "eval":
+        turn.book = book if book.eval_skipped is None else changed(book, eval_skipped=None)
+    elif not book.judged or book.skipped or book.settling_after:
         turn.book = changed(book, judged=True, skipped=None, settling_after=None, settled=0)
     for rule in turn.plan.rules_on(turn.codebook):
+        if rule.stage != turn.stage:
+            continue
         old = turn.rules.get(rule.name, ARMED)
         new = advance(turn, rule, old)
         if new is not old:
@@ -163,16 +170,18 @@ def _no_verdict(turn: Turn) -> tuple[Skip, str] | None:
         return Skip.WARMING_UP, f"warming up: step {reading.step} of {plan.warmup}"
     if reading.tokens < plan.min_tokens:
         return Skip.FEW_TOKENS, f"{reading.tokens} tokens are too few for a verdict: min_tokens is {plan.min_tokens}"
-    if book.settling_after is not None and book.settled < plan.settle:
+    if turn.stage == "train" and book.settling_after is not None and book.settled < plan.settle:
         return Skip.SETTLING, f"settling: {book.settled + 1} of {plan.settle} readings after {book.settling_after}"
     return None
 
 
 def _pass_over(turn: Turn, why: Skip, reason: str) -> None:
     """Record a reading without a verdict, once a streak, and let it count against an open verification."""
-    if turn.book.skipped is not why:
-        turn.record(DecisionKind.SKIP, None, reason, skip=why)
-        turn.book = changed(turn.book, skipped=why)
+    is_eval = turn.stage == "eval"
+    if (turn.book.eval_skipped if is_eval else turn.book.skipped) is not why:
+        told = f"in evaluation: {reason}" if is_eval else reason
+        turn.record(DecisionKind.SKIP, None, told, skip=why)
+        turn.book = changed(turn.book, eval_skipped=why) if is_eval else changed(turn.book, skipped=why)
     if why is Skip.SETTLING:
         turn.book = changed(turn.book, settled=turn.book.settled + 1)
     else:

@@ -20,9 +20,10 @@ from .schema import Policy, Rule
 
 __all__ = ["Finding", "lint_policy", "position_in"]
 
-_LAST_RESORTS = {"alert", "fallback_tokenizer", "save_checkpoint", "stop_training", "substitute"}
+_LAST_RESORTS = {"alert", "fallback_tokenizer", "save_checkpoint", "stop_training", "substitute", "take_over_updates"}
 _OF_SINGLE_CODES = ("usage", "dead_fraction")
 _UNSEEN = 0.05
+_EVAL_ONLY = "eval_to_train"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,7 @@ def lint_policy(policy: Policy, codes: int | None = None, commitment: float | No
     ranges = ranges_of(codes, min_tokens=policy.sample.min_tokens, first_step=max(policy.warmup_steps, 1))
     found: list[Finding] = []
     for rule in policy.rules:
+        found += _of_stage(rule)
         found += _of_conditions(rule, ranges, codes)
         found += _of_success(rule, ranges, codes)
         found += _of_verification(rule, policy)
@@ -112,6 +114,22 @@ def _of_conditions(rule: Rule, ranges: Ranges, codes: int | None) -> Iterator[Fi
         )
         hint = "Let `clear` begin where `when` ends, or beyond."
         yield Finding(kind="clears-where-it-fires", rule=rule.name, place=place, message=message, hint=hint)
+
+
+def _of_stage(rule: Rule) -> Iterator[Finding]:
+    """What only evaluation shows, looked for in training; a verdict that epochs of training must wait for."""
+    success = rule.verify.success
+    conditions = {("when",): rule.when, ("clear", "when"): rule.clear.when, ("verify", "success"): success}
+    for place, condition in conditions.items():
+        if rule.stage == "train" and condition and _in_eval_only(condition):
+            message = f"`{condition}` looks at `{_EVAL_ONLY}`, which readings in training do not have."
+            hint = "Write `stage: eval`, and the rule looks at evaluation."
+            yield Finding(kind="wrong-stage", rule=rule.name, place=place, message=message, hint=hint)
+
+
+def _in_eval_only(condition: Condition) -> bool:
+    """Whether a condition looks at what only readings in evaluation have."""
+    return any(part.field == _EVAL_ONLY for part in condition.comparisons())
 
 
 def _bounds(condition: Condition, ranges: Ranges) -> str:
@@ -181,8 +199,8 @@ def _of_verification(rule: Rule, policy: Policy) -> Iterator[Finding]:
 
 def _too_short(within: Duration, rule: Rule, policy: Policy, place: Place) -> Iterator[Finding]:
     settle, streak, every = policy.sample.settle, rule.clear_for, policy.sample.when_suspect_steps
-    if within.unit == "epochs":
-        return
+    if within.unit == "epochs" or (rule.stage == "eval" and within.unit == "steps"):
+        return  # how often it is evaluated is the loop's to say
     wait = _wait_for_trends(rule.verify.success or rule.clear_when)
     needed = streak + wait if within.unit == "readings" else (settle + wait + streak) * every
     if within.count >= needed:
@@ -201,6 +219,12 @@ def _too_short(within: Duration, rule: Rule, policy: Policy, place: Place) -> It
 def _of_ladder(rule: Rule) -> Iterator[Finding]:
     """Ladders that end with something that may fail, and with nobody told what then."""
     if not rule.ladder or rule.severity != "critical" or rule.on_exhausted != "alert":
+        return
+    if rule.ladder[-1].on is not None:
+        message = "the ladder ends with a rung for some causes only: where another is found, a critical rule does less."
+        hint = "Add a last rung without `on`, such as `fallback_tokenizer` or `alert`."
+        at: Place = ("ladder", len(rule.ladder) - 1, "on")
+        yield Finding(kind="only-for-causes", rule=rule.name, place=at, message=message, hint=hint)
         return
     last = rule.ladder[-1].action
     if last not in _LAST_RESORTS:
@@ -274,9 +298,9 @@ def _misled(rule: Rule, even: Ranges, ranges: Ranges) -> str:
 
 
 def _meet(rule: Rule, other: Rule) -> bool:
-    """Whether the other rule exists on every codebook that this one does; patterns are compared as written."""
+    """Whether the other rule sees every reading that this one does; patterns are compared as written."""
     own, others = rule.codebooks, other.codebooks
-    return bool(others == own or "*" in others)
+    return rule.stage == other.stage and bool(others == own or "*" in others)
 
 
 def _is_before(rule: Rule, other: Rule, policy: Policy) -> bool:

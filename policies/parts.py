@@ -239,7 +239,7 @@ class Rung(Part):
         within = {"within": str(self.within)} if self.within else {}
         budget = {"budget": self.budget} if self.budget else {}
         on = {"on": self.on.model_dump(mode="json")} if self.on else {}
-        return {self.action: self.params.model_dump(mode="json"), "repeat": self.repeat, **within, **budget, **on}
+        return {self.action: self.params.plain(), "repeat": self.repeat, **within, **budget, **on}
 
 
 def _beside_the_action(wrong: MismatchError) -> MismatchError:

@@ -59,6 +59,7 @@ class RulePlan:
     """One rule.
 
     Attributes:
+        stage: whose readings it looks at.
         when, success: the conditions, for messages. holds, clears, succeeds: the conditions, compiled.
         why_holds, why_clears, why_succeeds: what of each of them is true, in words.
         hold: readings that `when` must hold. clear_hold: readings that `clear` and `success` must hold.
@@ -72,6 +73,7 @@ class RulePlan:
 
     name: str
     severity: str
+    stage: str
     when: Condition
     success: Condition
     holds: Test
@@ -128,6 +130,7 @@ class Plan:
         rules: in the order in which they are judged, inhibitors first. observes: whether the mode is `observe`.
         warmup: first step that counts. min_tokens, settle: as in `Sample`.
         everywhere: whether each rule applies to all codebooks.
+        stages: that some rule looks at; readings of any other are passed over. of_eval: names of rules on evaluation.
         bests: fields whose best is remembered. spans: how many values of a field are. derived: what asks for them.
         chosen: the rules of each codebook seen so far.
         interventions: the budget. refill_after: healthy steps after which it is whole again, or `None` for never.
@@ -141,6 +144,8 @@ class Plan:
     interventions: int
     refill_after: int | None
     everywhere: bool
+    stages: frozenset[str]
+    of_eval: frozenset[str]
     bests: tuple[str, ...]
     spans: Mapping[str, int]
     derived: tuple[Comparison, ...]
@@ -166,6 +171,8 @@ class Plan:
             interventions=policy.budget.interventions,
             refill_after=refill.count if refill else None,
             everywhere=all(rule.codebooks == ("*",) for rule in policy.rules),
+            stages=frozenset({"train", *(rule.stage for rule in policy.rules)}),
+            of_eval=frozenset(rule.name for rule in policy.rules if rule.stage == "eval"),
             bests=tuple(dict.fromkeys(each.field for each in derived if each.function == "rel")),
             spans=spans,
             derived=derived,
@@ -215,6 +222,7 @@ def _rule_plan(rule: Rule, policy: Policy) -> RulePlan:
     return RulePlan(
         name=rule.name,
         severity=rule.severity,
+        stage=rule.stage,
         when=rule.when,
         success=success or rule.clear_when,
         holds=rule.when.compile(*when_unknown),

@@ -50,6 +50,8 @@ class Reading:
         commitment_weight: coefficient of the loss term that pulls the encoder towards the codes.
         decay: decay of the codebook's moving average, in [0, 1].
         loss: the value that the user named for verification.
+        eval_to_train: in evaluation, perplexity_ratio / that of the latest reading in training, 0 or more; `None` in
+            training, and in evaluation before any reading there.
         causes: why, likeliest first; only known where a rule was about to alert or to act.
     """
 
@@ -78,6 +80,7 @@ class Reading:
     commitment_weight: float | None = None
     decay: float | None = None
     loss: float | None = None
+    eval_to_train: float | None = None
     causes: tuple[Diagnosis, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, TypeAlias
 
 from .decisions import Decision
 from .errors import MismatchError, quote
+from .lineage import Lineage, Segment
 from .reading import NUMERIC_FIELDS, Reading
 
 __all__ = ["Recording", "recordings_of_events"]
@@ -45,7 +46,7 @@ class Recording:
 
         On codebooks in neither the run applied it, or never asked for it.
         """
-        params = decision.params.model_dump(mode="json") if decision.params is not None else {}
+        params = decision.params.plain() if decision.params is not None else {}
         found: dict[str, dict[str, str]] = {"refused": {}, "postponed": {}, "applied": {}}
         for codebook in decision.codebooks:
             key = _key(codebook, decision.step, decision.action or "", params)
@@ -68,20 +69,14 @@ def recordings_of_events(records: Iterable[Mapping[str, Any]]) -> list[Recording
     Raises:
         MismatchError: for a reading that lacks a field, or holds what is no number.
     """
-    runs: list[Recording] = []
-    latest: dict[str, Recording] = {}
+    lineage = Lineage()
+    segments: dict[Segment, Recording] = {}
     for record in records:
-        event, step, name = record.get("event"), record.get("step", 0), str(record.get("run"))
-        if event == "attached" or name not in latest:
-            latest[name] = Recording(
-                policy=record.get("policy", ""),
-                mode=record.get("mode", ""),
-                fingerprint=record.get("policy_fingerprint", ""),
-            )
-            runs.append(latest[name])
-        run = latest[name]
-        if event == "resumed" and (place := next(i for i, each in enumerate(runs) if each is run)):
-            _go_on(runs.pop(place - 1), run, step)
+        segment, event, step = lineage.note(record), record.get("event"), record.get("step", 0)
+        run = segments.setdefault(segment, Recording())
+        if event == "attached":
+            run.policy, run.mode = record.get("policy", ""), record.get("mode", "")
+            run.fingerprint = record.get("policy_fingerprint", "")
         elif event == "reading":
             run.readings.append(_reading_of(record))
         elif event == "intervention":
@@ -90,6 +85,8 @@ def recordings_of_events(records: Iterable[Mapping[str, Any]]) -> list[Recording
                 run.answers[key] = _answer(part)
         elif event == "summary":
             run.end = step
+    superseded = lineage.superseded()
+    runs = [_with_past(segment, segments, lineage) for segment in segments if segment not in superseded]
     return [run for run in runs if run.readings]
 
 
@@ -98,10 +95,16 @@ def _answer(record: Mapping[str, Any]) -> Answer:
     return result if result in ("refused", "postponed") else "applied", record.get("summary", "")
 
 
-def _go_on(before: Recording, run: Recording, step: int) -> None:
-    """Put what a run remembers of the time before its checkpoint in front of what came after."""
-    run.readings[:0] = [reading for reading in before.readings if reading.step <= step]
-    run.answers = {key: reason for key, reason in before.answers.items() if key[1] <= step} | run.answers
+def _with_past(segment: Segment, segments: Mapping[Segment, Recording], lineage: Lineage) -> Recording:
+    """Return a recording with what its run remembers of the time before each checkpoint that it went on from."""
+    run, (_, *past) = segments[segment], lineage.last_steps(segment).items()
+    readings, answers = run.readings, run.answers
+    for before, last in past:
+        if before in segments:
+            readings = [reading for reading in segments[before].readings if reading.step <= last] + readings
+            earlier = {key: reason for key, reason in segments[before].answers.items() if key[1] <= last}
+            answers = earlier | answers
+    return replace(run, readings=readings, answers=answers)
 
 
 def _reading_of(record: Mapping[str, Any]) -> Reading:

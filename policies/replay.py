@@ -23,7 +23,7 @@ __all__ = ["LIMITS", "Replay", "compare", "replay"]
 LIMITS = (
     "A replay cannot know what an action would have changed: the recorded readings go on as they were, at the steps at "
     "which they were taken, whatever `sample` says, and an action is taken for applied unless the recorded run refused "
-    "the same one at the same step."
+    "the same one at the same step. Causes are known where the recorded run looked for them, and nowhere else."
 )
 """What has to be said beside every result."""
 
@@ -35,7 +35,7 @@ class Replay:
     Attributes:
         policy: which decided.
         decisions: all of them, in order.
-        readings: how many readings were looked at. codebooks: of which codebooks.
+        readings: how many readings were looked at. codebooks: of which codebooks. stages: of training or of evaluation.
         absences: of each rule that looks at fields which the recording does not have.
     """
 
@@ -43,21 +43,25 @@ class Replay:
     decisions: tuple[Decision, ...]
     readings: int
     codebooks: tuple[str, ...]
+    stages: frozenset[str]
     absences: tuple[Absence, ...]
 
     def counts(self) -> dict[str, int]:
-        """Count what is told aloud: `alert`, each action asked for, and each outcome.
+        """Count what is told aloud: `alert`, `withdrawn`, each action asked for, and each outcome.
 
         In a policy that observes, what it would have done is counted as `observed <action>`.
         """
         return dict(Counter(label for decision in self.decisions if (label := _label(decision))))
 
     def idle(self) -> tuple[str, ...]:
-        """Return, in a short sentence each, which rules exist on no codebook of the recording."""
-        return tuple(
-            f"{rule.name} exists on no codebook here: none is called {' or '.join(rule.codebooks)}"
-            for rule in idle_rules(self.policy, self.codebooks)
-        )
+        """Return, in a short sentence each, which rules exist on no codebook of the recording, or see no reading."""
+        nowhere = idle_rules(self.policy, self.codebooks)
+        told = [
+            f"{rule.name} exists on no codebook here: none is called {' or '.join(rule.codebooks)}" for rule in nowhere
+        ]
+        unseen = [rule for rule in self.policy.rules if rule.stage not in self.stages and rule not in nowhere]
+        told += [f"{rule.name} sees nothing here: no reading is of stage {rule.stage}" for rule in unseen]
+        return tuple(told)
 
     def still_open(self) -> int:
         """Return how many interventions were being judged when the recording broke off."""
@@ -73,12 +77,15 @@ def replay(policy: Policy, recording: Recording) -> Replay:
         _take(engine, recording, engine.observe_together(readings), decisions)
     if recording.end is not None:
         _take(engine, recording, engine.finish(recording.end), decisions)
+    stages = frozenset(reading.stage for reading in recording.readings)
+    unseen = {rule.name for rule in policy.rules if rule.stage not in stages}
     return Replay(
         policy=policy,
         decisions=tuple(decisions),
         readings=len(recording.readings),
         codebooks=tuple(dict.fromkeys(reading.codebook for reading in recording.readings)),
-        absences=absences_in(policy, recording.knows),
+        stages=stages,
+        absences=tuple(each for each in absences_in(policy, recording.knows) if each.rule not in unseen),
     )
 
 
@@ -100,8 +107,8 @@ def _take(engine: PolicyEngine, recording: Recording, made: Iterable[Decision], 
 
 def _label(decision: Decision) -> str:
     """Return under which name a decision is counted; empty where it is not."""
-    if decision.kind is DecisionKind.ALERT:
-        return "alert"
+    if decision.kind in (DecisionKind.ALERT, DecisionKind.WITHDRAWN):
+        return decision.kind.value
     if decision.kind is DecisionKind.ACT:
         return decision.action or ""
     if decision.kind is DecisionKind.OUTCOME and decision.outcome is not None:

@@ -28,10 +28,24 @@ from .errors import MismatchError, MismatchesError, quote
 from .parts import Budget, Clear, Cooldown, Count, LossBound, OfCause, Part, Rung, Sample, Verify
 from .references import MOST_RULES, reference_mismatches
 
-__all__ = ["Budget", "Clear", "Cooldown", "LossBound", "Mode", "Policy", "Rule", "Rung", "Sample", "Severity", "Verify"]
+__all__ = [
+    "Budget",
+    "Clear",
+    "Cooldown",
+    "LossBound",
+    "Mode",
+    "Policy",
+    "Rule",
+    "Rung",
+    "Sample",
+    "Severity",
+    "Stage",
+    "Verify",
+]
 
 Mode = Literal["observe", "act"]
 Severity = Literal["info", "warning", "critical"]
+Stage = Literal["train", "eval"]
 Unknown = Literal["keep", "fire", "clear"]
 LastResort = Literal["alert", "save_checkpoint", "stop_training", "observe"]
 
@@ -86,6 +100,7 @@ class Rule(Part):
         name: unique in the policy; letters, digits, `_` and `-`.
         codebooks: patterns of codebook names, such as `rvq.0`, `rvq.[1-3]` or `rvq.*` (as in `fnmatch`: a `*` stands
             for dots, too); the rule exists only where one matches the whole name. One pattern needs no list.
+        stage: whose readings it looks at: those of `train`ing, or of `eval`uation, of which each is a whole validation.
         when: what is wrong. for_: consecutive readings before it fires (YAML `for`).
         clear: when it is over. severity: `critical` means collapsed, `warning` degraded, `info` neither.
         inhibits: rules that stay quiet on a codebook while this one is anything but armed there, its cooldown
@@ -109,6 +124,7 @@ class Rule(Part):
 
     name: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$", examples=["collapsed"])]
     codebooks: Annotated[tuple[Pattern, ...], BeforeValidator(_listed), Strict(False), _PATTERNS] = ("*",)
+    stage: Stage = "train"
     when: Annotated[ConditionField, Field(examples=["perplexity < 1.5"])]
     for_: Annotated[Count, Field(alias="for", examples=[2])] = 1
     clear: Clear = Clear()
@@ -153,6 +169,7 @@ class Rule(Part):
             described = rung.params.describe()
             if described in seen and not (seen[described] and rung.on is None):
                 hint = "A failed rung is not tried again; for several tries in a row write `repeat: 2` beside it."
+                hint = "Write one rung with all causes, as `on: {cause: [..., ...]}`." if rung.on else hint
                 raise MismatchError("rungs that differ", described, hint, place=("ladder", index))
             seen[described] = rung.on is not None
         return self

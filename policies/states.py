@@ -158,7 +158,8 @@ class CodebookState:
         judged: whether a reading has given a verdict yet.
         skipped: why readings give no verdict at present.
         settling_after: action whose effect is still settling. settled: readings that have passed since.
-        past: what `rel` and `trend` compare with.
+        past: what `rel` and `trend` compare with. eval_past: the same for readings in evaluation.
+        eval_skipped: why readings in evaluation give no verdict at present.
         resigned: rule that was exhausted and asked that nothing more be done here.
         group: residual of which it is a level, if it is one. level: which, from 0, the coarsest.
     """
@@ -169,6 +170,8 @@ class CodebookState:
     settling_after: str | None = None
     settled: int = 0
     past: Past = field(default_factory=Past)
+    eval_past: Past = field(default_factory=Past)
+    eval_skipped: Skip | None = None
     resigned: str | None = None
     group: str | None = None
     level: int | None = None
@@ -182,6 +185,8 @@ class CodebookState:
             "settling_after": self.settling_after,
             "settled": self.settled,
             "past": self.past.to_dict(),
+            "eval_past": self.eval_past.to_dict(),
+            "eval_skipped": self.eval_skipped.value if self.eval_skipped else None,
             "resigned": self.resigned,
             "group": self.group,
             "level": self.level,
@@ -191,7 +196,15 @@ class CodebookState:
     def from_dict(cls, plain: Mapping[str, Any]) -> CodebookState:
         """Rebuild a state from `to_dict`."""
         rules = {name: RuleState.from_dict(rule) for name, rule in plain["rules"].items()}
-        return changed(cls(**plain), rules=rules, skipped=_skip(plain["skipped"]), past=Past.from_dict(plain["past"]))
+        past, eval_past = Past.from_dict(plain["past"]), plain.get("eval_past")
+        return changed(
+            cls(**plain),
+            rules=rules,
+            skipped=_skip(plain["skipped"]),
+            past=past,
+            eval_past=Past.from_dict(eval_past) if eval_past else Past(),
+            eval_skipped=_skip(plain.get("eval_skipped")),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

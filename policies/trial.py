@@ -95,7 +95,8 @@ class _Course:
         """Take readings until every series has come to its end."""
         sample, step = self._policy.sample, 0
         while self._index < self._end:
-            own = sample.when_suspect_steps if self._engine.is_suspect else sample.every_steps
+            is_dense = self._engine.is_suspect and self._case.stage == "train"
+            own = sample.when_suspect_steps if is_dense else sample.every_steps
             step += self._case.every.count if self._case.every else own
             self.steps.add(step)
             self._take(self._engine.observe(self._reading(step)))
@@ -110,7 +111,14 @@ class _Course:
             fields["perplexity_ratio"] = fields["perplexity"] / fields["ceiling"]
         case = self._case
         epoch = (step - 1) // case.epoch.count if case.epoch else None
-        return Reading(step=step, epoch=epoch, codebook=case.codebook, K=case.codes, D=0, tokens=case.tokens, **fields)
+        given: dict[str, Any] = {
+            "codebook": case.codebook,
+            "K": case.codes,
+            "D": 0,
+            "tokens": case.tokens,
+            "stage": case.stage,
+        }
+        return Reading(step=step, epoch=epoch, causes=case.causes, **given, **fields)
 
     def _take(self, decisions: Iterable[Decision]) -> None:
         for decision in decisions:

@@ -63,8 +63,13 @@ class Turn:
         self.rules: Mapping[str, RuleState] = book.rules
         self._rules: dict[str, RuleState] | None = None
         self.resigned = book.resigned
-        self._past = book.past
+        self._past = book.eval_past if group.stage == "eval" else book.past
         self._derived: Derived | None = None
+
+    @property
+    def stage(self) -> str:
+        """Whose reading it is."""
+        return self.group.stage
 
     @property
     def derived(self) -> Derived:
@@ -76,8 +81,11 @@ class Turn:
     def remember(self) -> None:
         """Make the reading part of the past that `rel` and `trend` compare with."""
         if self.plan.derived:
-            self._past = self.plan.past_with(self.book.past, self.reading)
-            self.book = changed(self.book, past=self._past)
+            self._past = self.plan.past_with(self._past, self.reading)
+            if self.stage == "eval":
+                self.book = changed(self.book, eval_past=self._past)
+            else:
+                self.book = changed(self.book, past=self._past)
 
     def unsettle(self, action: str) -> None:
         """Let what the codebook shows count as evidence only once an action has settled."""
@@ -86,8 +94,9 @@ class Turn:
 
     def forget(self) -> None:
         """Begin the values for `trend` anew."""
-        if self.book.past.recent:
-            self.book = changed(self.book, past=self.book.past.restarted())
+        past, eval_past = self.book.past, self.book.eval_past
+        if past.recent or eval_past.recent:
+            self.book = changed(self.book, past=past.restarted(), eval_past=eval_past.restarted())
 
     def put(self, rule: RulePlan, state: RuleState) -> None:
         """Write down the new state of a rule; the first write copies, so that the old state stays as it was."""

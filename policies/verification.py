@@ -55,7 +55,9 @@ def go_on(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
 def starve(turn: Turn) -> None:
     """Let a step without evidence count against the time of an open verification, if there is one."""
     occupant = turn.occupant()
-    if occupant is not None and occupant[1].phase is Phase.VERIFYING and occupant[1].verdict is None:
+    if occupant is None or occupant[0].stage != turn.stage:  # a reading of the other stage is no chance missed
+        return
+    if occupant[1].phase is Phase.VERIFYING and occupant[1].verdict is None:
         rule, state = occupant
         turn.put(rule, _without_evidence(turn, rule, changed(state, readings=state.readings + 1)))
 

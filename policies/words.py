@@ -36,6 +36,7 @@ MEANINGS = {
     "commitment_weight": "how strongly the loss pulls latents towards their codes",
     "decay": "share of the old in the codebook's moving average at each step",
     "loss": "the loss that was named to the guard",
+    "eval_to_train": "perplexity_ratio in evaluation, as a fraction of what training showed last; about 1 is right",
 }
 """What each field of a reading says, in one phrase."""
 

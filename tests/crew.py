@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import queue
-import socket
 import tempfile
 import time
 import traceback
@@ -16,9 +14,10 @@ from typing import Any
 Call = Callable[..., Any]
 
 _PATIENCE = timedelta(seconds=60)
+_BOOT_SECONDS = 400
 
 
-class Hang(AssertionError):
+class HangError(AssertionError):
     """Not every rank came back in time."""
 
 
@@ -32,18 +31,21 @@ class Crew:
         self._context = multiprocessing.get_context("spawn")
         self._orders: list[Any] = []
         self._processes: list[Any] = []
+        self._ready: list[Any] = []
         self._results: Any = self._context.Queue()
 
     def run(self, function: Call, size: int, *, timeout: float = 120, **arguments: Any) -> list[Any]:
         """Return what a function returns on each rank; one that raises there raises here.
 
         Raises:
-            Hang: some rank did not come back within `timeout` seconds; the processes are killed.
+            HangError: some rank did not come back within `timeout` seconds; the processes are killed.
         """
         while len(self._processes) < size:
             self._start()
+        for is_ready in self._ready:  # to import torch takes long on a busy machine, and is no hang
+            assert is_ready.wait(_BOOT_SECONDS), "a process did not start"
         with tempfile.TemporaryDirectory() as folder:
-            store = os.path.join(folder, "store")  # noqa: PTH118 - what torch takes is a string
+            store = f"{folder}/store"
             for rank in range(size):
                 self._orders[rank].put((function, rank, size, store, arguments))
             return self._collect(function, size, timeout)
@@ -58,7 +60,7 @@ class Crew:
             except queue.Empty:
                 missing = sorted(set(range(size)) - set(results) - set(errors))
                 self.dismiss()
-                raise Hang(f"{function.__name__}: ranks {missing} of {size} did not return; {errors}") from None
+                raise HangError(f"{function.__name__}: ranks {missing} of {size} did not return; {errors}") from None
             if error:
                 errors[rank] = error
             else:
@@ -69,8 +71,10 @@ class Crew:
 
     def _start(self) -> None:
         orders = self._context.Queue()
-        process = self._context.Process(target=_serve, args=(orders, self._results), daemon=True)
+        is_ready = self._context.Event()
+        process = self._context.Process(target=_serve, args=(orders, self._results, is_ready), daemon=True)
         process.start()
+        self._ready.append(is_ready)
         self._orders.append(orders)
         self._processes.append(process)
 
@@ -79,15 +83,18 @@ class Crew:
         for process in self._processes:
             process.kill()
             process.join()
-        self._processes, self._orders = [], []
+        self._processes, self._orders, self._ready = [], [], []
         self._results = self._context.Queue()
 
 
-def _serve(orders: Any, results: Any) -> None:
+def _serve(orders: Any, results: Any, is_ready: Any) -> None:
     import torch
     import torch.distributed as dist
 
+    import tests.ranks.loops  # noqa: F401 - most of what is run needs it, and to load it takes longest
+
     torch.set_num_threads(1)
+    is_ready.set()
     while True:
         function, rank, size, store, arguments = orders.get()
         result, error = None, ""
@@ -102,10 +109,3 @@ def _serve(orders: Any, results: Any) -> None:
             if dist.is_initialized():
                 dist.destroy_process_group()
         results.put((rank, result, error))
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -227,7 +227,7 @@ def test_the_console_tells_a_coordinated_intervention_in_three_lines() -> None:
     text = io.StringIO()
     sink = ConsoleSink(Console(file=text, width=400))
     train(codec(), [Guard(POLICY, console=False, sinks=[sink])])
-    lines = [" ".join(line.split()[2:]) for line in text.getvalue().splitlines() if line.startswith("step ")]
+    lines = [" ".join(line.split()[4:]) for line in text.getvalue().splitlines() if "  step " in line[:30]]
     assert [line.partition(" for ")[0].partition(" on ")[0].partition(" recovered: ")[0] for line in lines] == [
         "CRITICAL rvq.layers: levels 0-3 of 4: collapsed: perplexity 1.00 < 1.5 and perplexity_ratio 0.03 < 0.5",
         "ACT rvq.layers: levels 0-3 of 4: reset_codes #1: 32 of 32 codes placed by kmeans",

@@ -38,6 +38,11 @@ CAPABILITIES = ("monitor", "reset", "commitment", "freeze", "fallback")
 K_OF_ONE = "its codebook has K = 1 code: one code cannot collapse"
 """Why a quantizer with a single code is not watched."""
 
+_SHARDED = (
+    "its table is sharded over the ranks (DTensor): codes are counted, vectors neither read nor written. Leave the "
+    "quantizer out of it: fully_shard(model, ignored_params=set(quantizer.parameters()))"
+)
+
 Metric: TypeAlias = Literal["l2", "cosine"]
 """How latents and codes are compared."""
 
@@ -126,6 +131,8 @@ class CodebookView:
         commitment: knob of the coefficient of the loss term that pulls the encoder, where it can be read.
         decay: knob of the moving averages' decay, where it can be read.
         replacement: the quantizer's own replacement of dead codes, where it has one.
+        normalisation: the setting by which the quantizer normalises latents and codes, where it has one; without it
+            the metric is "l2".
         after_write: called after each write: drops cached tables, sets flags of initialisation.
         is_initialised: whether the quantizer has made its own start; before that it would overwrite what is written.
         lacks: capability -> why it is not supported.
@@ -149,6 +156,7 @@ class CodebookView:
     commitment: Knob | AddedCommitment | None = None
     decay: Knob | None = None
     replacement: Switch | None = None
+    normalisation: Switch | None = None
     after_write: Callable[[], None] = lambda: None
     is_initialised: Callable[[], bool] = lambda: True
     lacks: Mapping[str, str] = field(default_factory=dict)
@@ -159,6 +167,7 @@ class CodebookView:
     level: int | None = None
     _freeze: Freeze | None = field(default=None, init=False)
     _native: Mapping[str, Any] | None = field(default=None, init=False)
+    _normalised: tuple[Metric, Mapping[str, Any]] | None = field(default=None, init=False)
 
     @property
     def K(self) -> int:
@@ -177,6 +186,11 @@ class CodebookView:
             return "ema"
         return "learnable" if self.table.is_parameter else "fixed"
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether every rank holds a part of the table only: it is then neither read nor written here."""
+        return isinstance(self.table, TensorRef) and type(self.table.whole()).__name__ == "DTensor"
+
     def codebook(self) -> Tensor:
         """Return the effective (K, D) table, detached, as it is now."""
         return self.table.get()
@@ -194,6 +208,8 @@ class CodebookView:
 
     def why_not(self, capability: str) -> str | None:
         """Return why a capability is missing, or `None` where it is there."""
+        if capability in ("reset", "freeze", "fallback") and self.is_sharded:
+            return _SHARDED
         if capability == "commitment" and self.commitment is None:
             return self.lacks.get(capability, "this quantizer exposes no commitment weight")
         return self.lacks.get(capability)
@@ -271,6 +287,24 @@ class CodebookView:
         if self.replacement is not None and self._native is not None:
             self.replacement.restore(self._native)
             self._native = None
+
+    @property
+    def is_unnormalised(self) -> bool:
+        """Whether the guard has switched the quantizer's normalisation off."""
+        return self._normalised is not None
+
+    def disable_normalisation(self) -> None:
+        """Let the quantizer compare latents and codes as long as they are, until `restore_normalisation`."""
+        if self.normalisation is not None and self._normalised is None:
+            self._normalised = self.metric, self.normalisation.turn_off()
+            self.metric = "l2"
+
+    def restore_normalisation(self) -> None:
+        """Let the quantizer normalise again."""
+        if self.normalisation is not None and self._normalised is not None:
+            self.metric, settings = self._normalised
+            self.normalisation.restore(settings)
+            self._normalised = None
 
     def release(self) -> None:
         """Leave the quantizer to itself: its updates, its replacement of dead codes, its loss."""

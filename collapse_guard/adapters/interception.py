@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from collapse_guard.hooks import Hook
+from collapse_guard.hooks import Bystander, Hook
 
 __all__ = ["Interception", "InterceptionError"]
 
@@ -36,12 +36,15 @@ class Interception:
     Args:
         module: the quantizer.
         observers: method name -> told of each call after it returned.
+        hook: how the observers stay behind when the module is copied; a `Bystander` does not count as watching it.
     """
 
-    def __init__(self, module: nn.Module, observers: Mapping[str, Observer]) -> None:
+    def __init__(
+        self, module: nn.Module, observers: Mapping[str, Observer], *, hook: Callable[[Observer], Hook] = Hook
+    ) -> None:
         """Store the parts; the class is exchanged by `install`."""
         self._module = module
-        self._hooks = {method: Hook(observer) for method, observer in observers.items()}
+        self._hooks = {method: hook(observer) for method, observer in observers.items()}
 
     def install(self) -> None:
         """Begin to report.
@@ -79,8 +82,9 @@ class Interception:
 
     @staticmethod
     def is_on(module: nn.Module) -> bool:
-        """Whether calls of this module are being reported."""
-        return _OBSERVERS in module.__dict__
+        """Whether calls of this module are being reported to somebody who watches it."""
+        observers: dict[str, list[Hook]] = module.__dict__.get(_OBSERVERS, {})
+        return any(not isinstance(hook, Bystander) for hooks in observers.values() for hook in hooks)
 
 
 def _original(cls: type[Any]) -> type[Any]:

@@ -13,8 +13,9 @@ from .check import check
 from .demo import demo
 from .doctor import doctor
 from .explain import explain
+from .rehearse import rehearse
 from .replay import replay
-from .report import report
+from .report import compare, report
 from .schema import schema
 from .test import test
 from .tokenize import tokenize
@@ -41,7 +42,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-for _command in (demo, check, test, replay, watch, report, explain, schema, doctor, tokenize):
+for _command in (demo, check, test, rehearse, replay, watch, report, compare, explain, schema, doctor, tokenize):
     app.command()(_command)
 
 

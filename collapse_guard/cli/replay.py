@@ -149,7 +149,7 @@ def _decision_as_json(decision: Decision) -> dict[str, Any]:
         "kind": decision.kind.value,
         "severity": decision.severity,
         "action": decision.action,
-        "params": decision.params.model_dump(mode="json") if decision.params is not None else None,
+        "params": decision.params.plain() if decision.params is not None else None,
         "attempt": decision.attempt,
         "outcome": decision.outcome.value if decision.outcome is not None else None,
         "skip": decision.skip.value if decision.skip is not None else None,

@@ -11,7 +11,7 @@ import typer
 
 from .console import complain, say
 
-__all__ = ["report"]
+__all__ = ["compare", "report"]
 
 
 class _Kind(str, Enum):
@@ -57,3 +57,13 @@ def report(
     except OSError as error:
         complain(f"{output}: {error.strerror}. Give another path: -o report.html.")
     say(f"{output}: {len(text.encode(errors='replace')) / 1e6:.1f} MB")
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="The log directory of a run.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="That of the run to hold against it.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write; html: report.html.")] = None,
+    kind: Annotated[_Kind, typer.Option("--format", help="html, md or json.")] = _Kind.md,
+) -> None:
+    """Put two runs side by side: what differs in policy, outcome, perplexity and cost, then both reports."""
+    report([first, second], output, kind)

@@ -21,17 +21,24 @@ from .live.words import ASCII, UNICODE
 __all__ = ["watch"]
 
 _MOST_NAMED = 8
+_FIRST_SCREEN = 0.5
+"""Seconds of reading before the one frame of `--once`: the end of a log comes first."""
 
 
 def watch(
     runs: Annotated[
         list[Path], typer.Argument(metavar="DIR...", help="Log directories of runs, or their events.jsonl.")
     ],
-    once: Annotated[bool, typer.Option("--once", help="Print one frame of the whole log and exit.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print one frame and exit; of a long log what its end says.")
+    ] = False,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Print one frame of the whole log, however long it is.")
+    ] = False,
 ) -> None:
     """Watch runs live: perplexity of each codebook, rules, interventions, events. Keys: arrows, space, q."""
     console = Console(highlight=False, emoji=False, markup=False)
-    is_live = not once and can_watch(console)
+    is_live = not (once or whole) and can_watch(console)
     paths = [_log_of(run, must_exist=not is_live) for run in runs]
     views = [LogView(path) for path in paths]
     titles = [str(run) for run in runs]
@@ -43,7 +50,10 @@ def watch(
                 show(screen, console)
             return
         for view in views:
-            view.read_all()
+            if whole:
+                view.read_all()
+            else:
+                view.advance(_FIRST_SCREEN)
         for line in draw(screen, console.width, None, datetime.now(timezone.utc)):
             line.rstrip()
             console.print(line, soft_wrap=True)

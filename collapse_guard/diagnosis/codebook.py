@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from collapse_guard.adapters import TensorRef
@@ -14,11 +15,13 @@ from .memory import Mark
 
 __all__ = ["left_behind", "misplaced", "replacement", "runaway", "shrinking", "starvation"]
 
+_QUOTIENTS = 256  # rows of which EMA sum / EMA count is compared with the table
+
 
 def runaway(facts: Facts) -> Diagnosis | None:
     """Code norms grow by themselves; where the table is an EMA quotient, by a factor that can be named."""
     factor, total = _quotient_factor(facts)
-    is_unscaled = factor > 3 and abs(math.log(factor / total)) < 0.3 if total > 0 else False
+    is_unscaled = _is_unscaled(facts)
     own = _own_growth(facts)
     ratio = facts.ratio
     confidence = 0.95 * ramp(math.log10(own), 0.5, 1.0) * ramp(ratio, 2, 5)
@@ -52,19 +55,26 @@ def runaway(facts: Facts) -> Diagnosis | None:
 
 
 def shrinking(facts: Facts) -> Diagnosis | None:
-    """All code norms, those of used codes included, have fallen far below the latents'."""
-    own, ratio = _own_growth(facts), facts.ratio
-    used = float(facts.code_norms[facts.used].median()) / facts.latent_norm if bool(facts.used.any()) else ratio
-    if not own > 0:
+    """Codes that are in use have become far shorter than they were and than the latents are.
+
+    Codes out of use say nothing: under smoothed counts they fade by themselves.
+    """
+    before = facts.start_norm
+    if not facts.read or not bool(facts.used.any()) or not before > 0:
         return None
-    confidence = 0.95 * ramp(-math.log10(own), 0.4, 0.8) * ramp(ratio, 0.6, 0.3) * ramp(used, 0.9, 0.6)
+    mean = float(facts.code_norms[facts.used].median())
+    latents = facts.latent_norm / facts.read[0].latent_norm if facts.read[0].latent_norm > 0 else math.nan
+    own, used, ratio = mean / before / min(latents, 1.0), mean / facts.latent_norm, facts.ratio
+    began = before / facts.read[0].latent_norm if facts.read[0].latent_norm > 0 else math.nan
+    confidence = 0.95 * ramp(-math.log10(max(own, 1e-12)), 0.3, 0.6) * ramp(used, 0.8, 0.5)
+    confidence *= ramp(began, 4, 2)  # codes that began far too long only settle
     if confidence <= 0:
         return None
     of_ema = facts.view.ema_sum is not None
     return Diagnosis(
         cause=Cause.SHRINKING_CODEBOOK,
         confidence=confidence,
-        says=f"code norms have fallen to {own:.2g} of what they were, and are {ratio:.2g} times the latents' norm",
+        says=f"codes in use have fallen to {own:.2g} of their length, and are {used:.2g} times as long as the latents",
         evidence={"norm_ratio": ratio, "grown_by": own, "used_norm_ratio": used},
         advice=(
             "where the codebook is started from k-means, multiply each EMA sum by its count"
@@ -86,7 +96,8 @@ def misplaced(facts: Facts) -> Diagnosis | None:
     misfit = max(ramp(abs(math.log10(scale)) if scale > 0 else math.nan, 0.3, 0.6), ramp(offset, 1.2, 2.5))
     still = 1 - ramp(abs(math.log10(max(facts.grown(start), 1e-9))), 0.3, 0.6)
     settled = 1 - _moved(facts, first)
-    confidence = 0.9 * misfit * still * settled * facts.trouble
+    seen = 0.9 if start.step == 0 else 0.55  # a mark of later may show what training has made of the start
+    confidence = seen * misfit * still * settled * facts.trouble * (0.3 if _is_unscaled(facts) else 1.0)
     if confidence <= 0:
         return None
     norms = start.codes.norm(dim=-1)
@@ -116,7 +127,8 @@ def left_behind(facts: Facts) -> Diagnosis | None:
         return None
     moved = _moved(facts, best)
     worse = error / max(best.relative_error, 0.02)
-    confidence = 0.9 * moved * ramp(worse, 2, 5) * (1 - ramp(math.log10(max(_own_growth(facts), 1e-9)), 0.5, 1.0))
+    calm = 1 - ramp(math.log10(max(_own_growth(facts), 1e-9)), 0.5, 1.0)
+    confidence = 0.9 * moved * ramp(worse, 1.3, 2.5) * ramp(error, 0.3, 0.6) * calm
     if confidence <= 0:
         return None
     distance = _distance(facts.now, best)
@@ -140,7 +152,8 @@ def starvation(facts: Facts) -> Diagnosis | None:
     """Most codes are unused although they lie well: there are too few tokens for so many, and nothing revives them."""
     reading = facts.reading
     error = reading.relative_error if reading.relative_error is not None else math.nan
-    well = ramp(error, 1.0, 0.6) * (1 - ramp(abs(math.log10(facts.ratio)) if facts.ratio > 0 else math.nan, 0.4, 0.8))
+    used = float(facts.code_norms[facts.used].median()) / facts.latent_norm if bool(facts.used.any()) else math.nan
+    well = ramp(error, 1.0, 0.6) * (1 - ramp(abs(math.log10(used)) if used > 0 else math.nan, 0.2, 0.5))
     confidence = 0.8 * ramp(reading.dead_fraction, 0.4, 0.75) * well * facts.trouble
     if confidence <= 0:
         return None
@@ -171,20 +184,22 @@ def replacement(facts: Facts) -> Diagnosis | None:
     for old, new in pairs:
         assert old.dead is not None
         assert new.dead is not None
-        moved = (new.codes - old.codes).norm(dim=-1) > 0.3 * old.codes.norm(dim=-1).clamp(min=1e-12)
+        moved = _is_another(old.codes, new.codes)
         rewritten += int((old.dead & moved).sum())
         again += int((old.dead & moved & new.dead).sum())
     dead = sum(int(old.dead.sum()) for old, _ in pairs if old.dead is not None)
     share, futile = rewritten / max(dead, 1), again / max(rewritten, 1)
     confidence = 0.9 * ramp(share, 0.15, 0.5) * ramp(futile, 0.4, 0.8) * ramp(facts.reading.dead_fraction, 0.3, 0.6)
-    threshold = _threshold(facts)
+    threshold, supply = _threshold(facts), _tokens_a_step(facts)
     demand = threshold * facts.reading.K
+    if threshold > 0 and supply > 0:
+        confidence = max(confidence, 0.9 * ramp(demand / supply, 1.5, 4))
     if confidence <= 0:
         return None
     says = f"{share:.0%} of the dead codes are rewritten between readings, and {futile:.0%} of those are dead again"
     line = ""
     if threshold > 0:
-        says += f"; its threshold asks for {demand:.0f} tokens in the moving counts"
+        says += f"; codes expire below a count of {threshold:g}: {demand:.0f} tokens, and a step has {supply:.0f}"
         line = f"{facts.path_of(facts.view.module, 'threshold_ema_dead_code')} = 0  # now {threshold:g}; use upkeep"
     return Diagnosis(
         cause=Cause.REPLACEMENT_FAILS,
@@ -202,18 +217,31 @@ def _quotient_factor(facts: Facts) -> tuple[float, float]:
     view = facts.view
     if view.ema_sum is None or view.ema_count is None or not isinstance(view.table, TensorRef):
         return math.nan, math.nan
-    sums, counts = view.ema_sum.get().float().cpu(), view.ema_count.get().float().cpu()
-    alive = counts > 1e-2
-    if not bool(alive.any()):
+    sums, counts = view.ema_sum.get(), view.ema_count.get().float().cpu()
+    alive = (counts > 1e-2).nonzero().squeeze(1)[:_QUOTIENTS]
+    if not len(alive):
         return math.nan, math.nan
-    quotient = sums[alive].norm(dim=-1) / counts[alive]
+    quotient = sums[alive.to(sums.device)].float().norm(dim=-1).cpu() / counts[alive]
     return float((facts.code_norms[alive] / quotient.clamp(min=1e-30)).median()), float(counts.sum())
+
+
+def _is_unscaled(facts: Facts) -> bool:
+    """Whether the codes are as many times too long as the moving counts add up to."""
+    factor, total = _quotient_factor(facts)
+    return factor > 3 and total > 0 and abs(math.log(factor / total)) < 0.3
+
+
+def _is_another(old: Tensor, new: Tensor) -> Tensor:
+    """Return which rows are other vectors than they were; one that has only faded is not."""
+    before, after = old.norm(dim=-1), new.norm(dim=-1)
+    is_turned = (torch.cosine_similarity(old, new, dim=-1) < 0.8) & (after > 0.3 * before) & (before > 1e-6)
+    return is_turned | (after > 1.5 * before.clamp(min=1e-6))
 
 
 def _own_growth(facts: Facts) -> float:
     """Return by what factor the codes have grown since the start beyond the latents' growth."""
     latents = facts.latent_norm / facts.read[0].latent_norm if facts.read and facts.read[0].latent_norm > 0 else 1.0
-    growth = facts.grown(facts.start) / max(latents, 1e-12)
+    growth = facts.code_norm / facts.start_norm / max(latents, 1.0) if facts.start_norm > 0 else math.inf
     return growth if math.isfinite(growth) and growth > 0 else 1.0
 
 
@@ -245,6 +273,12 @@ def _moved(facts: Facts, since: Mark) -> float:
     growth = facts.latent_norm / since.latent_norm if since.latent_norm > 0 else math.nan
     scale = ramp(abs(math.log10(growth)) if growth > 0 else math.nan, 0.25, 0.6)
     return max(scale, ramp(_distance(facts.read[-1], since), 0.8, 2.0))
+
+
+def _tokens_a_step(facts: Facts) -> float:
+    """Return the tokens of one optimizer step; NaN where only one reading was taken."""
+    steps = [mark.step for mark in facts.marks[-2:]]
+    return facts.reading.tokens / (steps[1] - steps[0]) if len(steps) == 2 and steps[1] > steps[0] else math.nan
 
 
 def _threshold(facts: Facts) -> float:

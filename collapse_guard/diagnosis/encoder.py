@@ -37,15 +37,21 @@ def collapsed_encoder(facts: Facts) -> Diagnosis | None:
     if not facts.read:
         return None
     now = facts.read[-1]
-    widest = max(mark.latent_variance for mark in facts.read)
+    earlier = [mark.latent_variance for mark in facts.read]
+    widest = max(*earlier[:2], statistics.median(earlier), 0.0)
     left = now.latent_variance / widest if widest > 0 else 0.0
     ranks = [mark.latent_rank for mark in facts.read if mark.latent_rank is not None]
     rank, best = (ranks[-1], max(ranks)) if ranks else (math.nan, math.nan)
     flat = now.latent_variance / now.latent_power if now.latent_power > 0 else 0.0
     by_variance = ramp(-math.log10(max(left, 1e-12)), 0.9, 1.6)
-    by_rank = ramp(best / rank if rank > 0 else math.nan, 2.5, 5) * ramp(rank, 3.5, 2.0)
+    by_rank = ramp(best / rank if rank > 0 else math.nan, 2, 3.5) * ramp(rank, 3.5, 2.2)
+    by_rank *= 1 - 0.5 * ramp(left, 1, 2)
+    pulled = ramp(facts.beat.pull, 0.6, 0.85) * max(ramp(left, 0.7, 0.4), by_rank)
     from_start = ramp(-math.log10(max(flat, 1e-12)), 3, 5)
-    confidence = 0.95 * max(by_variance, by_rank, from_start) * facts.trouble
+    wider = facts.latent_norm / facts.read[0].latent_norm if facts.read[0].latent_norm > 0 else 1.0
+    calm = 1 - 0.4 * ramp(wider, 2, 5)  # latents that have grown so much have not collapsed, they were thrown
+    ill = facts.trouble  # lost directions are an illness whatever is made of those that are left
+    confidence = 0.95 * max(max(by_variance, from_start) * ill, max(by_rank, pulled) * max(ill, 0.75)) * calm
     if confidence <= 0:
         return None
     beat, weight = facts.beat, facts.reading.commitment_weight
@@ -120,7 +126,7 @@ def exploding(facts: Facts) -> Diagnosis | None:
     first = facts.read[0] if facts.read else None
     wider = facts.latent_norm / first.latent_norm if first is not None and first.latent_norm > 0 else math.nan
     consequence = max(ramp(risen, 1.5, 4), ramp(wider, 2, 5))
-    confidence = 0.95 * ramp(math.log10(min(grown, 1e30)), 1.0, 1.7) * consequence
+    confidence = 0.95 * ramp(math.log10(min(max(grown, 1.0), 1e30)), 1.0, 1.7) * consequence
     if confidence <= 0:
         return None
     return Diagnosis(

@@ -126,6 +126,13 @@ class Facts:
             return f"{type(owner).__name__}.{attribute}"
         return ".".join(part for part in ("model", path, attribute) if part)
 
+    @property
+    def start_norm(self) -> float:
+        """Median norm of the codes as they began; of a codebook that starts from latents, that of the first ones."""
+        if self.start.step > 0 and self.read:
+            return self.read[0].latent_norm
+        return self.start.code_norm
+
     def grown(self, since: Mark) -> float:
         """Return by what factor the codes have grown since a mark."""
         before = since.code_norm

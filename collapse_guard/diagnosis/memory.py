@@ -128,6 +128,8 @@ class Memory:
 
 def decoded_table(view: CodebookView) -> Tensor:
     """Return the (K, D) float32 vectors that latents become: unit rows where the codebook decodes so."""
+    if view.is_sharded:
+        raise ValueError("its table is sharded over the ranks")
     table = view.codebook().float()
     is_unit = view.metric == "cosine" and not view.decodes_raw
     return torch.nn.functional.normalize(table, dim=-1) if is_unit else table

@@ -44,16 +44,16 @@ def few_modes(facts: Facts) -> Diagnosis | None:
     """The codes in use serve the latents as well as any would: k-means on them finds no more."""
     reading, latents = facts.reading, facts.latents
     error = reading.relative_error
-    if error is None or len(latents) < 16 or reading.usage >= 0.5:
+    if error is None or error >= 0.1 or len(latents) < 16 or reading.usage >= 0.5 or reading.K <= 8:
         return None
     in_use = max(round(reading.perplexity), 1)
-    k = min(4 * in_use + 4, reading.K, len(latents) // 4)
-    found = _kmeans_error(latents, k)
-    gained = max(error - found, 0.0)
+    k = min(4 * in_use + 4, reading.K, 64)
+    same, found = _kmeans_error(latents, in_use), _kmeans_error(latents, k)
+    gained = max(same - found, 0.0)
     seen = [mark.perplexity for mark in facts.read if mark.perplexity is not None]
     lost = max(seen, default=reading.perplexity) / reading.perplexity
-    confidence = 0.95 * ramp(error, 0.1, 0.04) * ramp(gained, 0.08, 0.03) * ramp(lost, 3, 1.6)
-    confidence *= ramp(reading.usage, 0.5, 0.3) if reading.K > 8 else 0.0
+    confidence = 0.95 * ramp(error, 0.1, 0.04) * ramp(gained, 0.08, 0.03) * ramp(lost, 6, 3)
+    confidence *= ramp(reading.usage, 0.5, 0.3)
     if confidence <= 0:
         return None
     return Diagnosis(
@@ -79,7 +79,7 @@ def reshaped(facts: Facts) -> Diagnosis | None:
         return None
     beat = widths[-1]
     width, pieces = int(beat.width), int(beat.width) // D
-    confidence = (0.3 + 0.4 * ramp(beat.between, 0.05, 0.35)) * facts.trouble
+    confidence = (0.3 + 0.4 * ramp(beat.between, 0.05, 0.35)) * max(facts.trouble, 0.6)
     if confidence <= 0:
         return None
     return Diagnosis(
@@ -106,9 +106,9 @@ def starved_level(facts: Facts) -> Diagnosis | None:
     left = variance / first.latent_variance if first.latent_variance else math.nan
     asked = reading.tokens / max(first.tokens, 1)
     ratio = reading.norm_ratio if reading.norm_ratio is not None else math.nan
-    nothing = ramp(-math.log10(max(left, 1e-12)), 2.0, 3.0)
+    nothing = ramp(-math.log10(max(left, 1e-12)), 1.5, 2.3)
     rarely = ramp(asked, 0.3, 0.1)
-    confidence = 0.95 * max(nothing * max(ramp(ratio, 1.5, 4), 0.6), rarely) * facts.trouble
+    confidence = 0.95 * max(nothing * max(ramp(ratio, 1.5, 4), 0.9), rarely) * facts.trouble
     if confidence <= 0:
         return None
     says = f"level {level} has {left:.2g} of the variance of level 0 to code, with codes {ratio:.2g} times as long"
@@ -130,18 +130,16 @@ def _same_vector(facts: Facts) -> tuple[float, float]:
     The mean over the latest forwards that have enough latents.
     """
     shares, others = [], []
-    for forward in facts.forwards.unique()[-4:]:
-        rows = facts.latents[facts.forwards == forward][:256]
+    for forward in facts.forwards.unique()[-3:]:
+        rows = facts.latents[facts.forwards == forward][:128]
         if len(rows) < 8:
             continue
         size = _alike(rows)
         near = torch.cdist(rows, rows) <= size
-        counts = near.sum(dim=1)
-        common = near[counts.argmax()]
+        common = near[near.sum(dim=1).argmax()]
         shares.append(float(common.float().mean()))
-        rest = rows[~common]
-        distinct = float((torch.cdist(rest, rest) <= size).sum(dim=1).le(1).float().mean()) if len(rest) > 1 else 0.0
-        others.append(distinct)
+        rest = near[~common][:, ~common]
+        others.append(float(rest.sum(dim=1).le(1).float().mean()) if len(rest) > 1 else 0.0)
     if not shares:
         return math.nan, math.nan
     return sum(shares) / len(shares), sum(others) / len(others)
@@ -155,8 +153,8 @@ def _alike(rows: Tensor) -> float:
 
 @torch.no_grad()
 def _kmeans_error(latents: Tensor, k: int) -> float:
-    """Return what part of the latents' variance k-means with k codes leaves; farthest points first, 8 rounds."""
-    points = latents[-512:].float()
+    """Return what part of the latents' variance k-means with k codes leaves; farthest points first, 6 rounds."""
+    points = latents[-256:].float()
     points = points - points.mean(dim=0)
     total = float(points.square().sum(dim=-1).mean())
     if not total > 0:
@@ -167,7 +165,7 @@ def _kmeans_error(latents: Tensor, k: int) -> float:
         chosen.append(int(nearest.argmax()))
         nearest = torch.minimum(nearest, torch.cdist(points, points[chosen[-1:]]).squeeze(1))
     table = points[chosen].clone()
-    for _ in range(8):
+    for _ in range(6):
         codes = torch.cdist(points, table).argmin(dim=1)
         counts = torch.bincount(codes, minlength=k).clamp(min=1)
         table = torch.zeros_like(table).index_add_(0, codes, points) / counts.unsqueeze(-1)

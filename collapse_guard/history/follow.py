@@ -100,7 +100,10 @@ class Follower:
         return True
 
     def _moved_on(self) -> bool:
-        """At the end of what is open: whether the path holds something else by now, which is opened then."""
+        """At the end of what is open: whether there is more, as the path holds something else by now, which is opened.
+
+        What was written to the old file after its end was met, before it was put aside, is read first.
+        """
         assert self._file is not None
         try:
             stat = self.path.stat()
@@ -116,6 +119,8 @@ class Follower:
             return False
         if is_same_file and not stat.st_size:  # truncated, and nothing has come since
             return False
+        if not is_same_file and os.fstat(self._file.fileno()).st_size > self._file.tell():
+            return True
         self.close()
         if not (is_same_text and stat.st_size >= self.offset):
             self.restarted += is_same_text

@@ -158,6 +158,8 @@ def after_event(
         if member.get("outcome", record.get("outcome")) == "failed":
             return Standing(Phase.FIRING, step, pauses=pauses)
         return Standing(Phase.COOLING, step, until=_after(step, _pause(rule, pauses)), pauses=pauses + 1)
+    if event == "withdrawn":
+        return Standing(Phase.WITHDRAWN, step, pauses=pauses)
     if event == "cleared":
         return Standing(Phase.ARMED, step, pauses=pauses)
     if event == "exhausted":
@@ -173,6 +175,8 @@ def after_reading(standing: Standing, record: Mapping[str, Any], step: int, rule
     """Return where a rule stands after a reading that no event of the rule has followed yet."""
     phase, pauses = standing.phase, standing.pauses
     if phase is Phase.COOLING and standing.until is not None and step >= standing.until:
+        return Standing(Phase.ARMED, step, pauses=pauses)
+    if phase is Phase.WITHDRAWN and _holds(rule, record) is False:
         return Standing(Phase.ARMED, step, pauses=pauses)
     if phase in (Phase.PENDING, Phase.FIRING) and _is_untroubled(record, rule):
         return Standing(Phase.ARMED, step, pauses=pauses)

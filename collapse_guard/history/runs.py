@@ -6,6 +6,7 @@ that lacks something says what it can; one that makes no sense is counted.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ class Happening:
     Attributes:
         step: of it. event: its kind. codebooks: whom it concerns; empty for the run as a whole.
         label: severity, result or outcome, or else the kind. who, text: what it says.
+        closing: whether the run wrote it in order to close; a run that goes on from its checkpoint takes it back.
     """
 
     step: int
@@ -43,6 +45,7 @@ class Happening:
     label: str
     who: str
     text: str
+    closing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class Mark:
 
     step: int
     kind: str
+    closing: bool = False
 
 
 @dataclass(slots=True)
@@ -62,6 +66,7 @@ class Book:
         series: of perplexity. raw: what the latest reading says, and what of it is not finite, as it stands there.
         health: at the latest reading. step: of it. marks: what happened to it. rules: where each rule stands.
         bounds: that alerts have stated. resets: how often its token ids were permuted.
+        evaluated: step and perplexity of the latest reading in evaluation, and its share of that in training.
     """
 
     name: str
@@ -76,7 +81,8 @@ class Book:
     marks: deque[Mark] = field(default_factory=lambda: deque(maxlen=_MOST_MARKS))
     rules: dict[str, Standing] = field(default_factory=dict)
     bounds: set[Bound] = field(default_factory=set)
-    past: deque[tuple[int, str, Standing]] = field(default_factory=lambda: deque(maxlen=_MOST_STANDINGS))
+    evaluated: tuple[int, float, float | None] | None = None
+    past: deque[tuple[int, str, Standing, bool]] = field(default_factory=lambda: deque(maxlen=_MOST_STANDINGS))
 
     @property
     def latest(self) -> dict[str, float | str]:
@@ -91,19 +97,20 @@ class Book:
                 found[key] = str(named[key])[:8]
         return found
 
-    def stand(self, step: int, rule: str, standing: Standing) -> None:
+    def stand(self, step: int, rule: str, standing: Standing, *, closing: bool = False) -> None:
         """Note where a rule stands from a step on."""
         self.rules[rule] = standing
-        self.past.append((step, rule, standing))
+        self.past.append((step, rule, standing, closing))
 
     def forget_after(self, step: int) -> None:
         """Go back to what was known at a step."""
         self.series.forget_after(step)
-        self.marks = deque((mark for mark in self.marks if mark.step <= step), maxlen=_MOST_MARKS)
-        kept = [each for each in self.past if each[0] <= step]
+        marks = (mark for mark in self.marks if mark.step <= step and not mark.closing)
+        self.marks = deque(marks, maxlen=_MOST_MARKS)
+        kept = [each for each in self.past if each[0] <= step and not each[3]]
         self.past = deque(kept, maxlen=_MOST_STANDINGS)
         self.rules = {rule: standing for rule, standing in self.rules.items() if standing.since <= step}
-        for _, rule, standing in kept:
+        for _, rule, standing, _ in kept:
             self.rules[rule] = standing
 
 
@@ -117,6 +124,7 @@ class Run:
         books: by name. happenings: the latest that people read. is_over: whether it has told its summary.
         ended_by: exception that ended it. resumed_at: step from which it goes on after a checkpoint.
         interventions: applied so far. alerts: so far. unshown: codebooks beyond the most that are kept.
+        continues: name of the run that it went on from.
     """
 
     name: str
@@ -134,6 +142,7 @@ class Run:
     interventions: int = 0
     alerts: int = 0
     unshown: set[str] = field(default_factory=set)
+    continues: str | None = None
 
     def bounds(self, book: Book) -> list[Bound]:
         """Return the perplexities that rules compare a codebook with: the policy's, or what alerts stated."""
@@ -167,6 +176,7 @@ class Runs:
         self.runs: list[Run] = []
         self.begun = 0
         self.odd = 0
+        self._known: dict[str, Run] = {}  # by name, those too that others went on from
 
     @property
     def latest(self) -> Run | None:
@@ -196,7 +206,7 @@ class Runs:
         elif event == "attached":
             _attached(run, record)
         elif event == "resumed":
-            self._go_on(run)
+            self._go_on(run, record)
         elif event == "summary":
             run.is_over, run.ended_by = True, str(record.get("ended_by") or "")
             _summary(run, record)
@@ -213,31 +223,41 @@ class Runs:
 
     def _run_of(self, record: Mapping[str, Any], event: str) -> Run:
         name = str(record.get("run") or "")
+        is_new = event == "attached" and not (record.get("repeated") and name in self._known)
         run = self.runs[-1] if self.runs else None
         if run is not None and run.name != name:
             run = next((each for each in reversed(self.runs) if each.name == name), None)
-        if run is None or event == "attached":
-            run = Run(name)
+        if run is None or is_new:
+            run = self._known[name] = Run(name)
             self.runs.append(run)
             self.begun += 1
             del self.runs[:-_MOST_RUNS]
+            for old in list(self._known)[: -2 * _MOST_RUNS]:
+                del self._known[old]
         return run
 
-    def _go_on(self, run: Run) -> None:
-        """Put what the run before knew at the checkpoint in front; what it did after that is superseded."""
+    def _go_on(self, run: Run, record: Mapping[str, Any]) -> None:
+        """Put what the run that it continues knew at the checkpoint in front; what that did later is superseded."""
+        if record.get("repeated") and run.resumed_at is not None:
+            return
         run.resumed_at = run.step
         place = next(index for index, each in enumerate(self.runs) if each is run)
-        if not place:
+        named = record.get("continues")
+        before = self._known.get(str(named)) if named is not None else self.runs[place - 1] if place else None
+        if before is None or before is run:
             return
-        before = self.runs.pop(place - 1)
-        self.begun -= 1
-        for name, book in before.books.items():
+        for each in [each for each in self.runs if each is before or each.continues == before.name]:
+            if each is not run:  # another that went on from there was given up
+                self.runs.remove(each)
+                self.begun -= 1
+        run.continues = before.name
+        for name, book in copy.deepcopy(before.books).items():
             book.forget_after(run.step)
             fresh = run.books.get(name)
             if fresh is not None:
                 book.K, book.D, book.kind = fresh.K or book.K, fresh.D or book.D, fresh.kind or book.kind
             run.books[name] = book
-        kept = [each for each in before.happenings if each.step <= run.step]
+        kept = [each for each in before.happenings if each.step <= run.step and not each.closing]
         run.happenings.extendleft(reversed(kept))
         run.interventions += sum(each.event == "intervention" and each.label == "applied" for each in kept)
         run.alerts += sum(each.event == "alert" for each in kept)
@@ -259,15 +279,30 @@ def _reading(run: Run, record: Mapping[str, Any]) -> None:
     book = run.book(str(record["codebook"])[:_LONGEST_TEXT])
     if book is None:
         return
-    book.health, book.step = str(record.get("health") or "unknown"), run.step
+    book.health = str(record.get("health") or "unknown")
+    stage = "eval" if record.get("stage") == "eval" else "train"
+    if stage == "eval":
+        if (shown := number(record.get("perplexity"))) is not None:
+            book.evaluated = run.step, shown, number(record.get("eval_to_train"))
+        _move_rules(run, book, record, stage)
+        return
+    book.step = run.step
     book.raw = tuple(map(record.get, _LATEST)), record.get("not_finite")
     perplexity = number(record.get("perplexity"))
     if perplexity is not None:
         book.series.add(run.step, perplexity)
     if not book.K:  # a log whose beginning is lost
         book.K, book.D = int(number(record.get("K")) or 0), int(number(record.get("D")) or 0)
+    _move_rules(run, book, record, stage)
+
+
+def _move_rules(run: Run, book: Book, record: Mapping[str, Any], stage: str) -> None:
+    """Move the rules that look at readings of this stage."""
     for name, standing in book.rules.items():
-        after = after_reading(standing, record, run.step, run.facts.rules.get(name))
+        rule = run.facts.rules.get(name)
+        if (rule.stage if rule is not None else "train") != stage:
+            continue
+        after = after_reading(standing, record, run.step, rule)
         if after is not standing:
             book.stand(run.step, name, after)
 
@@ -279,7 +314,7 @@ def _stand(run: Run, record: Mapping[str, Any]) -> None:
         if isinstance(rule, str) and rule:
             after = after_event(book.rules.get(rule), record, member, run.step, run.facts.rules.get(rule))
             if after is not None:
-                book.stand(run.step, rule, after)
+                book.stand(run.step, rule, after, closing=bool(record.get("closing")))
         if record.get("event") in ("pending", "alert") and len(book.bounds) < _MOST_STANDINGS:
             stated = stated_bound(record)
             book.bounds |= {stated} if stated else set()
@@ -293,7 +328,7 @@ def _decided(run: Run, record: Mapping[str, Any], event: str) -> None:
         key = {"intervention": "result", "outcome": "outcome"}.get(event)
         kind = str(member.get(key, record.get(key))) if key else event
         if event in ("alert", "intervention", "outcome", "exhausted", "cleared"):
-            book.marks.append(Mark(run.step, kind))
+            book.marks.append(Mark(run.step, kind, bool(record.get("closing"))))
 
 
 def _concerned(run: Run, record: Mapping[str, Any]) -> list[tuple[Book, Mapping[str, Any]]]:
@@ -332,4 +367,5 @@ def _happening(step: int, event: str, record: Mapping[str, Any]) -> Happening:
     levels = record.get("levels")
     who = f"{record.get('group')} ({len(levels)} levels)" if isinstance(levels, list) else "".join(names[:1])
     who = who or str(record.get("where") or "")
-    return Happening(step, event, names, str(label)[:40], who[:_LONGEST_TEXT], told[:_LONGEST_TEXT])
+    label, who, told = str(label)[:40], who[:_LONGEST_TEXT], told[:_LONGEST_TEXT]
+    return Happening(step, event, names, label, who, told, bool(record.get("closing")))

@@ -1,7 +1,7 @@
 """The story of one run: an event log, folded into what a report shows. Plain data; it draws nothing.
 
-Memory: four numbers for each reading (about 40 bytes), and the first `MOST_KEPT` interventions and faults;
-what is left out is counted.
+Memory: four numbers for each reading (about 40 bytes), at most `MOST_COLUMNS` histograms of a codebook, and the first
+`MOST_KEPT` interventions and faults; what is left out is counted.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from collapse_guard.events import SCHEMA
-from collapse_guard.sinks import locate_log
+from collapse_guard.policies import Lineage, counts
+from collapse_guard.sinks import locate_log, older_parts
 
 from .follow import Lost, parsed
 from .rules import number as finite
@@ -27,6 +28,11 @@ FIELDS = ("perplexity", "usage", "norm_ratio")
 
 MOST_KEPT = 500
 """Interventions, outcomes and faults that are kept of a run, of each kind."""
+
+MOST_COLUMNS = 256
+"""Histograms of code usage that are kept of a codebook; of more, every second goes."""
+
+_MOST_BINS = 64
 
 _HIDDEN = {
     *range(0x20),
@@ -50,12 +56,47 @@ def visible(value: Any) -> str:
 
 
 @dataclass(slots=True)
+class Uses:
+    """Histograms of one codebook's usage over time, thinned evenly.
+
+    Attributes:
+        kept: step and tokens by neighbouring codes, in order. codes: K. seen: how many came.
+    """
+
+    kept: list[tuple[float, list[int]]] = field(default_factory=list)
+    codes: int = 0
+    seen: int = 0
+    _every: int = 1
+
+    def add(self, step: float, uses: Any, codes: Any) -> None:
+        """Take a histogram; what is none, or does not fit those before it, is left out."""
+        if not isinstance(uses, list) or not 0 < len(uses) <= _MOST_BINS or math.isnan(step):
+            return
+        if not all(isinstance(each, int) and 0 <= each < 1 << 53 for each in uses):
+            return
+        if self.kept and len(self.kept[0][1]) != len(uses):
+            return
+        self.seen += 1
+        if (self.seen - 1) % self._every:
+            return
+        self.codes = codes if isinstance(codes, int) and codes > 0 else len(uses)
+        self.kept.append((step, uses))
+        if len(self.kept) > MOST_COLUMNS:
+            self.kept, self._every = self.kept[::2], self._every * 2
+
+    def columns(self) -> tuple[list[float], list[list[int]]]:
+        """Return the steps and the histograms."""
+        return [step for step, _ in self.kept], [uses for _, uses in self.kept]
+
+
+@dataclass(slots=True)
 class Series:
     """The readings of one codebook; a value that is missing or not finite is NaN."""
 
     steps: array[float] = field(default_factory=lambda: array("d"))
     values: dict[str, array[float]] = field(default_factory=lambda: {name: array("d") for name in FIELDS})
     health: str = ""
+    uses: Uses = field(default_factory=Uses)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Take one reading."""
@@ -63,6 +104,8 @@ class Series:
         for name, kept in self.values.items():
             kept.append(number(record.get(name)))
         self.health = visible(record.get("health"))
+        if "uses" in record:
+            self.uses.add(self.steps[-1], record["uses"], record.get("K"))
 
 
 @dataclass(slots=True)
@@ -71,7 +114,7 @@ class Story:
 
     Attributes:
         run: its name in the log. runs: how many the log holds. skipped: lines of the file that are no events.
-        series: readings by codebook. counts: events by kind.
+        series: readings in training by codebook. evaluated: those in evaluation. counts: events by kind.
         dropped: interventions, outcomes and faults beyond `MOST_KEPT` of each kind.
     """
 
@@ -79,6 +122,7 @@ class Story:
     runs: int = 1
     skipped: int = 0
     series: dict[str, Series] = field(default_factory=dict)
+    evaluated: dict[str, Series] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     kept: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     dropped: int = 0
@@ -90,7 +134,8 @@ class Story:
         kind = visible(record.get("event")) or "(no event)"
         self.counts[kind] += 1
         if kind == "reading":
-            self.series.setdefault(visible(record.get("codebook")) or "(no name)", Series()).add(record)
+            those_readings = self.evaluated if record.get("stage") == "eval" else self.series
+            those_readings.setdefault(visible(record.get("codebook")) or "(no name)", Series()).add(record)
         elif kind == "attached":
             self.attached = record
         elif kind == "summary":
@@ -108,7 +153,9 @@ class Story:
 
 
 def read_story(path: Path) -> Story:
-    """Read the latest run of an event log; lines that are no events are counted and skipped.
+    """Read the latest run of an event log, without what it took back when it went on from a checkpoint.
+
+    Lines that are no events are counted and skipped.
 
     Args:
         path: an `events.jsonl`, the folder that holds it, or the log directory of a run.
@@ -117,19 +164,40 @@ def read_story(path: Path) -> Story:
         FileNotFoundError: there is no event log.
         ValueError: a record has a newer schema than this version reads.
     """
-    runs: dict[str, Story] = {}
-    lost = Lost()
-    with locate_log(path).open("rb") as lines:
-        for record in parsed(lines, lost):
-            run = visible(record.get("run"))
-            if run not in runs:
-                runs[run] = Story(run)
-            runs[run].add(record)
+    log, lost, lineage = locate_log(path), Lost(), _lineage_of(locate_log(path))
+    last_steps = lineage.last_steps(lineage.latest) if lineage.latest is not None else {}
+    latest, reading, seen = Story(lineage.latest[0] if lineage.latest else ""), Lineage(), set[str]()
+    for record in parsed(_lines(log), lost):
+        name = str(record.get("run"))
+        segment = reading.note(record)
+        is_told_again = bool(record.get("repeated")) and name in seen
+        seen.add(name)
+        if segment in last_steps and not is_told_again and counts(record, last_steps[segment]):
+            latest.add(record)
     if lost.newer:
         raise ValueError(f"expected schema {SCHEMA} or older, got {lost.newer} newer lines; upgrade collapse_guard.")
-    latest = list(runs.values())[-1] if runs else Story("")
-    latest.runs, latest.skipped = len(runs), lost.malformed
+    latest.runs, latest.skipped = max(1, lineage.runs_count), lost.malformed
     return latest
+
+
+def _lines(log: Path) -> Iterator[bytes]:
+    """Yield the lines of a log, older parts first."""
+    for part in [*(part for _, part in older_parts(log)), log]:
+        with part.open("rb") as lines:
+            yield from lines
+
+
+def _lineage_of(log: Path) -> Lineage:
+    """Read through a log for which runs it holds; of most lines no more than the name of their run is looked at."""
+    lineage, lost = Lineage(), Lost()
+    known: set[bytes] = set()
+    for line in _lines(log):
+        name = line[line.rfind(b'"run"') :]
+        if name not in known or b'"attached"' in line or b'"resumed"' in line:
+            known.add(name)
+            for record in parsed([line], lost):
+                lineage.note(record)
+    return lineage
 
 
 def thinned(steps: array[float], values: array[float], most: int) -> tuple[list[float | None], list[float | None]]:

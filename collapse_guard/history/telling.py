@@ -7,9 +7,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from collapse_guard.policies import LEADING
+
 from .story import Series, Story, number, visible
 
-__all__ = ["as_data", "five_lines"]
+__all__ = ["as_data", "compared", "five_lines"]
+
+
+_MOST_COMPARED = 16
+"""Codebooks of a run whose ends are compared."""
 
 
 def five_lines(story: Story) -> list[tuple[str, str]]:
@@ -22,6 +28,10 @@ def five_lines(story: Story) -> list[tuple[str, str]]:
         who, when = _get(first, "codebook"), _get(first, "step")
         what = f"{who} at step {when}: {_get(first, 'rule')}, {_get(first, 'reason')}{more}."
     why = _get(first, "why") if first.get("why") else "The log names no cause."
+    top = next(iter(_records(first.get("causes"))), {})
+    if number(top.get("confidence")) >= LEADING and top.get("advice"):  # never so of NaN
+        line = f" ({_get(top, 'line')})" if top.get("line") else ""
+        why = f"{why}. {_get(top, 'cause')}: {_get(top, 'advice')}{line}."
     return [
         ("What", what),
         ("Why", why),
@@ -41,7 +51,7 @@ def as_data(story: Story) -> dict[str, Any]:
         "left_out": story.dropped,
         "events": dict(story.counts),
         "story": {name.lower(): text for name, text in five_lines(story)},
-        "codebooks": [_numbers(name, series) for name, series in story.series.items()],
+        "codebooks": [_numbers(name, series, story.evaluated.get(name)) for name, series in story.series.items()],
         "adapters": [_adapter(each) for each in _records(story.attached.get("codebooks"))],
         "ledger": _ledger(story),
         "policy": _deep(policy) if isinstance(policy, Mapping) else None,
@@ -51,6 +61,45 @@ def as_data(story: Story) -> dict[str, Any]:
         "environment": _mapping(story.attached.get("environment")),
         "faults": [{name: _get(each, name) for name in ("step", "where", "reason")} for each in story.of("fault")],
     }
+
+
+def compared(stories: Mapping[str, Story]) -> list[list[str]]:
+    """Return rows of what may differ between runs: what it is, then the value of each run, a difference marked.
+
+    The first row names the runs; the last column says `differs` or nothing.
+    """
+    columns = [_facts(story) for story in stories.values()]
+    names = list(dict.fromkeys(name for facts in columns for name in facts))
+    rows = [["", *stories, ""]]
+    for name in names:
+        values = [facts.get(name, "-") for facts in columns]
+        rows.append([name, *values, "differs" if len(set(values)) > 1 else ""])
+    return rows
+
+
+def _facts(story: Story) -> dict[str, str]:
+    """Return what a comparison looks at, by name; the end of each of the first codebooks, too."""
+    data = as_data(story)
+    outcomes = [_get(each, "outcome") for each in story.of("outcome")]
+    steps = max((series.steps[-1] for series in story.series.values()), default=math.nan)
+    share = number(story.summary.get("guard_share"))
+    facts = {
+        "policy": f"{data['policy_name'] or 'unknown'} ({data['policy_fingerprint'] or 'unknown'})",
+        "mode": data["mode"] or "unknown",
+        "last step read": _short(steps),
+        "alerts": str(story.counts["alert"]),
+        "interventions": str(story.counts["intervention"]),
+        "recovered, failed": f"{outcomes.count('recovered')}, {outcomes.count('failed')}",
+        "faults": str(story.counts["fault"]),
+        "share of time": "unknown" if math.isnan(share) else f"{share:.1%}",
+    }
+    facts |= {str(name): str(version) for name, version in data["environment"].items()}
+    for book in data["codebooks"][:_MOST_COMPARED]:
+        facts[f"{book['name']}: health"] = book["health"] or "unknown"
+        facts[f"{book['name']}: lowest perplexity"] = f"{book['lowest']['perplexity']} (step {book['lowest']['step']})"
+        facts[f"{book['name']}: last perplexity"] = book["last"]["perplexity"]
+        facts[f"{book['name']}: last usage"] = book["last"]["usage"]
+    return facts
 
 
 def _done(story: Story) -> str:
@@ -71,6 +120,8 @@ def _held(story: Story) -> str:
     for name in names[:3]:
         series = story.series[name]
         at = f"perplexity {_short(series.values['perplexity'][-1])}, usage {_short(series.values['usage'][-1])}"
+        if name in story.evaluated:
+            at += f", perplexity in evaluation {_short(story.evaluated[name].values['perplexity'][-1])}"
         parts.append(f"{name} {series.health or 'of unknown health'} at step {_short(series.steps[-1])} ({at})")
     healthy = sum(each.health == "healthy" for each in story.series.values())
     count = f"; {healthy} of {len(names)} codebooks healthy" if len(names) > 3 else ""
@@ -105,9 +156,9 @@ def _ledger(story: Story) -> list[dict[str, Any]]:
             facts = {"outcome": f"{outcome}{undone}", "reason": _get(end, "reason")}
             before, after = _mapping(end.get("before")), _mapping(end.get("after"))
             manifest = _records(part.get("manifest"))
-            rows.append(
-                words | facts | {"before": before, "after": after, "manifest": [_deep(each) for each in manifest]}
-            )
+            more = {"before": before, "after": after, "manifest": [_deep(each) for each in manifest]}
+            sketch = part.get("sketch")
+            rows.append(words | facts | more | ({"sketch": sketch} if isinstance(sketch, Mapping) else {}))
     return rows
 
 
@@ -116,7 +167,7 @@ def _parts(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{**record, **each} for each in members] or [dict(record)]
 
 
-def _numbers(name: str, series: Series) -> dict[str, Any]:
+def _numbers(name: str, series: Series, evaluated: Series | None) -> dict[str, Any]:
     known = [
         (value, step) for value, step in zip(series.values["perplexity"], series.steps, strict=True) if value == value
     ]
@@ -128,6 +179,13 @@ def _numbers(name: str, series: Series) -> dict[str, Any]:
         "first": {key: _short(values[0]) for key, values in series.values.items()},
         "lowest": {"perplexity": _short(lowest[0]), "step": _short(lowest[1])},
         "last": {key: _short(values[-1]) for key, values in series.values.items()},
+        "evaluation": None
+        if evaluated is None
+        else {
+            "readings": len(evaluated.steps),
+            "step": _short(evaluated.steps[-1]),
+            "last": {key: _short(values[-1]) for key, values in evaluated.values.items()},
+        },
     }
 
 

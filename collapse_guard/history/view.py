@@ -7,8 +7,10 @@ the start, a little at each turn. Once the whole has caught up it takes over.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from collapse_guard.sinks import older_parts
 
 from .follow import Follower, Lost
 from .runs import Run, Runs
@@ -34,7 +36,7 @@ class LogView:
         """Store the path; nothing is read yet."""
         self.path = path
         self._clock = clock
-        self._whole = _Reader(Follower(path))
+        self._whole = _Reader(Follower(path), older=[part for _, part in older_parts(path)])
         self._tail = _tail_of(path) if self._whole.follower.size() > 2 * _TAIL else None
 
     @property
@@ -110,15 +112,27 @@ class LogView:
 
 
 class _Reader:
-    """A follower, and the runs that it has read."""
+    """A follower, and the runs that it has read.
 
-    def __init__(self, follower: Follower) -> None:
+    Args:
+        follower: of the log as it grows.
+        older: parts of the log that were put aside; they are read before it, the oldest first.
+    """
+
+    def __init__(self, follower: Follower, *, older: Sequence[Path] = ()) -> None:
         self.follower = follower
         self.runs = Runs()
+        self._older = [Follower(part) for part in older]
         self._restarted = 0
 
     def bite(self) -> bool:
         """Read a little; return whether there was anything to read."""
+        while self._older:
+            records = self._older[0].read(_BITE)
+            self.runs.fold(records)
+            if self._older[0].unread:
+                return True
+            self._older.pop(0).close()
         before = self.follower.offset
         records = self.follower.read(_BITE)
         restarted = self.follower.restarted != self._restarted

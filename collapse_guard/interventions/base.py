@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from collapse_guard.adapters import CodebookView
+from collapse_guard.evaluation import Evaluations
+from collapse_guard.snapshots import Snapshots
 from collapse_guard.window import Window
 
 from .holds import Hold
@@ -45,6 +47,10 @@ class Site:
         views: all codebooks of the run.
         health: returns the health of the codebook at its last reading, as a word.
         standing: returns the other interventions that are in force now, on any codebook.
+        ranks: how many train together.
+        evaluations: what reads the codebooks in evaluation, and compares it with training.
+        snapshots: the last healthy snapshot of the run, if any action of the policy wants one.
+        encoder: returns the parameters that the quantizer's input was seen to depend on; none before a forward.
     """
 
     view: CodebookView
@@ -59,6 +65,10 @@ class Site:
     views: Sequence[CodebookView] = ()
     health: Callable[[], str] = lambda: "unknown"
     standing: Callable[[], Sequence[Intervention[Any]]] = lambda: ()
+    ranks: int = 1
+    evaluations: Evaluations | None = None
+    snapshots: Snapshots | None = None
+    encoder: Callable[[], Sequence[nn.Parameter]] = lambda: ()
 
 
 class Intervention(ABC, Generic[Params]):
@@ -84,7 +94,9 @@ class Intervention(ABC, Generic[Params]):
         self.params = params
         self.site = site
         self.writes = 0
-        """How often `tend` has rewritten the codebook: each time token ids are permuted."""
+        """How often `tend` has rewritten the codebook: each time token ids may change."""
+        self.facts: dict[str, int] = {}
+        """Numbers that go into the event beside what was done last: `ids_changed` of `ids_compared` latents."""
         self.is_over = False
         """Whether one that stays has ended by itself; set by `tend`, which says so."""
 

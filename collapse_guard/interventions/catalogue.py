@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from collapse_guard.policies import Alert, SaveCheckpoint, StopTraining
+from collapse_guard.policies import Alert, SaveCheckpoint, StopTraining, announced_actions
 
 from .base import Intervention
+from .clip_gradients import ClipGradientsIntervention
 from .decay_commitment import DecayCommitmentIntervention
+from .disable_normalisation import DisableNormalisationIntervention
+from .ema_decay import FastEmaIntervention, SlowEmaIntervention
+from .eval_fix import EvalFixIntervention
 from .fallback_tokenizer import FallbackTokenizerIntervention
+from .freeze_encoder import FreezeEncoderIntervention
+from .learning_rate import LowerLrIntervention, RaiseCodebookLrIntervention
+from .loss_weight import ScaleLossWeightIntervention
 from .reset_codes import ResetCodesIntervention
+from .rollback import RollbackIntervention
+from .substitute import SubstituteIntervention
+from .take_over_updates import TakeOverUpdatesIntervention
 from .upkeep import UpkeepIntervention
 
 __all__ = ["INTERVENTIONS", "find_intervention"]
@@ -34,21 +44,41 @@ class RequestIntervention(Intervention[SaveCheckpoint | StopTraining]):
 
 INTERVENTIONS: dict[str, type[Intervention[Any]]] = {
     "alert": AlertIntervention,
+    "clip_gradients": ClipGradientsIntervention,
     "decay_commitment": DecayCommitmentIntervention,
+    "disable_normalisation": DisableNormalisationIntervention,
+    "eval_fix": EvalFixIntervention,
     "fallback_tokenizer": FallbackTokenizerIntervention,
+    "fast_ema": FastEmaIntervention,
+    "freeze_encoder": FreezeEncoderIntervention,
+    "lower_lr": LowerLrIntervention,
+    "raise_codebook_lr": RaiseCodebookLrIntervention,
     "reset_codes": ResetCodesIntervention,
+    "rollback": RollbackIntervention,
     "save_checkpoint": RequestIntervention,
+    "scale_loss_weight": ScaleLossWeightIntervention,
+    "slow_ema": SlowEmaIntervention,
     "stop_training": RequestIntervention,
+    "substitute": SubstituteIntervention,
+    "take_over_updates": TakeOverUpdatesIntervention,
     "upkeep": UpkeepIntervention,
 }
 
 
 def find_intervention(action: str) -> type[Intervention[Any]]:
-    """Return the intervention that performs an action.
+    """Return the intervention that performs an action, also one that another package announces.
 
     Raises:
         KeyError: no intervention is known under this name; the message lists the known ones.
+        TypeError: what a package announces as one is none.
     """
-    if action not in INTERVENTIONS:
-        raise KeyError(f"no intervention performs {action!r}; known: {', '.join(sorted(INTERVENTIONS))}")
-    return INTERVENTIONS[action]
+    if action in INTERVENTIONS:
+        return INTERVENTIONS[action]
+    announced = announced_actions()
+    if action not in announced:
+        known = ", ".join(sorted([*INTERVENTIONS, *announced]))
+        raise KeyError(f"no intervention performs {action!r}; known: {known}")
+    found = announced[action][1]
+    if not isinstance(found, type) or not issubclass(found, Intervention):
+        raise TypeError(f"expected the action {action!r} of another package to bring an Intervention, got {found!r}")
+    return found

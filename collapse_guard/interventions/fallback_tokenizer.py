@@ -1,8 +1,9 @@
 """`fallback_tokenizer`: a k-means codebook stands in for the quantizer's own, whose updates are kept out.
 
 The quantizer's forward goes on producing codes, loss and straight-through output, with a codebook that it no longer
-updates; the guard refits it to recent latents while the encoder still moves. The state dict keeps its keys: a
-checkpoint holds the k-means codebook where the quantizer's own was.
+updates; the guard refits it to recent latents while the encoder still moves, from the codes as they are and matched to
+them, so that token ids keep their meaning as far as they can. The state dict keeps its keys: a checkpoint holds the
+k-means codebook where the quantizer's own was.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collapse_guard.kmeans import CodebookFit, fit_codebook
 from collapse_guard.policies import FallbackTokenizer
 
 from .base import Intervention, Site, clear_moments
-from .placement import are_distinct, as_decoded, scale_counts, why_nowhere
+from .placement import are_distinct, in_place_of, why_nowhere
 
 __all__ = ["FallbackTokenizerIntervention"]
 
@@ -56,7 +57,7 @@ class FallbackTokenizerIntervention(Intervention[FallbackTokenizer]):
         return steps >= self._due
 
     def tend(self, steps: int) -> str | None:
-        """Refit to recent latents, from the codes as they are so that ids keep their meaning, at growing intervals."""
+        """Refit to recent latents, at growing intervals; say how many of them changed their id."""
         if not self.is_due(steps):
             return None
         self._due = steps + self._wait
@@ -65,7 +66,8 @@ class FallbackTokenizerIntervention(Intervention[FallbackTokenizer]):
             return None
         fit = self._fit(warm=True)
         self.writes += 1
-        return f"refitted ({fit}); next in {self._due - steps} steps"
+        ids = f"{self.facts['ids_changed']} of {self.facts['ids_compared']} ids changed"
+        return f"refitted ({fit}); {ids}; next in {self._due - steps} steps"
 
     def state_dict(self) -> dict[str, Any]:
         """Return when the next refit is due and how long the wait after it is, in steps."""
@@ -77,7 +79,7 @@ class FallbackTokenizerIntervention(Intervention[FallbackTokenizer]):
         self.site.view.freeze()
 
     def _fit(self, *, warm: bool) -> CodebookFit:
-        """Fit and write."""
+        """Fit and write, each code in the place of the one that it takes most latents over from."""
         site, view, params = self.site, self.site.view, self.params
         latents = site.window.sample()
         fit = fit_codebook(
@@ -89,12 +91,10 @@ class FallbackTokenizerIntervention(Intervention[FallbackTokenizer]):
             seed=site.seed,
             init=view.codebook().float() if warm else "k-means++",
         )
-        counts = None
-        if view.ema_count is not None:
-            present = view.ema_count.get()
-            counts = scale_counts(fit.counts.to(present.device), present, 0.5)
+        whole = in_place_of(view, fit, latents, refill=0.5)
         rows = torch.arange(view.K)
         view.take_over()
-        view.write_rows(rows, as_decoded(view, fit.codebook, latents), counts)
+        view.write_rows(rows, whole.vectors, whole.counts)
         clear_moments(site, rows)
+        self.facts = whole.facts
         return fit

@@ -109,7 +109,10 @@ class StepHold(Hold):
         self._failure = None
         for optimizer in self._optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._begin))
-            self._handles.append(optimizer.register_step_post_hook(self._end))
+            ended = optimizer.register_step_post_hook(self._end)
+            # What was begun last is ended first, so that holds on one optimizer nest; torch would end it last.
+            optimizer._optimizer_step_post_hooks.move_to_end(ended.id, last=False)  # type: ignore[attr-defined]
+            self._handles.append(ended)
 
     def remove(self) -> None:
         """Unhook; a step that was broken off by an exception is ended first."""

@@ -7,7 +7,7 @@ plain data and tensors, so that a resumed run can still undo what was done befor
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -18,10 +18,21 @@ from collapse_guard.adapters import CodebookView, TensorRef
 from collapse_guard.adapters.commitment import AddedCommitment
 from collapse_guard.adapters.refs import Knob
 from collapse_guard.optimizer import moment_rows, unknown_state
+from collapse_guard.window import Window
 
 from .holds import Hold
 
-__all__ = ["CodebookPart", "HoldPart", "InterventionError", "KnobPart", "Part", "table_moments", "tensors_of"]
+__all__ = [
+    "CodebookPart",
+    "HoldPart",
+    "InterventionError",
+    "KnobPart",
+    "NormalisationPart",
+    "Part",
+    "TensorsPart",
+    "table_moments",
+    "tensors_of",
+]
 
 
 class InterventionError(RuntimeError):
@@ -233,6 +244,117 @@ class KnobPart(Part):
         """Set the number that was in force."""
         if self._knob.get() != float(value):
             self._knob.set(float(value))
+
+
+class TensorsPart(Part):
+    """Tensors by name, wherever they are; those of a model, which its own checkpoints hold.
+
+    Args:
+        name: in manifests.
+        live: returns them as they are now.
+        is_undone: whether `undo` puts back what was changed.
+    """
+
+    def __init__(self, name: str, live: Callable[[], Mapping[str, Tensor]], *, is_undone: bool = True) -> None:
+        """Store where they are."""
+        self.name = name
+        self._live, self._is_undone = live, is_undone
+        self._saved: dict[str, Tensor] = {}
+
+    @property
+    def place(self) -> Hashable:
+        """The tensors themselves."""
+        return self.name, frozenset(map(id, self._live().values()))
+
+    def save(self) -> None:
+        """Copy each of them."""
+        self._saved = {name: tensor.detach().clone() for name, tensor in self._live().items()}
+
+    def check(self) -> None:
+        """Keep no more than what was changed: the rest is training's own to change from now on."""
+        changed = {record["name"] for record in self.changes()}
+        self._saved = {name: saved for name, saved in self._saved.items() if name in changed}
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Copy each of those that were changed back."""
+        live = self._live()
+        for name, saved in self._saved.items() if self._is_undone else ():
+            if name in live and not torch.equal(live[name], saved):
+                live[name].detach().copy_(saved)
+
+    def changes(self) -> list[dict[str, Any]]:
+        """Return name, shape and norm before and after of each tensor that changed."""
+        live, found = self._live(), list[dict[str, Any]]()
+        for name, saved in self._saved.items():
+            now = live.get(name)
+            if now is not None and not torch.equal(now, saved):
+                norms = {"before": float(saved.float().norm()), "after": float(now.detach().float().norm())}
+                found.append({"name": name, "shape": list(now.shape), **norms})
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the copies."""
+        return {name: tensor.cpu() for name, tensor in self._saved.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the copies, each on the device of its tensor."""
+        live = self._live()
+        self._saved = {name: tensor.to(live[name].device) for name, tensor in state.items() if name in live}
+
+
+class NormalisationPart(Part):
+    """Whether a quantizer normalises: a setting of it, which no checkpoint of the model holds.
+
+    Args:
+        view: the codebook.
+        window: its latents; those from before a change are not those from after it.
+    """
+
+    name = "normalisation"
+
+    def __init__(self, view: CodebookView, window: Window) -> None:
+        """Store where it is."""
+        self._view = view
+        self._window = window
+        self._was_off = False
+
+    @property
+    def place(self) -> Hashable:
+        """The setting's owner."""
+        assert self._view.normalisation is not None
+        return "normalisation", id(self._view.normalisation.owner)
+
+    def save(self) -> None:
+        """Keep whether it is off already."""
+        self._was_off = self._view.is_unnormalised
+
+    def undo(self) -> None:
+        """Let the quantizer normalise again, if it did."""
+        if self._view.is_unnormalised and not self._was_off:
+            self._view.restore_normalisation()
+            self._window.forget()
+
+    def changes(self) -> list[dict[str, Any]]:
+        """Return whether it normalises, before and after."""
+        now = self._view.is_unnormalised
+        return [] if now == self._was_off else [{"name": self.name, "before": not self._was_off, "after": not now}]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return whether it was off."""
+        return {"was_off": self._was_off}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over whether it was off."""
+        self._was_off = bool(state["was_off"])
+
+    def standing(self) -> bool | None:
+        """Return `True` while it is off."""
+        return self._view.is_unnormalised or None
+
+    def stand(self, value: Any) -> None:
+        """Switch it off again."""
+        self._view.disable_normalisation()
 
 
 class HoldPart(Part):

@@ -1,15 +1,35 @@
-"""Where codes go: vectors for all codes, or for a few beside those that live."""
+"""Where codes go: a whole codebook whose ids are matched to those before, or a few codes beside those that live."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from collapse_guard.adapters import CodebookView
-from collapse_guard.kmeans import assign, draw_by_odds, mean_rows, spread_out, squared_errors
+from collapse_guard.kmeans import (
+    CodebookFit,
+    Matching,
+    assign,
+    draw_by_odds,
+    match,
+    mean_rows,
+    spread_out,
+    squared_errors,
+)
 
-__all__ = ["are_distinct", "as_decoded", "beside_the_living", "place_beside", "scale_counts", "why_nowhere"]
+__all__ = [
+    "WholeCodebook",
+    "are_distinct",
+    "as_decoded",
+    "beside_the_living",
+    "in_place_of",
+    "place_beside",
+    "scale_counts",
+    "why_nowhere",
+]
 
 _REFINEMENTS = 5
 
@@ -28,6 +48,44 @@ def why_nowhere(view: CodebookView, latents: Tensor) -> str | None:
     if not are_distinct(latents):
         return f"all {len(latents)} latents are the same: the encoder has collapsed, and no codebook can follow it"
     return None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WholeCodebook:
+    """What to write in place of a codebook.
+
+    Attributes:
+        vectors: (K, D) as the view's rows are decoded, in the order that keeps most ids.
+        counts: (K,) moving-average counts, where the codebook keeps any.
+        matching: the order, and how many latents change their id all the same.
+    """
+
+    vectors: Tensor
+    counts: Tensor | None
+    matching: Matching
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """How many of how many latents change their id, for the event log."""
+        return {"ids_changed": self.matching.changed, "ids_compared": self.matching.tokens}
+
+
+def in_place_of(view: CodebookView, fit: CodebookFit, latents: Tensor, refill: float) -> WholeCodebook:
+    """Return what to write of a k-means codebook so that as few ids as possible change their meaning.
+
+    Args:
+        view: the codebook as it still is.
+        fit: of the new one.
+        latents: (n, D) finite, n >= 1, that it was fitted to.
+        refill: least moving-average count of a code, as a fraction of the mean count.
+    """
+    matching = match(view.codebook().float(), fit.codebook, latents, view.metric)
+    order = matching.order.to(fit.codebook.device)
+    counts = None
+    if view.ema_count is not None:
+        present = view.ema_count.get()
+        counts = scale_counts(fit.counts[order].to(present.device), present, refill)
+    return WholeCodebook(as_decoded(view, fit.codebook[order], latents), counts, matching)
 
 
 def beside_the_living(

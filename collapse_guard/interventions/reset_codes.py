@@ -7,10 +7,25 @@ import torch
 from collapse_guard.kmeans import fit_codebook
 from collapse_guard.policies import ResetCodes
 
-from .base import Intervention, clear_moments
-from .placement import as_decoded, beside_the_living, scale_counts, why_nowhere
+from .base import Intervention, Site, clear_moments
+from .placement import WholeCodebook, beside_the_living, in_place_of, why_nowhere
 
-__all__ = ["ResetCodesIntervention"]
+__all__ = ["ResetCodesIntervention", "place_all"]
+
+
+def place_all(site: Site, latents: torch.Tensor, refill: float) -> tuple[WholeCodebook, bool]:
+    """Write k-means centroids of (n, D) finite latents into all codes of a site, and clear their optimizer moments.
+
+    Returns:
+        What was written, and whether the latents were few for so many codes.
+    """
+    view = site.view
+    rows, fit = torch.arange(view.K), fit_codebook(latents, view.K, metric=view.metric, seed=site.seed)
+    whole = in_place_of(view, fit, latents, refill)
+    view.take_over()
+    view.write_rows(rows, whole.vectors, whole.counts)
+    clear_moments(site, rows)
+    return whole, fit.is_thin
 
 
 class ResetCodesIntervention(Intervention[ResetCodes]):
@@ -34,18 +49,17 @@ class ResetCodesIntervention(Intervention[ResetCodes]):
         latents = site.window.sample()
         rows = torch.arange(view.K) if self.params.scope == "all" else self._dead()
         source, refill = self.params.source, self.params.refill
+        on = f"{len(latents)} latents"
         if self.params.scope == "all" and source == "kmeans":
-            fit = fit_codebook(latents, view.K, metric=view.metric, seed=site.seed)
-            vectors, counts = as_decoded(view, fit.codebook, latents), None
-            if view.ema_count is not None:
-                present = view.ema_count.get()
-                counts = scale_counts(fit.counts.to(present.device), present, refill)
+            whole, is_thin = place_all(site, latents, refill)
+            self.facts = whole.facts
+            on += f", few for {view.K} codes" if is_thin else ""
         else:
             vectors, counts = beside_the_living(view, rows, latents, source=source, refill=refill, seed=site.seed)
-        view.take_over()
-        view.write_rows(rows, vectors, counts)
-        clear_moments(site, rows)
-        return f"{len(rows)} of {view.K} codes placed by {source} on {len(latents)} latents"
+            view.take_over()
+            view.write_rows(rows, vectors, counts)
+            clear_moments(site, rows)
+        return f"{len(rows)} of {view.K} codes placed by {source} on {on}"
 
     def _dead(self) -> torch.Tensor:
         counts = torch.as_tensor(self.site.counts)

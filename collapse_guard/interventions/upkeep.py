@@ -38,8 +38,10 @@ class UpkeepIntervention(Intervention[Upkeep]):
         self._rounds = self._moved = 0
 
     def refusal(self) -> str | None:
-        """Refuse where rows cannot be written, or where there is nothing to place them on."""
+        """Refuse where rows cannot be written, where a fallback stands, or where there is nothing to place them on."""
         site = self.site
+        if site.view.is_frozen:
+            return "a fallback tokenizer is in force: it follows the latents by refits, which keep token ids"
         return super().refusal() or why_nowhere(site.view, site.window.sample())
 
     def apply(self) -> str:

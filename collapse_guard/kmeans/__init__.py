@@ -6,20 +6,25 @@ It knows tensors and nothing of quantizers. FAISS and scikit-learn are loaded wh
 from .backends import draw_by_odds, spread_out
 from .budget import Budget
 from .fit import CodebookFit, fit_codebook
-from .matching import match_codes
+from .index import ApproximateIndex, IndexSettings
+from .matching import Matching, match, match_codes
 from .relocation import mean_rows
 from .search import Metric, assign, squared_errors
 from .tokenizer import KMeansTokenizer, Refit
 
 __all__ = [
+    "ApproximateIndex",
     "Budget",
     "CodebookFit",
+    "IndexSettings",
     "KMeansTokenizer",
+    "Matching",
     "Metric",
     "Refit",
     "assign",
     "draw_by_odds",
     "fit_codebook",
+    "match",
     "match_codes",
     "mean_rows",
     "spread_out",

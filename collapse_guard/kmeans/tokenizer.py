@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from .backends import Backend
 from .fit import CodebookFit, fit_codebook
 from .index import ApproximateIndex
-from .matching import match_codes
-from .search import METRICS, Metric, assign, squared_errors, unit_rows
+from .matching import match
+from .search import METRICS, Metric, assign, finite_rows, squared_errors, unit_rows
 
 __all__ = ["APPROXIMATE_FROM", "KMeansTokenizer", "Refit"]
 
@@ -147,8 +147,8 @@ class KMeansTokenizer(nn.Module):
             ValueError: latents of another width, or NaN or Inf among them, which have no nearest code.
         """
         rows = self._rows(latents)
-        if not bool(rows.isfinite().all()):
-            bad = int((~rows.isfinite().all(dim=1)).sum())
+        if not bool((finite := finite_rows(rows)).all()):
+            bad = int((~finite).sum())
             raise ValueError(f"latents: {bad} of {len(rows)} have NaN or Inf and no nearest code; leave them out")
         if self._index is not None and search == "auto":
             codes = self._index.search(rows)
@@ -197,20 +197,20 @@ class KMeansTokenizer(nn.Module):
             What changed. New rows stand where the old ones that they take over from stood, see `match_codes`.
         """
         rows = self._rows(latents)
-        rows = rows[rows.isfinite().all(dim=1)]
+        rows = rows[finite_rows(rows)]
         init: Tensor | Literal["k-means++"] = self.codebook if start == "warm" else "k-means++"
         found = fit_codebook(rows, self.K, metric=self.metric, backend=backend, budget=iterations, seed=seed, init=init)
         old = self.codebook.clone()
-        order = match_codes(old, found.codebook, rows, self.metric)
-        self.codebook.copy_(found.codebook[order.to(found.codebook.device)])
+        matching = match(old, found.codebook, rows, self.metric)
+        self.codebook.copy_(found.codebook[matching.order.to(found.codebook.device)])
         self.version += 1
         self.provenance = _provenance(found, len(rows), seed)
         if self._index is not None:
             self.build_index(rows, recall=min(RECALL, self._index.settings.recall))
         before, after = assign(rows, old, self.metric), assign(rows, self.codebook, self.metric)
         return Refit(
-            unchanged=float((before == after).double().mean()),
-            tokens=len(rows),
+            unchanged=1 - matching.changed / matching.tokens,
+            tokens=matching.tokens,
             error_before=self._error(rows, old, before),
             error_after=self._error(rows, self.codebook, after),
             version=self.version,

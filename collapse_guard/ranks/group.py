@@ -203,8 +203,7 @@ def join_ranks(group: dist.ProcessGroup | None = None, *, patience: timedelta | 
     if not dist.is_gloo_available():
         raise RuntimeError("expected a torch with gloo, over which the guards of several ranks talk, got one without")
     members: Sequence[int] | None = None if group is None else dist.get_process_group_ranks(group)
-    options = {} if patience is None else {"timeout": patience}
-    own = dist.new_group(members, backend="gloo", use_local_synchronization=members is not None, **options)
+    own = dist.new_group(members, timeout=patience, backend="gloo", use_local_synchronization=members is not None)
     return Ranks(own)
 
 

@@ -57,12 +57,18 @@ class SharedWindow(Window):
 
     def pack(self) -> Tensor:
         """Return what this rank gives, as bytes in host memory; as many for any content."""
-        rows, counts = self.own.newest(self._share), torch.zeros(2 * self.K + 2, dtype=torch.int64)
+        counts = torch.zeros(2 * self.K + 2, dtype=torch.int64)
         if self.own.tallies is not None and self.own.uses is not None:
             counts = torch.cat([self.own.tallies, self.own.uses - self.own.tallies[: self.K]]).cpu()
         begun = torch.tensor([int(self.own.has_begun)])
-        whole = torch.cat([counts, begun, rows.codes, rows.forwards])
-        parts = (whole, rows.latents.contiguous(), rows.valid.to(torch.uint8))
+        n = self._share  # what is missing of it comes first, and is no token
+        codes, forwards = torch.full((n,), -1, dtype=torch.int64), torch.full((n,), -1, dtype=torch.int64)
+        latents, valid = torch.zeros(n, self.D), torch.zeros(n, dtype=torch.uint8)
+        rows = self.own.recent(n)
+        if rows is not None and (held := len(rows.valid)):
+            codes[-held:], forwards[-held:] = rows.codes, rows.forwards
+            latents[-held:], valid[-held:] = rows.latents, rows.valid
+        parts = (torch.cat([counts, begun, codes, forwards]), latents, valid)
         return torch.cat([part.view(torch.uint8).flatten() for part in parts])
 
     def fill(self, packed: Sequence[Tensor], device: torch.device) -> None:

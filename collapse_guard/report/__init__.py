@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from .page import MissingExtraError, html_of, markdown_of
+from .figure import MissingExtraError, figure_of_history
+from .page import html_of, markdown_of
 
-__all__ = ["MissingExtraError", "html_of", "markdown_of"]
+__all__ = ["MissingExtraError", "figure_of_history", "html_of", "markdown_of"]

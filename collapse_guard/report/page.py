@@ -9,20 +9,20 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from collapse_guard.history.story import FIELDS, Story, thinned
-from collapse_guard.history.telling import as_data, five_lines
+from collapse_guard.history.rules import facts_of
+from collapse_guard.history.story import FIELDS, Story
+from collapse_guard.history.telling import as_data, compared, five_lines
+
+from .figure import MissingExtraError, heat_map, outside, places, timelines
 
 __all__ = ["MissingExtraError", "html_of", "markdown_of"]
 
 _MOST_POINTS = 150_000
 """Of all plots of a page together; some 3 MB."""
 
-_LABELS = {"perplexity": "perplexity", "usage": "usage", "norm_ratio": "code / latent norm"}
 _ROWS = 12
-
-
-class MissingExtraError(ImportError):
-    """The libraries that an HTML page is built with are not installed."""
+_MOST_SKETCHES = 24
+"""Interventions of a run whose places are drawn."""
 
 
 def html_of(stories: Mapping[str, Story]) -> str:
@@ -48,7 +48,8 @@ def html_of(stories: Mapping[str, Story]) -> str:
     runs = [_run(label, story, most) for label, story in stories.items()]
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["short"] = lambda value: f"{value:.4g}" if isinstance(value, float) else value
-    return environment.from_string(source).render(runs=runs, plotly=get_plotlyjs(), most=most)
+    rows = compared(stories) if len(stories) > 1 else []
+    return environment.from_string(source).render(runs=runs, compared=rows, plotly=get_plotlyjs(), most=most)
 
 
 def _run(label: str, story: Story, most: int) -> dict[str, Any]:
@@ -59,60 +60,53 @@ def _run(label: str, story: Story, most: int) -> dict[str, Any]:
         size = len(series.steps)
         picks = sorted({round(at * (size - 1) / (_ROWS - 1)) for at in range(_ROWS)}) if size else []
         rows = [[f"{series.steps[at]:.0f}", *(f"{series.values[key][at]:.4g}" for key in FIELDS)] for at in picks]
-        books.append(facts | {"figure": _figure(story, name, most, data), "thin": thin, "rows": rows})
+        plots = {"figure": _timelines(story, name, most, data), "uses": _uses(story, name)}
+        books.append(facts | plots | {"thin": thin, "rows": rows})
     policy = json.dumps(data["policy"], indent=2, ensure_ascii=False) if data["policy"] else ""
-    return {"label": label, "lines": five_lines(story), "data": data, "books": books, "policy": policy}
+    run = {"label": label, "lines": five_lines(story), "data": data, "books": books, "policy": policy}
+    return run | {"sketches": _sketches(data)}
 
 
-def _figure(story: Story, name: str, most: int, data: Mapping[str, Any]) -> str:
-    """Return data and layout of one codebook's plot as JSON that is safe inside a script element."""
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
-
+def _timelines(story: Story, name: str, most: int, data: Mapping[str, Any]) -> str:
     series = story.series[name]
-    figure: Any = make_subplots(rows=len(FIELDS), cols=1, shared_xaxes=True, vertical_spacing=0.06)
-    for row, key in enumerate(FIELDS, start=1):
-        x, y = thinned(series.steps, series.values[key], most)
-        mode = "lines+markers" if len(x) < 60 else "lines"
-        line = go.Scatter(
-            x=x, y=y, mode=mode, name=_LABELS[key], line={"color": "#3b82c4", "width": 2}, connectgaps=False
-        )
-        figure.add_trace(line, row=row, col=1)
-        figure.update_yaxes(title_text=_LABELS[key], row=row, col=1)
-        for value in _thresholds(data["policy"], key):
-            figure.add_hline(y=value, line={"dash": "dot", "color": "#d9534f", "width": 1}, row=row, col=1)
+    acts = [each for each in data["ledger"] if each["codebook"] == name]
     marks = [
-        each
-        for each in data["ledger"]
-        if each["codebook"] == name and each["step"].isdecimal() and len(each["step"]) < 16
-    ][:100]
-    for each in marks:
-        figure.add_vline(x=int(each["step"]), line={"dash": "dash", "color": "#d98c1f", "width": 1.5})
-    for each in marks[:12]:
-        label = html.escape(f"#{each['attempt']}"[:8])
-        figure.add_annotation(x=int(each["step"]), y=1, yref="paper", yanchor="bottom", text=label, showarrow=False)
-    figure.update_xaxes(title_text="step", row=len(FIELDS), col=1)
-    grey = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False}
-    figure.update_xaxes(**grey)
-    figure.update_yaxes(**grey)
-    clear = "rgba(0,0,0,0)"
-    margin = {"l": 60, "r": 12, "t": 28, "b": 44}
-    figure.update_layout(
-        template="none", height=480, showlegend=False, paper_bgcolor=clear, plot_bgcolor=clear, margin=margin
-    )
+        (int(each["step"]), f"#{each['attempt']}")
+        for each in acts
+        if each["step"].isdecimal() and len(each["step"]) < 16
+    ]
+    rules = list(facts_of(story.attached).rules.values())
+    return _json(timelines({name: (series.steps, series.values)}, rules, marks, most, story.evaluated.get(name)))
+
+
+def _uses(story: Story, name: str) -> str:
+    """Return the heat map of a codebook; nothing where the log holds fewer than two histograms of it."""
+    uses = story.series[name].uses
+    return _json(heat_map(*uses.columns(), uses.codes)) if len(uses.kept) > 1 else ""
+
+
+def _sketches(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found = []
+    for act in data["ledger"]:
+        if isinstance(sketch := act.get("sketch"), Mapping) and len(found) < _MOST_SKETCHES:
+            before, after = outside(sketch)
+            facts = {name: act[name] for name in ("attempt", "step", "codebook", "action", "outcome")}
+            beyond = {"before": before, "after": after, "share": sketch.get("share")}
+            found.append(facts | beyond | {"figure": _json(places(sketch))})
+    return found
+
+
+def _json(figure: Any) -> str:
+    """Return data and layout of a plot as JSON that is safe inside a script element."""
     return str(figure.to_json()).replace("<", "\\u003c")
-
-
-def _thresholds(policy: Any, key: str) -> list[float]:
-    """Return the plain numbers that the policy's rules compare a field with."""
-    text = json.dumps(policy.get("rules", [])) if isinstance(policy, Mapping) else ""
-    found = re.findall(rf"(?<![\w(]){key} *(?:<=|>=|<|>) *(\d+(?:\.\d+)?)(?![\d.e])", text)
-    return sorted({float(each) for each in found})[:6]
 
 
 def markdown_of(stories: Mapping[str, Story]) -> str:
     """Return the stories as Markdown; what comes from the log is escaped."""
     parts = ["# Report of collapse_guard", ""]
+    if len(stories) > 1:
+        heads, *rows = compared(stories)
+        parts += ["## Side by side", "", *_table([_md(head) for head in heads], rows)]
     for label, story in stories.items():
         data = as_data(story)
         parts += [f"## {_md(label)}", "", *(f"- **{head}** {_md(text)}" for head, text in five_lines(story)), ""]

@@ -1,56 +1,69 @@
-"""The console alert log: tables at the start and the end, one line for each thing that happened in between.
+"""The console alert log: tables at the start and the end, one entry for each thing that happened in between.
 
 Printed through rich's shared console, which Lightning's RichProgressBar uses too, and between the bars of tqdm, so that
-live bars survive. On a terminal long texts wrap beside their label; elsewhere every entry is one plain line, so that a
-log file can be searched. Names from the model are printed as text, never as markup or terminal control.
+live bars survive. On a terminal long texts wrap beside their label; elsewhere (a pipe, nohup, a notebook) every entry
+is one plain line with its date, so that a log file can be searched. Names from the model are printed as text, never as
+markup or terminal control.
 """
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Literal, get_args
 
-from rich import box, get_console
+from rich import get_console
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from collapse_guard.events import Event
-from collapse_guard.policies import levels_text
 
-__all__ = ["ConsoleSink", "plain"]
+from .folding import Folding
+from .lines import Entry, Grid, Line, lines_of, local_time
+from .summary import Chronicle
 
-_STYLES = {
-    "info": "cyan",
-    "warning": "bold yellow",
-    "critical": "bold red",
-    "recovered": "bold green",
-    "failed": "bold red",
-    "refused": "yellow",
-    "postponed": "yellow",
-    "inconclusive": "yellow",
-    "applied": "cyan",
-    "healthy": "green",
-    "degraded": "yellow",
-    "collapsed": "bold red",
+__all__ = ["ConsoleSink", "Verbosity", "plain"]
+
+Verbosity = Literal["quiet", "normal", "detailed"]
+"""How much is printed: what one must act on and the summary; what happened, too; or every reading and decision."""
+
+_QUIET = {"exhausted", "carried_out", "fault", "summary"}
+_DETAILED = {"reading", "pending", "tended"}
+_LIMITS: dict[str, dict[str, int]] = {
+    "quiet": {"alike": 3, "together": 30},
+    "normal": {"alike": 3, "together": 30},
+    "detailed": {"alike": 60, "together": 600},
 }
-_STEP_WIDTH, _LABEL_WIDTH = 11, 12
 
+# A label has a background of its own, so that it can be read whatever the terminal's is.
+_ALARM, _CAUTION, _WELL, _NEWS = (
+    "bold white on red",
+    "bold black on yellow",
+    "bold black on green",
+    "bold black on cyan",
+)
+STYLES = {
+    "info": _NEWS,
+    "warning": _CAUTION,
+    "critical": _ALARM,
+    "recovered": _WELL,
+    "failed": _ALARM,
+    "refused": _CAUTION,
+    "postponed": _CAUTION,
+    "inconclusive": _CAUTION,
+    "applied": _NEWS,
+    "healthy": _WELL,
+    "degraded": _CAUTION,
+    "collapsed": _ALARM,
+    "fault": "bold reverse",
+}
+"""How a tone is coloured."""
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One entry of the log: what happened at a step, and further lines that belong to it."""
-
-    step: str
-    label: str
-    style: str
-    text: str
-
-
-_Line = _Entry | Table | Text
+_STEP_WIDTH, _LABEL_WIDTH, _GAP, _WIDE = 11, 12, 2, 100
+_BREAKS = re.compile(r"(?<=[./\\_\-,;:=()\[\]])")
 
 
 class ConsoleSink:
@@ -58,41 +71,54 @@ class ConsoleSink:
 
     Args:
         console: where to print; rich's shared console where not given.
+        verbosity: `quiet`: critical alerts, what was given up, faults and the summary; `normal`: every alert,
+            intervention and outcome, too; `detailed`: every reading and decision. When much happens within a minute,
+            entries of a kind are counted instead of printed, and the count is.
+
+    Raises:
+        ValueError: an unknown verbosity.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, *, verbosity: Verbosity = "normal") -> None:
         """Store the console."""
+        if verbosity not in get_args(Verbosity):
+            raise ValueError(f"expected a verbosity of {', '.join(get_args(Verbosity))}, got {verbosity!r}")
         self._given = console
-        self._render: Mapping[str, Callable[[Event], list[_Line]]] = {
-            "attached": _attached,
-            "resumed": _resumed,
-            "alert": _alert,
-            "intervention": _intervention,
-            "outcome": _outcome,
-            "cleared": _ruling("green"),
-            "exhausted": _ruling("bold red"),
-            "carried_out": _carried_out,
-            "skip": _skip,
-            "fault": _fault,
-            "summary": _summary,
-        }
+        self._verbosity = verbosity
+        self._folding = Folding(**_LIMITS[verbosity])
+        self._chronicle = Chronicle()
 
     def write(self, event: Event) -> None:
         """Print one event, if it is one that people read."""
-        render = self._render.get(event.event)
-        lines = render(event) if render is not None else []
-        if not lines:
-            return
-        console = self._given or get_console()
-        with _between_bars():
-            for line in lines:
-                if isinstance(line, _Entry):
-                    _print_entry(console, line)
-                else:
-                    console.print(line)
+        self._chronicle.note(event)
+        folded: list[Line] = [*self._folding.told(event)]
+        if lines := folded + (self._lines(event) if self._wants(event) else []):
+            console = self._given or get_console()
+            with _between_bars():
+                for line in lines:
+                    if isinstance(line, Entry):
+                        _print_entry(console, line)
+                    else:
+                        _print_grid(console, line)
 
     def close(self) -> None:
         """Nothing is held."""
+
+    def _wants(self, event: Event) -> bool:
+        if self._verbosity == "detailed":
+            return True
+        if self._verbosity == "quiet":
+            return event.event in _QUIET or (event.fields.get("severity") == "critical" and event.event == "alert")
+        # A skipped candidate is for the log; an action that was not taken is for people.
+        return event.event not in _DETAILED and (event.event != "skip" or "action" in event.fields)
+
+    def _lines(self, event: Event) -> list[Line]:
+        if event.event == "summary":
+            return self._chronicle.summary(event)
+        lines = lines_of(event)
+        label = lines[0].label if lines and isinstance(lines[0], Entry) else ""
+        instead = self._folding.take(event, label) if lines else None
+        return lines if instead is None else [*instead]
 
 
 def plain(value: object) -> str:
@@ -111,171 +137,110 @@ def _between_bars() -> Iterator[None]:
         yield
 
 
-def _print_entry(console: Console, entry: _Entry) -> None:
-    step = Text(entry.step.ljust(_STEP_WIDTH), style="dim")
-    label, text = Text(entry.label.ljust(_LABEL_WIDTH), style=entry.style), Text(plain(entry.text))
+def _print_entry(console: Console, entry: Entry) -> None:
+    """Print one line; on a terminal a narrow one has the time below the step."""
+    label = _padded(plain(entry.label), _LABEL_WIDTH, STYLES.get(entry.tone, "bold" if entry.step is not None else ""))
+    step, date = ("" if entry.step is None else f"step {entry.step:>6}"), local_time(entry.time)
+    time = date[11:]
     if not console.is_terminal:
-        console.print(Text("  ").join([step, label, text]), soft_wrap=True)
+        head = Text((f"{date}  " if date else "") + step.ljust(_STEP_WIDTH))
+        console.print(Text("  ").join([head, label, Text(plain(entry.text))]), soft_wrap=True)
         return
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(width=_STEP_WIDTH)
-    grid.add_column(width=_LABEL_WIDTH)
-    grid.add_column(overflow="fold")
-    grid.add_row(step, label, text)
-    console.print(grid)
+    beside = console.width >= _WIDE
+    margins = [f"{time:<8}  {step:<{_STEP_WIDTH}}"] if beside else [step, time] if time else [step]
+    width = 8 + _GAP + _STEP_WIDTH if beside else _STEP_WIDTH
+    room = max(16, console.width - width - _LABEL_WIDTH - 2 * _GAP)
+    texts = wrapped(plain(entry.text), room)
+    for at in range(max(len(texts), len(margins))):
+        margin = (margins[at] if at < len(margins) else "").ljust(width + _GAP)
+        mark = label if at == 0 else Text(" " * _LABEL_WIDTH)
+        line = Text.assemble(margin, mark, " " * _GAP, texts[at] if at < len(texts) else "")
+        line.rstrip()
+        console.print(line, soft_wrap=True)
 
 
-def _at(event: Event, label: str, style: str, text: str) -> _Entry:
-    return _Entry(f"step {event.step:>6}", label, style, text)
+def _padded(text: str, width: int, style: str = "") -> Text:
+    return Text.assemble((text, style), " " * max(0, width - cell_len(text)))
 
 
-def _more(label: str, text: str) -> _Entry:
-    return _Entry("", label, "dim", text)
+def _print_grid(console: Console, grid: Grid) -> None:
+    """Print a table; where it does not fit without breaking a word, each row as a block of its own."""
+    console.print(Text(plain(grid.title), style="bold"), soft_wrap=True)
+    console.print()
+    rows = [tuple(plain(cell) for cell in row) for row in grid.rows]
+    widths = _widths([grid.heads, *rows], console.width - 2)
+    if widths is None:
+        room = console.width - 2 - max(map(len, grid.heads)) - _GAP
+        for row in rows:
+            for head, cell in zip(grid.heads, row, strict=True):
+                for index, line in enumerate(wrapped(cell, max(16, room))):
+                    margin = f"  {'' if index else head:<{max(map(len, grid.heads)) + _GAP}}"
+                    console.print(Text.assemble(margin, _toned(line, head == _head(grid))), soft_wrap=True)
+            console.print()
+        return
+    for index, row in enumerate([grid.heads, *rows]):
+        cells = [wrapped(cell, width) for cell, width in zip(row, widths, strict=True)]
+        for at in range(max(map(len, cells))):
+            line = Text("  ")
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+                text = cell[at] if at < len(cell) else ""
+                line.append_text(_toned(text, index > 0 and column == grid.toned))
+                line.append(" " * (width - cell_len(text) + _GAP))
+            line.rstrip()
+            console.print(line, soft_wrap=True)
+        if index == 0:
+            console.print("  " + "─" * (sum(widths) + _GAP * (len(widths) - 1)), soft_wrap=True)
+    console.print()
 
 
-def _who(fields: Mapping[str, Any]) -> str:
-    """Name the codebook, or the residual and those of its levels that are concerned."""
-    if "levels" not in fields:
-        return str(fields["codebook"])
-    return f"{fields['group']}: {levels_text(fields['levels'])} of {fields['levels_watched']}"
+def _head(grid: Grid) -> str:
+    return grid.heads[grid.toned] if grid.toned is not None else ""
 
 
-def _attached(event: Event) -> list[_Line]:
-    fields = event.fields
-    table = Table(title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    table.title = Text(f"collapse_guard: policy {plain(fields['policy'])}, mode {fields['mode']}")
-    for column in ("codebook", "K", "D", "adapter", "supports"):
-        table.add_column(column, overflow="fold")
-    for view in fields["codebooks"]:
-        adapter = plain(f"{view['adapter']} ({view['kind']}, {view['metric']})")
-        cells = [Text(plain(cell)) for cell in (view["name"], view["K"], view["D"], ", ".join(view["supports"]))]
-        cells.insert(3, Text.assemble(adapter, "\n", (plain(view["confidence"]), "dim")))
-        table.add_row(*cells)
-    lines: list[_Line] = [table]
-    if fields.get("log"):
-        lines.append(_more("event log", fields["log"]))
-    for view in fields["codebooks"]:
-        for why in dict.fromkeys(view["lacks"].values()):
-            lacking = ", ".join(name for name, reason in view["lacks"].items() if reason == why)
-            lines.append(_more("cannot", f"{view['name']}: {lacking}: {why}"))
-    for item in fields["unrecognised"]:
-        lines.append(_more("not watched", f"{item['name']}: {item['reason']}"))
-        lines += [_more("", item["advice"])] if item["advice"] else []
-    for idle in fields.get("idle_rules", ()):
-        which = " or ".join(idle["codebooks"])
-        lines.append(_more("idle", f"{idle['rule']}: exists on no codebook here: none is called {which}"))
-    for book in dict.fromkeys(book for books in fields.get("powerless", {}).values() for book in books):
-        rules = ", ".join(rule for rule, books in fields["powerless"].items() if book in books)
-        lines.append(_more("only told", f"{book}: nothing in the ladders of {rules} can repair it"))
-    return lines
+def _toned(text: str, is_toned: bool) -> Text:
+    """Return a cell; the first word of one that says a health has its colour."""
+    first, blank, rest = text.partition(" ")
+    style = STYLES.get(first) if is_toned else None
+    return Text.assemble((first, style), blank, rest) if style else Text(text)
 
 
-def _resumed(event: Event) -> list[_Line]:
-    changed = "; the policy has changed since, the new one counts" if event.fields["policy_changed"] else ""
-    told = [f"; {each['action']} on {each['codebook']} stays in force" for each in event.fields["in_force"]]
-    return [_at(event, "RESUMED", "bold cyan", f"policy {event.fields['policy']}{changed}{''.join(told)}")]
+def _widths(rows: Sequence[Sequence[str]], room: int) -> list[int] | None:
+    """Return how wide each column is, from its longest word to its longest text; `None` where words would break."""
+    columns = list(zip(*rows, strict=True))
+    least = [max((cell_len(word) for cell in column for word in cell.split()), default=1) for column in columns]
+    wish = [max(cell_len(cell) for cell in column) for column in columns]
+    free = room - sum(least) - _GAP * (len(columns) - 1)
+    if free < 0:
+        return None
+    widths = list(least)
+    while free > 0 and (short := [at for at in range(len(widths)) if widths[at] < wish[at]]):
+        for at in short[:free]:
+            widths[at] += 1
+        free -= len(short[:free])
+    return widths
 
 
-def _alert(event: Event) -> list[_Line]:
-    fields = event.fields
-    text = f"{_who(fields)}: {fields['rule']}: {fields['reason']}"
-    lines: list[_Line] = [_at(event, fields["severity"].upper(), _STYLES.get(fields["severity"], "bold"), text)]
-    reading = fields.get("reading")
-    if reading is not None:
-        used = f"{reading['tokens']} tokens used {reading['usage']:.1%} of {reading['K']} codes"
-        lines.append(_more("seen", f"{used}; uniform codes would show perplexity {reading['ceiling']:.0f}"))
-    if "why" in fields:
-        whose = f"level {fields['levels'][0]}: " if "levels" in fields else ""
-        lines.append(_more("why", whose + fields["why"]))
-    return lines
+def wrapped(text: str, room: int) -> list[str]:
+    """Return lines of at most so many columns; a word that is longer is broken after a dot, a slash or the like."""
+    lines, line = [], ""
+    for word in text.split():
+        parts = [word] if cell_len(word) <= room else _pieces(word, room)
+        for at, part in enumerate(parts):
+            joined = f"{line} {part}" if line and at == 0 else line + part
+            if cell_len(joined) <= room:
+                line = joined
+            else:
+                lines += [line] if line else []
+                line = part
+    return [*lines, line]
 
 
-def _intervention(event: Event) -> list[_Line]:
-    fields = event.fields
-    label = "ACT" if fields["result"] == "applied" else "REFUSED"
-    text = f"{_who(fields)}: {fields['action']} #{fields['attempt']}: {fields['summary']}"
-    return [_at(event, label, _STYLES[fields["result"]], text)]
-
-
-def _outcome(event: Event) -> list[_Line]:
-    fields = event.fields
-    undone = f"; undone: #{', #'.join(str(number) for number in fields['undone'])}" if fields["undone"] else ""
-    undone += "; kept" if fields.get("kept") else ""
-    text = f"{_who(fields)}: {fields['action']} #{fields['attempt']}: {fields['reason']}{undone}"
-    return [_at(event, fields["outcome"].upper(), _STYLES[fields["outcome"]], text)]
-
-
-def _ruling(style: str) -> Callable[[Event], list[_Line]]:
-    """Return a renderer of what a rule came to."""
-
-    def render(event: Event) -> list[_Line]:
-        fields = event.fields
-        return [_at(event, event.event.upper(), style, f"{_who(fields)}: {fields['rule']}: {fields['reason']}")]
-
-    return render
-
-
-def _skip(event: Event) -> list[_Line]:
-    if "action" not in event.fields:  # a skipped candidate is for the log; an action that was not taken is for people
-        return []
-    fields = event.fields
-    return [_at(event, "SKIPPED", "cyan", f"{_who(fields)}: {fields['rule']}: {fields['reason']}")]
-
-
-def _carried_out(event: Event) -> list[_Line]:
-    fields = event.fields
-    return [_at(event, "CARRIED OUT", "bold cyan", f"{fields['codebook']}: {fields['request']}: {fields['summary']}")]
-
-
-def _fault(event: Event) -> list[_Line]:
-    return [_at(event, "FAULT", "bold magenta", f"{event.fields['where']}: {event.fields['reason']}")]
-
-
-def _summary(event: Event) -> list[_Line]:
-    fields = event.fields
-    table = Table(title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    ended = f", ended by {plain(fields['ended_by'])}" if fields["ended_by"] else ""
-    table.title = Text(f"collapse_guard: summary after {event.step} steps{ended}")
-    for column in ("codebook", "health", "perplexity\nfirst > last", "usage\nlast", "interventions"):
-        table.add_column(column, overflow="fold")
-    held = {each["codebook"] for each in fields["in_force"] if not each.get("meaning")}
-    for book in fields["codebooks"]:
-        done = [item for item in fields["interventions"] if item["codebook"] == book["name"]]
-        first, last = book["first"], book["last"]
-        seen = f"{first['perplexity']:.1f} > {last['perplexity']:.1f} of {book['K']}" if last else "no tokens seen"
-        health = book["health"] if book["is_watched"] else "not watched"
-        table.add_row(
-            Text(plain(book["name"])),
-            Text(health + (" (fallback)" if book["name"] in held else ""), _STYLES.get(health, "")),
-            seen,
-            f"{last['usage']:.1%}" if last else "-",
-            Text("\n").join(_told(item) for item in done) if done else Text("none", "dim"),
-        )
-    share = f"the guard took {fields['guard_seconds']:.2f} s of {fields['run_seconds']:.2f} s"
-    lines: list[_Line] = [table]
-    lines += [_more("in force", _standing(alike)) for alike in _alike(fields["in_force"])]
-    return [*lines, Text(f"{share} ({fields['guard_share']:.1%})", style="dim")]
-
-
-def _alike(in_force: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Gather what stays in force by the intervention that several levels share."""
-    found: dict[int, list[Mapping[str, Any]]] = {}
-    for item in in_force:
-        found.setdefault(item["attempt"], []).append(item)
-    return list(found.values())
-
-
-def _standing(items: Sequence[Mapping[str, Any]]) -> str:
-    names, first = ", ".join(str(item["codebook"]) for item in items), items[0]
-    if first.get("meaning"):
-        return f"{first['action']} for {names} since step {first['step']}: {first['meaning']}"
-    stands, book, its = ("stands", "codebook", "its") if len(items) == 1 else ("stand", "codebooks", "their")
-    return (
-        f"{names} {stands} on the {book} of {first['action']} since step {first['step']}; {its} own update was "
-        "kept out. Evaluate freely; to train on, keep the guard or repair the update, or it will collapse again."
-    )
-
-
-def _told(item: Mapping[str, Any]) -> Text:
-    result = item["result"] + (", undone" if item["undone"] else "")
-    return Text.assemble(f"step {item['step']} {plain(item['action'])} ", (result, _STYLES.get(item["result"], "")))
+def _pieces(word: str, room: int) -> list[str]:
+    """Return a long word in pieces that end where a name may be broken, and that fit."""
+    pieces = []
+    for piece in _BREAKS.split(word):
+        while cell_len(piece) > room:
+            pieces.append(piece[: max(1, room // 2)] if cell_len(piece[:room]) > room else piece[:room])
+            piece = piece[len(pieces[-1]) :]
+        pieces.append(piece)
+    return pieces

@@ -1,24 +1,37 @@
-"""The durable event log: one JSON object a line, flushed line by line."""
+"""The durable event log: one JSON object a line, each handed to the system whole as soon as it is told.
+
+What was written stays readable whatever ends the process: a kill tears at most the last line. A disk that is full or
+read-only is told once; lines then wait, and are written when there is room again.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-import sys
+import os
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from collapse_guard.events import SCHEMA, Event
+from collapse_guard.events import SCHEMA, DelayedError, Event
 
-__all__ = ["JsonLinesSink", "find_log", "locate_log", "log_folder", "read_events"]
+from .places import FILE, locate_log, log_folder, older_parts
+
+__all__ = ["JsonLinesSink", "new_run", "read_events"]
 
 _logger = logging.getLogger("collapse_guard")
 
+_MOST_WAITING = 10_000  # lines that wait for room on the disk: some megabytes
+_PARTS = 4
+_SMALLEST = 1 << 16
+_REPEATED = ("attached", "resumed")
 
-_FOLDER = "collapse_guard"
-_FILE = "events.jsonl"
+
+def new_run() -> str:
+    """Return a name for a run; nobody's random stream is touched."""
+    return uuid.uuid4().hex[:8]
 
 
 class JsonLinesSink:
@@ -30,42 +43,115 @@ class JsonLinesSink:
 
     Args:
         log_dir: directory of the run.
+        run: its name; made up where not given.
+        max_bytes: bound on the log as a whole, at least 64 KiB. The log is then kept in up to four parts,
+            `events.1.jsonl` and so on before `events.jsonl`, and the oldest is deleted when a fifth would begin. Each
+            begins with what the run was attached with, marked `repeated`. Without a bound nothing is ever deleted.
+
+    Raises:
+        ValueError: a bound below 64 KiB.
     """
 
-    def __init__(self, log_dir: str | Path) -> None:
+    def __init__(self, log_dir: str | Path, *, run: str | None = None, max_bytes: int | None = None) -> None:
         """Store the path; nothing is created yet."""
-        self.path = log_folder(log_dir) / _FILE
-        self.run = uuid.uuid4().hex[:8]
-        self._file: TextIO | None = None
+        if max_bytes is not None and max_bytes < _SMALLEST:
+            raise ValueError(f"expected max_bytes of at least {_SMALLEST} (64 KiB), got {max_bytes}")
+        self.path = log_folder(log_dir) / FILE
+        self.run = run if run is not None else new_run()
+        self._part_bytes = None if max_bytes is None else max_bytes // _PARTS
+        self._descriptor: int | None = None
+        self._is_torn = False  # the file ends in the middle of a line
+        self._waiting: deque[bytes] = deque()
+        self._is_late = False
+        self._lost = 0  # lines that waited for too long
+        self._heads: dict[str, dict[str, Any]] = {}
 
     def write(self, event: Event) -> None:
-        """Append one line and flush it."""
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            torn = self.path.exists() and self.path.stat().st_size > 0 and not _ends_with_newline(self.path)
-            self._file = self.path.open("a", encoding="utf-8")
-            if torn:  # a run that was killed in the middle of a line must not swallow the first line of the next
-                self._file.write("\n")
+        """Append one line.
+
+        Raises:
+            DelayedError: once, when the disk begins to refuse; the line waits, as those after it will.
+        """
         record = event.as_record() | {"run": self.run}
-        self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
+        if event.event in _REPEATED:
+            self._heads[event.event] = record
+        if len(self._waiting) >= _MOST_WAITING:
+            self._waiting.popleft()
+            self._lost += 1
+        self._waiting.append(_line(record))
+        try:
+            self._write_waiting()
+        except OSError as error:
+            self._release()
+            if not self._is_late:
+                self._is_late = True
+                raise DelayedError(f"{error}; events wait until {self.path} can be written again") from error
+        else:
+            self._is_late = False
+
+    def _write_waiting(self) -> None:
+        if self._descriptor is None:
+            self._open()
+        if self._lost:
+            reason = f"{self._lost} events were lost while {self.path.name} could not be written"
+            told = Event("fault", 0, {"where": type(self).__name__, "reason": reason})
+            self._append(_line(told.as_record() | {"run": self.run}))
+            self._lost = 0
+        while self._waiting:
+            if self._part_bytes is not None:
+                self._begin_part(self._part_bytes, len(self._waiting[0]))
+            self._append(self._waiting[0])
+            self._waiting.popleft()
+
+    def _open(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # A run that was killed in the middle of a line must not swallow the first line of the next.
+        self._is_torn = self.path.is_file() and self.path.stat().st_size > 0 and not _ends_with_newline(self.path)
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def _append(self, line: bytes) -> None:
+        """Write a line in one piece; what the disk took of it before it was full is ended by the next one."""
+        assert self._descriptor is not None
+        rest = b"\n" + line if self._is_torn else line
+        while rest:
+            written = os.write(self._descriptor, rest)
+            rest = rest[written:]
+            self._is_torn = bool(rest)
+
+    def _begin_part(self, most: int, coming: int) -> None:
+        """Put the file aside where one more line would make it too large, and begin anew."""
+        assert self._descriptor is not None
+        size = os.fstat(self._descriptor).st_size
+        if not size or size + coming <= most:
+            return
+        parts = older_parts(self.path)
+        self.path.rename(self.path.with_suffix(f".{parts[-1][0] + 1 if parts else 1}{self.path.suffix}"))
+        for _, part in parts[: max(0, len(parts) - (_PARTS - 2))]:
+            part.unlink(missing_ok=True)
+        self._release()
+        self._open()
+        for record in self._heads.values():
+            schema, time, step, event, *rest = record.items()
+            self._append(_line(dict([schema, time, step, event, ("repeated", True), *rest])))
 
     def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Close the file; what still waits is tried once more."""
+        try:
+            if self._waiting:
+                self._write_waiting()
+        except OSError as error:
+            _logger.warning("%d events could not be written to %s: %s", len(self._waiting), self.path, error)
+        self._release()
+
+    def _release(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
-def log_folder(log_dir: str | Path) -> Path:
-    """Return the folder below a run's log directory that holds what the guard writes; nothing is created.
-
-    Args:
-        log_dir: directory of the run.
-    """
-    imported_from = {Path(entry or ".").resolve() for entry in sys.path}
-    name = f"{_FOLDER}_log" if Path(log_dir).resolve() in imported_from else _FOLDER
-    return Path(log_dir) / name
+def _line(record: dict[str, Any]) -> bytes:
+    """Return a record as one line; half a surrogate pair, which a file name may hold, is written as a question mark."""
+    return (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
 
 
 def _ends_with_newline(path: Path) -> bool:
@@ -74,45 +160,50 @@ def _ends_with_newline(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
-def find_log(path: Path) -> Path | None:
-    """Return the event log that a path means: itself, or the one in a run's directory; `None` where there is none."""
-    if path.is_file():
-        return path
-    places = (path / folder / _FILE for folder in (_FOLDER, f"{_FOLDER}_log", "."))
-    return next((place for place in places if place.is_file()), None)
-
-
-def locate_log(path: Path) -> Path:
-    """Return the event log that a path means, or where it would be; see `find_log`."""
-    return find_log(path) or (path / _FOLDER / _FILE if path.is_dir() else path)
-
-
-def read_events(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of an event log; a torn or foreign line is skipped with a warning.
+def read_events(path: str | Path, *, superseded: bool = True) -> Iterator[dict[str, Any]]:
+    """Yield the records of an event log, older parts first; a torn or foreign line is skipped with a warning.
 
     Args:
         path: an `events.jsonl`, the folder that holds it, or the log directory of a run.
+        superseded: whether to yield all that was ever written. With `False`: one history, that of the run which began
+            last, without what a run that went on from a checkpoint took back; see `collapse_guard.policies.Lineage`.
 
     Raises:
         FileNotFoundError: there is no event log there.
         ValueError: a record has a newer schema than this version reads.
     """
+    if not superseded:
+        from collapse_guard.policies import current_history
+
+        yield from (dict(record) for record in current_history(read_events(path)))
+        return
     path = locate_log(Path(path))
+    seen: set[str] = set()
+    for part in [*(part for _, part in older_parts(path)), path]:
+        for record in _records(part):
+            name = str(record.get("run"))
+            if record.get("repeated") and name in seen:  # told again for whoever has only this part
+                continue
+            seen.add(name)
+            yield record
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 _logger.warning("%s:%d is not a whole JSON line (a torn write?); skipped", path, number)
                 continue
             if not isinstance(record, dict):
                 _logger.warning("%s:%d is not an event; skipped", path, number)
                 continue
-            if record.get("schema", 0) > SCHEMA:
+            schema = record.get("schema", 0)
+            if isinstance(schema, int) and schema > SCHEMA:
                 raise ValueError(
-                    f"{path}:{number}: expected schema {SCHEMA} or older, got {record['schema']}; "
-                    "upgrade collapse_guard"
+                    f"{path}:{number}: expected schema {SCHEMA} or older, got {schema}; upgrade collapse_guard"
                 )
             yield record

@@ -25,7 +25,10 @@ def test_a_good_policy_is_fine_and_exits_with_0(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("version: 1\nname: mine\nrules:\n  - {name: low, when: perplexity < 2}\n")
     done = run("check", "default", "mine.yaml", cwd=tmp_path)
     assert done.returncode == 0
-    assert "default: fine: default, mode act, rules non_finite, collapsed, astray, collapsing" in done.stdout
+    assert (
+        "default: fine: default, mode act, rules non_finite, collapsed, astray, evaluation_only, collapsing"
+        in done.stdout
+    )
     assert "mine.yaml: fine: mine, mode act, rules low" in done.stdout
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from array import array
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import pytest
 from typer.testing import CliRunner
 
 from collapse_guard.cli import app
-from collapse_guard.history.story import read_story, thinned
+from collapse_guard.history.story import MOST_COLUMNS, read_story, thinned
+from tests.history import records
 
 HOSTILE = "<script>alert(1)</script><b>x</b>[red]\x1b[31m|`*" + "n" * 200
 
@@ -35,8 +37,7 @@ def act(codebook: str = "quantizer") -> list[dict[str, Any]]:
 
 
 def attached() -> dict[str, Any]:
-    rules = {"rules": [{"name": "collapsed", "when": {"all": ["perplexity < 1.5"]}}]}
-    return {"schema": 1, "run": "a", "event": "attached", "step": 0, "policy": "default", "policy_as_run": rules}
+    return records.attached("quantizer")
 
 
 def log(tmp_path: Path, *records: Any) -> Path:
@@ -84,7 +85,8 @@ def test_a_plot_holds_the_readings_the_threshold_and_the_intervention(tmp_path: 
     assert figure["data"][0]["x"] == [10, 80]
     assert figure["data"][0]["y"] == [20.5, None]
     shapes = {(shape["x0"], shape["y0"]) for shape in figure["layout"]["shapes"]}
-    assert (0, 1.5) in shapes
+    assert {(0, 1.5), (0, 5)} <= shapes  # what the rules compare with, and not what clears them
+    assert (0, 10) not in shapes
     assert any(x == 20 for x, _ in shapes)
 
 
@@ -145,6 +147,49 @@ def test_two_runs_stand_side_by_side(tmp_path: Path) -> None:
     assert len(re.findall(r'<section class="card"><h2>(a|b)</h2>', text)) == 2
 
 
+SKETCH = {"latents": [[0.1, 0.2], [-0.3, 0.1], [0.2, 0]], "before": [[90, 1]], "after": [[0.1, 0.1]], "share": 0.75}
+
+
+def test_use_of_the_codes_over_time_and_their_places_are_drawn(tmp_path: Path) -> None:
+    alert, done, end = act()
+    uses = [reading(step, K=4, uses=[step, 0, 0, 10]) for step in (10, 30)]
+    text = page(tmp_path, log(tmp_path, attached(), uses[0], alert, done | {"sketch": SKETCH}, end, uses[1]))
+    _, heat, places = figures(text)
+    assert heat["data"][0]["x"] == [10, 30]
+    assert heat["data"][0]["z"][3] == [0.707, 0.5]  # the roots of 10 in 20 and of 10 in 40 tokens
+    assert [len(trace["x"]) for trace in places["data"]] == [3, 1, 1]
+    assert "The axes show 0.75 of the variance. Beyond the frame: 1 codes before, 0 after." in text
+
+
+@pytest.mark.parametrize("odd", [{"latents": 3}, {"latents": [[1], "x", [None, "y"]], "after": [[1e999, 2]]}, {}])
+def test_a_sketch_or_a_histogram_that_makes_no_sense_is_left_out(tmp_path: Path, odd: dict[str, Any]) -> None:
+    alert, done, end = act()
+    strange = [reading(step, uses=value) for step, value in enumerate(([1, -1], "x", [], [1] * 65, [0.5], None))]
+    assert len(figures(page(tmp_path, log(tmp_path, alert, done | {"sketch": odd}, end, *strange)))) <= 2
+    assert read_story(tmp_path).series["quantizer"].uses.seen == 0
+
+
+def test_of_many_histograms_some_are_kept_evenly(tmp_path: Path) -> None:
+    where = log(tmp_path, *(reading(step, uses=[step, 1]) for step in range(3000)))
+    steps, _ = read_story(where).series["quantizer"].uses.columns()
+    assert len(steps) <= MOST_COLUMNS
+    assert {later - before for before, later in pairwise(steps)} == {16}
+
+
+def test_compare_says_what_differs_between_two_runs(tmp_path: Path) -> None:
+    for name, last in (("a", 20.5), ("b", 3.0)):
+        (tmp_path / name).mkdir()
+        log(tmp_path / name, attached(), reading(10), *(act() if name == "b" else []), reading(80, perplexity=last))
+    result = CliRunner().invoke(app, ["compare", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert result.exit_code == 0, result.output
+    rows = [line for line in result.stdout.splitlines() if line.startswith("| ")]
+    assert "| interventions | 0 | 1 | differs |" in rows
+    assert "| mode | act | act |  |" in rows
+    assert "| quantizer: last perplexity | 20.5 | 3 | differs |" in rows
+    text = page(tmp_path, tmp_path / "a", tmp_path / "b")
+    assert "<td>quantizer: last perplexity</td><td>20.5</td><td>3</td><td>differs</td>" in text
+
+
 def test_a_long_series_keeps_its_lowest_and_highest_value_and_the_page_says_that_it_is_thinned(tmp_path: Path) -> None:
     records = [reading(n, perplexity=1.0 if n == 4321 else 99.0 if n == 777 else 20.0) for n in range(9000)]
     text = page(tmp_path, log(tmp_path, *records))
@@ -188,11 +233,13 @@ def test_every_link_resolves_and_nothing_is_loaded_from_elsewhere(tmp_path: Path
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser `chromium` on the path")
 def test_a_browser_draws_every_plot_without_a_console_error_and_the_text_reads_without_scripts(tmp_path: Path) -> None:
-    text = page(tmp_path, log(tmp_path, attached(), reading(10), *act(), reading(80), reading(80, HOSTILE)))
+    uses, (alert, done, end) = {"uses": [3, 0, 1], "K": 3}, act()
+    story = [attached(), reading(10, **uses), alert, done | {"sketch": SKETCH}, end, reading(80, **uses)]
+    text = page(tmp_path, log(tmp_path, *story, reading(80, HOSTILE)))
     errors, dom = browsed(tmp_path / "report.html")
     assert errors == []
-    assert dom.count('class="main-svg"') >= 2
-    assert dom.count('data-drawn="1"') == 2
+    assert dom.count('class="main-svg"') >= 4
+    assert dom.count('data-drawn="1"') == 4
     bare = tmp_path / "bare.html"
     bare.write_text(re.sub(r"</?noscript>", "", without_scripts(text)), encoding="utf-8")
     errors, dom = browsed(bare)

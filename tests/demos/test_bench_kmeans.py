@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -11,15 +12,23 @@ from collapse_guard.demos import (
     ASSIGNMENTS,
     BENCH_DATA,
     BENCH_METHODS,
+    LARGE_DATA,
+    REFITS,
     Assignment,
     BenchFit,
+    LargeSearch,
+    RefitLine,
     ScalingFit,
     assignments_as_markdown,
     fits_as_markdown,
+    large_as_markdown,
     measure_assignments,
     measure_fits,
-    read_fits,
+    measure_large,
+    measure_refits,
+    quality_over_time,
     read_lines,
+    refits_as_markdown,
     scaling_as_markdown,
 )
 
@@ -51,7 +60,7 @@ def test_what_the_file_holds_is_not_fitted_again(tmp_path: Path, monkeypatch: py
         with path.open("a") as file:
             file.write('{"data": "blo')  # as a run leaves it that was broken off
     assert [call for call in calls if call[0] == 4] == [(4, 1), (4, 2), (4, 3)]
-    assert [each.seed for each in read_fits(path)] == [1, 2, 3]
+    assert [each.seed for each in read_lines(path, BenchFit)] == [1, 2, 3]
 
 
 def test_the_tables_say_who_is_better_and_who_dominates() -> None:
@@ -90,3 +99,48 @@ def test_the_speed_of_an_assignment_is_that_of_the_quickest_other() -> None:
 def test_growth_is_told_by_point() -> None:
     text = scaling_as_markdown([ScalingFit(2000, 8, 12, 3.0, 1.0, 300.4, 350.6)])
     assert "| 2,000 | 8 | 12 | 1.00 | 500.0 | 3.00 | 300 | 351 |" in text
+
+
+def test_matched_refits_keep_ids_that_an_unmatched_one_loses(tmp_path: Path) -> None:
+    path = tmp_path / "refit.jsonl"
+    for _ in range(2):
+        measure_refits(path, 256, [8], [1], lambda text: None)
+    lines = read_lines(path, RefitLine)
+    assert len(lines) == len(REFITS) * 7
+    kept = {way: np.mean([line.unchanged for line in lines if line.way == way]) for way in REFITS}
+    assert kept["warm, matched"] > kept["fresh, unmatched"] + 0.3
+    assert kept["fresh, matched"] > kept["fresh, unmatched"] + 0.3
+    text = refits_as_markdown(lines)
+    assert f"| 8 | 256 | 1 | 7 | warm, matched | {kept['warm, matched']:.1%} |" in text
+
+
+def test_an_index_among_many_codes_is_compared_with_exact_searches(tmp_path: Path) -> None:
+    path = tmp_path / "index.jsonl"
+    for _ in range(2):
+        measure_large(path, 64, 1024, lambda text: None)
+    lines = read_lines(path, LargeSearch)
+    assert [(line.data, line.method) for line in lines] == [
+        (data, method) for data in LARGE_DATA for method in (*ASSIGNMENTS, "approximate index")
+    ]
+    assert all(line.measured >= 0.99 and line.recall > 0.9 for line in lines)
+    assert large_as_markdown(lines).count("approximate index") == 2
+
+
+def test_the_picture_shows_every_method_where_it_stands() -> None:
+    fits = [fit("fit_codebook", 0.9, 1.0), fit("sklearn KMeans", 1.0, 10.0), fit("FAISS <x>", 1.2, 2.0)]
+    drawn = ElementTree.fromstring(quality_over_time(fits, reference="sklearn KMeans"))
+    name = "{http://www.w3.org/2000/svg}"
+    points = {
+        (each.findtext(f"{name}title") or ""): (float(each.attrib["cx"]), float(each.attrib["cy"]))
+        for each in drawn.iter(f"{name}circle")
+        if each.find(f"{name}title") is not None
+    }
+    assert set(points) == {
+        "fit_codebook: time 0.100, error 0.9000",
+        "sklearn KMeans: time 1.000, error 1.0000",
+        "FAISS <x>: time 0.200, error 1.2000",
+    }
+    ours, reference, other = (next(at for title, at in points.items() if key in title) for key in ("fit", "skl", "FAI"))
+    assert ours[0] < other[0] < reference[0]
+    assert ours[1] > reference[1] > other[1]  # upwards is worse
+    assert quality_over_time([], reference="sklearn KMeans").endswith("</svg>\n")

@@ -7,7 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from collapse_guard.demos import UpkeepRun, run_upkeep_arm, upkeep_as_markdown
+from collapse_guard.demos import (
+    ControlRun,
+    UpkeepRun,
+    control_as_markdown,
+    run_control,
+    run_upkeep_arm,
+    upkeep_as_markdown,
+)
 
 RUN = UpkeepRun("own 0.8", 512, 0, 1200, 0.004, 300.0, 0.7, 10.0, [])
 
@@ -36,3 +43,13 @@ def test_a_run_is_the_same_again_and_lies_in_range(arm: str) -> None:
     assert 0 < first.error < 1
     assert 1 <= first.perplexity <= 32
     assert 0 < first.usage <= 1
+
+
+def test_the_control_is_a_healthy_run_and_its_table_says_what_was_done() -> None:
+    run = run_control("default", 0, epochs=2)
+    assert run.interventions == []
+    assert 0 < run.usage < 1
+    tended = ControlRun("upkeep", 0, 0.5, 10.0, 0.25, ["upkeep inconclusive"])
+    text = control_as_markdown([replace(tended, seed=1, accuracy=0.75), tended, replace(run, accuracy=0.5)])
+    assert "| upkeep | 2 | 0.625 (0.500-0.750) | 10.0 | 25.0% | upkeep inconclusive |" in text
+    assert "| default | 1 | 0.500 (0.500-0.500) |" in text

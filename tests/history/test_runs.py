@@ -115,7 +115,7 @@ def test_thresholds_come_from_the_policy_as_run() -> None:
     run = folded(attached("vq"), reading(10, 9.0))
     bounds = [Bound(1.5, "collapsed", "critical"), Bound(5.0, "collapsing", "warning")]
     assert run.bounds(run.books["vq"]) == bounds
-    assert sorted(run.armed(run.books["vq"])) == ["astray", "collapsed", "collapsing", "non_finite"]
+    assert sorted(run.armed(run.books["vq"])) == ["astray", "collapsed", "collapsing", "evaluation_only", "non_finite"]
 
 
 def test_thresholds_of_a_log_without_its_policy_are_those_that_alerts_state() -> None:

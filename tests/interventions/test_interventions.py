@@ -61,13 +61,19 @@ def test_reset_of_all_codes_writes_table_sum_and_count_together() -> None:
     module, view = plain()
     reset = find_intervention("reset_codes")(ResetCodes(scope="all"), site(view, latents()))
     assert reset.refusal() is None
-    assert "16 of 16 codes placed by kmeans on 400 latents" in reset.apply()
+    assert reset.apply() == "16 of 16 codes placed by kmeans on 400 latents, few for 16 codes"
     counts = module.rho
     torch.testing.assert_close(module.alpha / counts.unsqueeze(1), module.omega, rtol=1e-5, atol=1e-6)
     assert float(counts.min()) >= 0.5 * float(counts.mean()) * 0.9
     assert len(torch.unique(module.omega, dim=0)) == K
     nearest = torch.cdist(latents(), module.omega).min(dim=1).values
     assert float(nearest.mean()) < 1.0
+
+
+def test_with_39_latents_a_code_a_reset_does_not_call_them_few() -> None:
+    _, view = plain()
+    reset = find_intervention("reset_codes")(ResetCodes(scope="all"), site(view, latents(39 * K)))
+    assert reset.apply() == "16 of 16 codes placed by kmeans on 624 latents"
 
 
 @pytest.mark.parametrize("source", ["kmeans", "reservoir"])
@@ -224,6 +230,27 @@ def test_a_refit_follows_the_latents_and_keeps_most_ids() -> None:
 
 
 @pytest.mark.parametrize("name", ["reset_codes", "fallback_tokenizer"])
+@pytest.mark.parametrize("kind", ["spread", "broken"])
+def test_a_codebook_placed_anew_takes_over_the_ids_of_the_old_one(name: str, kind: str) -> None:
+    """Twelve clusters in an order of their own; or half of them, and codes without a number."""
+    module = quantizers.Plain(12, D).train()
+    (view,) = discover(module).views
+    data = latents(2000)
+    centres = torch.randn(12, D, generator=torch.Generator().manual_seed(0)) * 3
+    old = centres[torch.randperm(12, generator=torch.Generator().manual_seed(8))]
+    if kind == "broken":
+        old[[1, 4, 5]] = torch.nan
+    view.write_rows(torch.arange(12), old, None if view.ema_count is None else torch.full((12,), 5.0))
+    before = np.nanargmin(np.square(data.double().numpy()[:, None] - old.double().numpy()).sum(-1), axis=1)
+    params: Any = ResetCodes(scope="all") if name == "reset_codes" else FallbackTokenizer()
+    action = find_intervention(name)(params, site(view, data))
+    action.apply()
+    after = np.square(data.double().numpy()[:, None] - view.codebook().double().numpy()).sum(-1).argmin(1)
+    assert action.facts == {"ids_changed": int((before != after).sum()), "ids_compared": 2000}
+    assert action.facts["ids_changed"] <= (0 if kind == "spread" else 700)  # three clusters of twelve had no code
+
+
+@pytest.mark.parametrize("name", ["reset_codes", "fallback_tokenizer"])
 def test_without_distinct_latents_nothing_is_placed(name: str) -> None:
     _, view = plain()
     params: Any = ResetCodes() if name == "reset_codes" else FallbackTokenizer()
@@ -266,7 +293,9 @@ def test_an_inconsistent_codebook_is_refused(spoil: Any, message: str) -> None:
 
 
 def test_an_unknown_action_lists_the_known_ones() -> None:
-    with pytest.raises(KeyError, match="known: alert, decay_commitment, fallback_tokenizer, reset_codes"):
+    with pytest.raises(
+        KeyError, match="known: alert, clip_gradients, decay_commitment, disable_normalisation, fallback_tokenizer"
+    ):
         find_intervention("pray")
 
 

@@ -202,6 +202,14 @@ def train(model: Model, optimizer: torch.optim.Optimizer, guard: Guard, steps: r
         guard.step()
 
 
+def test_codes_of_a_fallback_are_left_to_its_refits() -> None:
+    bench = Bench(EAGER)
+    bench.view.freeze()
+    assert "a fallback tokenizer is in force" in (bench.upkeep.refusal() or "")
+    bench.view.unfreeze()
+    assert bench.upkeep.refusal() is None
+
+
 def test_a_rule_switches_upkeep_on_and_its_clear_switches_it_off() -> None:
     recorder, model = Recorder(), Model()
     optimizer = torch.optim.Adam(model.parameters())

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from collapse_guard.kmeans import assign, match_codes, matching
+from collapse_guard.kmeans import assign, match, match_codes, matching
 
 
 def blobs(K: int, seed: int, *, D: int = 3, n: int = 40) -> tuple[Tensor, Tensor]:
@@ -64,6 +64,24 @@ def test_large_codebooks_match_mutual_favourites_first(monkeypatch: pytest.Monke
     near = match_codes(centres, new, latents)
     assert sorted(near.tolist()) == list(range(60))
     assert kept(centres, new, latents, near) >= 0.99 * kept(centres, new, latents, best)
+    collapsed = 1000 * torch.randn(60, 3, generator=generator)
+    collapsed[7] = 0.0  # takes every latent, so that there is hardly a pair to match
+    order = match_codes(collapsed, new, latents)
+    assert sorted(order.tolist()) == list(range(60))
+    assert kept(collapsed, new, latents, order) == int(assign(latents, new).bincount().max())
+
+
+def test_rows_without_a_number_had_no_latents() -> None:
+    centres, latents = blobs(6, 0)
+    old = centres[[3, 0, 1, 5, 2, 4]]
+    old[2] = torch.nan
+    matching = match(old, centres, latents)
+    assert sorted(matching.order.tolist()) == list(range(6))
+    assert matching.order[[0, 1, 3, 4, 5]].tolist() == [3, 0, 5, 2, 4]
+    assert matching.tokens == len(latents)
+    nothing = match(torch.full_like(old, torch.nan), centres, latents)
+    assert sorted(nothing.order.tolist()) == list(range(6))
+    assert nothing.changed == len(latents)
 
 
 def test_codebooks_of_different_shapes_are_refused() -> None:
@@ -74,7 +92,9 @@ def test_codebooks_of_different_shapes_are_refused() -> None:
 def test_the_number_of_kept_ids_is_that_of_a_plain_recount() -> None:
     centres, latents = blobs(8, 5)
     new = centres.flip(0) + 0.5
-    order = match_codes(centres, new, latents).numpy()
+    matched = match(centres, new, latents)
+    order = matched.order.numpy()
     distances = np.square(latents.double().numpy()[:, None] - centres.double().numpy()).sum(-1)
     moved = np.square(latents.double().numpy()[:, None] - new.double().numpy()[order]).sum(-1)
     assert (distances.argmin(1) == moved.argmin(1)).mean() > 0.9
+    assert (matched.changed, matched.tokens) == (int((distances.argmin(1) != moved.argmin(1)).sum()), len(latents))

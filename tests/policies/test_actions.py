@@ -21,21 +21,21 @@ from collapse_guard.policies import (
 from tests.policies.series import policy, rule
 
 
-class FreezeEncoder(Action):
+class Hum(Action):
     """An action of somebody else's."""
 
-    action: ClassVar[str] = "freeze_encoder"
+    action: ClassVar[str] = "hum"
 
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 @pytest.fixture
 def registered() -> Iterator[None]:
-    """Register `freeze_encoder` for one test."""
-    register_action("freeze_encoder", FreezeEncoder)
+    """Register `hum` for one test."""
+    register_action("hum", Hum)
     yield
     registry = action_named.__globals__["_ACTIONS"]
-    del registry["freeze_encoder"]
+    del registry["hum"]
 
 
 def test_built_in_actions_describe_themselves_as_a_call() -> None:
@@ -54,6 +54,18 @@ def test_built_in_actions_are_known_by_their_names() -> None:
         "decay_commitment",
         "fallback_tokenizer",
         "upkeep",
+        "slow_ema",
+        "fast_ema",
+        "scale_loss_weight",
+        "disable_normalisation",
+        "clip_gradients",
+        "freeze_encoder",
+        "lower_lr",
+        "raise_codebook_lr",
+        "take_over_updates",
+        "substitute",
+        "rollback",
+        "eval_fix",
         "alert",
         "save_checkpoint",
         "stop_training",
@@ -70,20 +82,20 @@ def test_an_unknown_action_lists_the_known_ones() -> None:
 
 @pytest.mark.usefixtures("registered")
 def test_a_registered_action_can_be_named_by_a_policy() -> None:
-    loaded = policy(rule(ladder=[{"freeze_encoder": {"share": 0.5}}]))
-    assert loaded.rules[0].ladder[0].params == FreezeEncoder(share=0.5)
+    loaded = policy(rule(ladder=[{"hum": {"share": 0.5}}]))
+    assert loaded.rules[0].ladder[0].params == Hum(share=0.5)
 
 
 @pytest.mark.usefixtures("registered")
 def test_a_registered_action_is_checked_like_any_other() -> None:
-    with pytest.raises(PolicyError, match=r"ladder\[0\].freeze_encoder.share: expected a number of at most 1, got 2"):
-        policy(rule(ladder=[{"freeze_encoder": {"share": 2.0}}]))
+    with pytest.raises(PolicyError, match=r"ladder\[0\].hum.share: expected a number of at most 1, got 2"):
+        policy(rule(ladder=[{"hum": {"share": 2.0}}]))
 
 
 @pytest.mark.usefixtures("registered")
 def test_registering_the_same_action_again_changes_nothing() -> None:
-    register_action("freeze_encoder", FreezeEncoder)
-    assert action_named("freeze_encoder") is FreezeEncoder
+    register_action("hum", Hum)
+    assert action_named("hum") is Hum
 
 
 def test_a_name_that_is_taken_is_refused() -> None:
@@ -95,7 +107,7 @@ def test_a_name_that_is_taken_is_refused() -> None:
     assert action_named("reset_codes") is ResetCodes
 
 
-@pytest.mark.parametrize("name", ["repeat", "within", "freeze-encoder"])
+@pytest.mark.parametrize("name", ["repeat", "within", "hum-loudly"])
 def test_a_name_that_a_rung_cannot_hold_is_refused(name: str) -> None:
     class Misnamed(Action):
         """Bears a name that means something else in a rung."""
@@ -120,7 +132,7 @@ def test_an_action_must_carry_the_name_that_it_is_registered_under() -> None:
 
 def test_actions_cannot_be_added_behind_the_registry() -> None:
     with pytest.raises(TypeError):
-        actions()["mine"] = FreezeEncoder  # type: ignore[index]  # pyright: ignore[reportIndexIssue]
+        actions()["mine"] = Hum  # type: ignore[index]  # pyright: ignore[reportIndexIssue]
 
 
 def test_parameters_cannot_be_changed_afterwards() -> None:

@@ -100,7 +100,7 @@ def test_the_json_schema_knows_the_language() -> None:
     assert schema["properties"]["rules"]["minItems"] == 1
     assert schema["anyOf"] == [{"required": ["rules"]}, {"required": ["extends"]}]
     assert schema["$defs"]["Rule"]["required"] == ["name"]
-    assert list(schema["$defs"]["Rule"]["properties"])[:4] == ["name", "codebooks", "when", "for"]
+    assert list(schema["$defs"]["Rule"]["properties"])[:5] == ["name", "codebooks", "stage", "when", "for"]
     assert schema["$defs"]["Verify"]["properties"]["within"]["pattern"] == r"^\d+ *(steps?|readings?|epochs?)$"
 
 

@@ -59,14 +59,22 @@ class Autoencoder(nn.Module):
 
 def quantizer(kind: str, **options: Any) -> nn.Module:
     """Return a quantizer of vector-quantize-pytorch that keeps its codebook the same on all ranks."""
+    made: nn.Module
     if kind == "ema":
-        return VectorQuantize(DIM, 24, decay=0.9, threshold_ema_dead_code=0, **{"sync_codebook": True, **options})
-    if kind == "learnable":
-        return VectorQuantize(DIM, 24, ema_update=False, learnable_codebook=True, sync_codebook=True, **options)
-    assert kind == "residual"
-    return ResidualVQ(
-        dim=DIM, num_quantizers=3, codebook_size=16, decay=0.9, threshold_ema_dead_code=0, sync_codebook=True, **options
-    )
+        made = VectorQuantize(DIM, 24, decay=0.9, threshold_ema_dead_code=0, **{"sync_codebook": True, **options})
+    elif kind == "learnable":
+        made = VectorQuantize(DIM, 24, ema_update=False, learnable_codebook=True, sync_codebook=True, **options)
+    else:
+        made = ResidualVQ(
+            dim=DIM,
+            num_quantizers=3,
+            codebook_size=16,
+            decay=0.9,
+            threshold_ema_dead_code=0,
+            sync_codebook=True,
+            **options,
+        )
+    return made
 
 
 @torch.no_grad()

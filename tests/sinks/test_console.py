@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -131,7 +132,14 @@ STORY = [
                 }
             ],
             "interventions": [
-                {"codebook": "vq", "step": 20, "action": "reset_codes", "result": "failed", "undone": True}
+                {
+                    "codebook": "vq",
+                    "step": 20,
+                    "attempt": 1,
+                    "action": "reset_codes",
+                    "result": "failed",
+                    "undone": True,
+                }
             ],
             "ended_by": "KeyboardInterrupt",
             "in_force": [FALLBACK],
@@ -154,8 +162,9 @@ def shown(events: list[Event], *, terminal: bool = False, width: int = 200) -> s
 
 
 def test_off_a_terminal_every_entry_is_one_searchable_line() -> None:
-    lines = [line.rstrip() for line in shown(STORY, width=40).splitlines() if line.startswith(("step", "     "))]
-    entries = [line for line in lines if line.startswith("step") and " #" not in line[:30]]
+    lines = [line.rstrip() for line in shown(STORY, width=40).splitlines()]
+    dated = [line for line in lines if re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  step ", line)]
+    entries = [line[21:] for line in dated]
     assert "step     20  CRITICAL      vq: collapsed: perplexity 1.00 < 1.5" in entries
     assert "             why           codes are long" in lines
     assert (
@@ -181,18 +190,20 @@ def test_readings_holds_and_skipped_candidates_are_for_the_log_not_for_people() 
 
 def test_tables_show_what_is_watched_and_what_came_of_it() -> None:
     text = shown(STORY)
-    assert "home-made (ema, l2)" in text
-    assert "confirmed" in text
+    assert "home-made (ema, l2) confirmed" in text
     assert "cannot        vq: commitment: no weight found" in text
     assert "not watched   other: returns no codes" in text
     assert "                           return them" in text
     assert "idle          level_fallen: exists on no codebook here: none is called *.[1-9] or *.[1-9][0-9]" in text
-    assert "1.0 > 80.0 of 256" in text
-    assert "step 20 reset_codes failed, undone" in text
-    assert "healthy (fallback)" in text
-    assert "summary after 100 steps, ended by KeyboardInterrupt" in text
+    (row,) = (line for line in text.splitlines() if line.startswith("  vq") and "80.0" in line)
+    assert row.split() == ["vq", "256", "healthy", "(fallback)", "1.0", "-", "-", "80.0", "90.0%"]
+    assert (
+        "step 20: vq: reset_codes (codes placed anew on recent latents). At step 70, it did not hold, and was" in text
+    )
+    assert "step 20: rule collapsed fired on vq (critical): perplexity 1.00 < 1.5. Likely cause: codes are long" in text
+    assert "summary after 100 steps, ended by KeyboardInterrupt, resumed at step 95" in text
     assert "vq stands on the codebook of fallback_tokenizer since step 70; its own update was kept out" in text
-    assert "the guard took 0.50 s of 10.00 s (5.0%)" in text
+    assert "The guard took 0.50 s of 10.00 s (5.0%)." in text
 
 
 def test_on_a_terminal_long_texts_wrap_beside_their_label() -> None:
@@ -200,7 +211,8 @@ def test_on_a_terminal_long_texts_wrap_beside_their_label() -> None:
     lines = text.rstrip().splitlines()
     assert len(lines) > 2
     assert all(len(line.rstrip()) <= 80 for line in lines)
-    assert all(line.startswith(" " * 27) for line in lines[1:])
+    assert all(line.startswith(" " * 27) for line in lines[2:])
+    assert re.match(r"\d\d:\d\d:\d\d {19}word", lines[1])
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -114,7 +114,7 @@ def _view(name: str, module: nn.Module, head: int, around: _Surroundings) -> Cod
         lacks |= dict.fromkeys(("reset", "freeze", "fallback"), why)
     if why := _why_no_commitment(module, around):
         lacks["commitment"] = why
-    readers = {"forward": _forward_reader(module, head, cosine)}
+    readers = {"forward": _forward_reader(module, head)}
     if around.beam is not None:
         readers = {"forward": _chosen_reader(around.level)}
     optimizer = getattr(module, "in_place_codebook_optimizer", None)
@@ -131,6 +131,7 @@ def _view(name: str, module: nn.Module, head: int, around: _Surroundings) -> Cod
         commitment=None if "commitment" in lacks else Knob(module, "commitment_weight"),
         decay=Knob(leaf, "decay") if averages else None,
         replacement=_replacement(leaf),
+        normalisation=_normalisation(leaf) if cosine and sums else None,
         is_initialised=lambda: bool(getattr(leaf, "initted", True)),
         lacks=lacks,
         owner=around.owner,
@@ -140,8 +141,10 @@ def _view(name: str, module: nn.Module, head: int, around: _Surroundings) -> Cod
 
 
 def _is_cosine(module: nn.Module, leaf: nn.Module) -> bool:
-    flags = (getattr(leaf, "use_cosine_sim", None), getattr(module, "use_cosine_sim", None))
-    return any(flag is True for flag in flags) or type(leaf).__name__ == "CosineSimCodebook"
+    own = getattr(leaf, "use_cosine_sim", None)  # of the inner module that searches, since 1.27
+    if isinstance(own, bool):
+        return own
+    return getattr(module, "use_cosine_sim", None) is True or type(leaf).__name__ == "CosineSimCodebook"
 
 
 def _table(leaf: nn.Module, head: int) -> TensorRef | Derived:
@@ -170,6 +173,14 @@ def _replacement(leaf: nn.Module) -> Switch | None:
     return Switch(leaf, present) if present else None
 
 
+def _normalisation(leaf: nn.Module) -> Switch | None:
+    """Return the settings without which the inner module of 1.27 and newer searches by distance."""
+    off = {"use_cosine_sim": False, "transform_input": torch.Tensor.contiguous}  # which returns what it is given
+    has_one_head = cast(Tensor, leaf.embed).shape[0] == 1  # else one setting would govern several codebooks
+    is_known = getattr(leaf, "use_cosine_sim", None) is True and all(hasattr(leaf, name) for name in off)
+    return Switch(leaf, off) if has_one_head and is_known else None
+
+
 def _counts_to_replace(leaf: nn.Module) -> bool:
     """Whether a table that no average moves has counts all the same, by which its dead rows are told."""
     return bool(getattr(leaf, "has_dead_code_replacement", False))
@@ -195,13 +206,14 @@ def _why_no_commitment(module: nn.Module, around: _Surroundings) -> str | None:
     return _BOTH if getattr(module, "learnable_codebook", False) else None
 
 
-def _forward_reader(module: nn.Module, head: int, cosine: bool) -> Reader:
+def _forward_reader(module: nn.Module, head: int) -> Reader:
     """Return the reader of the inner module: (quantized, codes, distances) from (x, mask=...).
 
     With an optimizer inside the forward the same latents are searched twice, before and after its step: the second
     search gives the codes. With `topk` there are candidates, and no token is given a code by this call.
     """
     first: list[weakref.ReferenceType[Tensor]] = []
+    leaf = cast(nn.Module, module._codebook)
 
     def read(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Observation | None:
         given, codes = args[0] if args else kwargs["x"], output[1]
@@ -212,6 +224,7 @@ def _forward_reader(module: nn.Module, head: int, cosine: bool) -> Reader:
             if not is_second:
                 first[:] = [weakref.ref(given)]
                 return None
+        cosine = _is_cosine(module, leaf)  # which may be switched off
         seen = _observation(given, codes, kwargs.get("mask"), head, cosine)
         own_table = kwargs.get("codebook_transform_fn") is not None
         return Observation(seen.codes, None) if own_table else seen

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .structure import Structure
 from .trace import Comparison, Tracer
 
-__all__ = ["MAX_ELEMENTS", "Bench", "CannotTryError", "Trial", "shapes_of"]
+__all__ = ["MAX_ELEMENTS", "Bench", "CannotTryError", "Trial", "apart", "copy_apart", "own_streams", "shapes_of"]
 
 MAX_ELEMENTS = 1 << 25
 """No module with more elements in its tensors than this is copied: 128 MiB in float32."""
@@ -81,10 +81,9 @@ class Bench:
             raise CannotTryError(why)
         counts = {name for table in structure.tables for name in table.counts}
         self._names = [*dict.fromkeys([*(table.name for table in structure.tables), *structure.deeper, *counts])]
-        self._devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
         try:
-            with self._apart():
-                self._master = _copy(module).float()
+            with apart():
+                self._master = copy_apart(module).float()
         except CannotTryError:
             raise
         except Exception as error:  # foreign state may refuse to be copied in any way
@@ -99,7 +98,7 @@ class Bench:
         The copy may remember earlier runs, its tables are the module's own, and what they held before is not kept.
         """
         try:
-            with self._apart(), torch.no_grad():
+            with apart(), torch.no_grad():
                 if self._scout is None:
                     self._scout = copy.deepcopy(self._master).eval()
                 return self._call(self._scout, entry, shape, {})
@@ -127,7 +126,7 @@ class Bench:
             edit: changes the copy beforehand.
         """
         try:
-            with self._apart(), torch.enable_grad() if gradients else torch.no_grad():
+            with apart(), torch.enable_grad() if gradients else torch.no_grad():
                 if not self._is_filled:
                     self._fill()
                 twin = copy.deepcopy(self._master).train(training)
@@ -157,30 +156,43 @@ class Bench:
             tensor.copy_(values.abs_().add_(5) if tensor.ndim == 1 else values)
         self._is_filled = True
 
-    @contextmanager
-    def _apart(self) -> Iterator[None]:
-        """Keep random streams, warnings and precision settings of the run out of a trial, and the trial's out of it."""
-        plain, array = random.getstate(), np.random.get_state()
-        kind = "cuda" if self._devices else "cpu"
-        try:
-            with (
-                torch.random.fork_rng(devices=self._devices),
-                warnings.catch_warnings(),
-                torch.inference_mode(False),
-                torch.autocast(kind, enabled=False),
-                torch.autocast("cpu", enabled=False) if kind != "cpu" else nullcontext(),
-            ):
-                warnings.simplefilter("ignore")
-                # torch.manual_seed would also leave a seed for a CUDA that is not initialised yet
-                torch.default_generator.manual_seed(_SEED)
-                for device in self._devices:
-                    torch.cuda.default_generators[device].manual_seed(_SEED)
-                random.seed(_SEED)
-                np.random.seed(_SEED)
-                yield
-        finally:
-            random.setstate(plain)
-            np.random.set_state(array)
+
+@contextmanager
+def apart(seed: int = _SEED) -> Iterator[None]:
+    """Keep random streams, warnings and precision settings of the run out of a trial, and the trial's out of it.
+
+    Args:
+        seed: that every stream begins at within the trial.
+    """
+    kind = "cuda" if torch.cuda.is_initialized() else "cpu"
+    with (
+        own_streams(seed),
+        warnings.catch_warnings(),
+        torch.inference_mode(False),
+        torch.autocast(kind, enabled=False),
+        torch.autocast("cpu", enabled=False) if kind != "cpu" else nullcontext(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def own_streams(seed: int) -> Iterator[None]:
+    """Begin every global random stream at a seed, and put all of them back to where they were afterwards."""
+    plain, array = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            # torch.manual_seed would also leave a seed for a CUDA that is not initialised yet
+            torch.default_generator.manual_seed(seed)
+            for device in devices:
+                torch.cuda.default_generators[device].manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)
+            yield
+    finally:
+        random.setstate(plain)
+        np.random.set_state(array)
 
 
 def shapes_of(D: int) -> tuple[tuple[int, ...], ...]:
@@ -213,16 +225,32 @@ class _Memo(dict[int, Any]):
         super().__setitem__(key, value)
 
 
-def _copy(module: nn.Module) -> nn.Module:
-    """Copy a module without hooks, which are for its owner's data, and without the loop that it runs in."""
+def copy_apart(module: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
+    """Copy a module without its owner's hooks, which are for its owner's data, and without the loop that it runs in.
+
+    Args:
+        module: to copy.
+        shared: tensors that the copy shares with it.
+
+    Raises:
+        CannotTryError: too much hangs on it.
+    """
     memo = _Memo()
+    for tensor in shared:
+        dict.__setitem__(memo, id(tensor), tensor)  # past the count of what is copied
     for part in module.modules():
         for key, value in vars(part).items():
             if key.endswith("_hooks") and isinstance(value, dict):
-                memo[id(value)] = type(value)()
+                kept = {name: hook for name, hook in value.items() if _is_of_torch(hook)}
+                memo[id(value)] = copy.deepcopy(type(value)(kept), memo)
             elif key in _HOSTS:
                 memo[id(value)] = None
     return copy.deepcopy(module, memo)
+
+
+def _is_of_torch(hook: Any) -> bool:
+    """Whether a hook is part of how a module computes: those of weight and spectral normalisation."""
+    return type(hook).__module__.startswith("torch.nn.utils")
 
 
 def _tensor(module: nn.Module, dotted: str) -> Tensor:

@@ -90,7 +90,7 @@ class Pane:
         """Say what keeps the picture from being whole."""
         lost, notes = self.view.lost, []
         if not self.view.is_whole:
-            notes.append(f"the end of a long log; read {self.view.share_read:.0%}, the rest follows")
+            notes.append(f"the end of a long log; of the whole {self.view.share_read:.0%} read so far")
         if lost.newer:
             notes.append(f"{_counted(lost.newer, 'line')} of a newer version left out: upgrade collapse_guard")
         if count := lost.malformed + self.view.odd:
@@ -236,6 +236,10 @@ def _numbers(book: Book) -> str:
     thinned = f"{len(book.series)} readings" + (
         ", thinned to their lowest and highest" if book.series.is_thinned else ""
     )
+    if book.evaluated is not None:
+        step, perplexity, share = book.evaluated
+        beside = f", {share:.0%} of training" if share is not None else ""
+        parts.append(f"in evaluation {compact(perplexity)} at step {step}{beside}")
     return ", ".join([*parts, thinned])
 
 

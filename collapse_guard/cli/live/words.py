@@ -23,6 +23,7 @@ STYLES = {
     "warning": "bold yellow",
     "critical": "bold red",
     "alert": "bold yellow",
+    "withdrawn": "cyan",
     "applied": "bold cyan",
     "refused": "yellow",
     "postponed": "yellow",

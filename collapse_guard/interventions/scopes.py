@@ -1,0 +1,66 @@
+"""Which parameters an intervention is about: those behind the quantizer's input, those below a module, a codebook's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+from torch.optim import Optimizer
+
+from .base import Site
+
+__all__ = ["encoder_of", "moved_by", "names_of"]
+
+_UNKNOWN = (
+    "no parameter that trains was found behind the quantizer's input (nothing that feeds it trains, or activation "
+    "checkpointing hides it)"
+)
+
+
+def encoder_of(site: Site, module: str | None = None) -> list[nn.Parameter] | str:
+    """Return the encoder's parameters that an optimizer moves, or why there are none.
+
+    Args:
+        site: where an intervention works.
+        module: path in the model; where not given, what the quantizer's input was seen to depend on.
+    """
+    if not site.optimizers:
+        return "no optimizer is known to the guard: give it to `attach(model, optimizers)`"
+    if module is None:
+        found = list(site.encoder())
+        if not found:
+            return f"{_UNKNOWN}; name the encoder: `module: <path in the model>`"
+    else:
+        if site.model is None:
+            return "the model is not known here"
+        try:
+            found = list(site.model.get_submodule(module).parameters())
+        except AttributeError:
+            known = ", ".join(name for name, _ in site.model.named_children())
+            return f"the model has no module {module!r}; it has: {known}"
+        if not found:
+            return f"{module} has no parameters"
+    moved = moved_by(site.optimizers, found)
+    return moved or "no known optimizer moves a parameter of the encoder"
+
+
+def moved_by(optimizers: Iterable[Optimizer], parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Return those of the parameters that stand in a group of some optimizer."""
+    held = {id(each) for optimizer in optimizers for group in optimizer.param_groups for each in group["params"]}
+    return [each for each in parameters if id(each) in held]
+
+
+def names_of(model: nn.Module | None, parameters: Sequence[nn.Parameter]) -> str:
+    """Say which parameters these are: the modules that they lie in, and how many numbers.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    >>> names_of(model, list(model[0].parameters()))
+    '0 (2 tensors, 9 numbers)'
+    """
+    wanted = {id(each) for each in parameters}
+    named = model.named_parameters() if model is not None else ()
+    tops = dict.fromkeys(name.partition(".")[0] for name, each in named if id(each) in wanted)
+    shown = ", ".join([*tops][:4]) + (", ..." if len(tops) > 4 else "")
+    tensors = f"{len(parameters)} tensor{'s' if len(parameters) != 1 else ''}"
+    return f"{shown or 'parameters'} ({tensors}, {sum(each.numel() for each in parameters)} numbers)"

@@ -1,0 +1,135 @@
+"""The clinic in a run: asked only when something is to be told, contained when it fails, the same after a resume."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from collapse_guard import Guard, read_events
+from collapse_guard.demos import FAULTS, Course
+from collapse_guard.diagnosis import EXAMINERS, Clinic, Examiner, Facts, clinic
+from collapse_guard.policies import Cause, Diagnosis, load_policy, recordings_of_events, replay
+from tests.loops import Recorder, digits_model, train
+
+EVERY_STEP: dict[str, Any] = {
+    "version": 1,
+    "sample": {"every": "10 steps"},
+    "rules": [{"name": "low", "when": "perplexity < 1.5", "for": 2, "severity": "critical"}],
+}
+
+
+def test_the_reference_collapse_is_explained_by_its_missing_factor() -> None:
+    recorder = Recorder()
+    with Guard("default", console=False, sinks=[recorder]) as guard:
+        train(digits_model(), 40, guard)
+    alert = recorder.of("alert")[0].fields
+    first = alert["causes"][0]
+    assert first["cause"] == "runaway_codebook"
+    assert first["confidence"] > 0.9
+    assert "the smoothed cluster size is not multiplied back by n" in alert["why"]
+    assert first["line"].endswith("self.codebook = self.accumulated / size")
+    assert first["evidence"]["table_over_quotient"] == pytest.approx(first["evidence"]["ema_total"], rel=0.05)
+
+
+def test_nobody_is_asked_at_healthy_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Facts] = []
+    monkeypatch.setattr(clinic, "diagnose", lambda facts, *rest: asked.append(facts) or ())
+    with Guard(EVERY_STEP, console=False) as guard:
+        train(digits_model(repaired=True), 60, guard)
+    assert not asked
+    with Guard(EVERY_STEP, console=False) as guard:
+        train(digits_model(), 40, guard)
+    assert len(asked) == 1
+
+
+def test_an_examiner_that_raises_is_told_once_and_asked_no_more() -> None:
+    calls = []
+
+    def raises(facts: Facts) -> Diagnosis | None:
+        calls.append(facts)
+        raise ZeroDivisionError("no spread")
+
+    recorder = Recorder()
+    guard = Guard(
+        {**EVERY_STEP, "rules": [{"name": f"low_{step}", "when": f"step >= {step}"} for step in (10, 20, 30)]},
+        console=False,
+        sinks=[recorder],
+    )
+    broken = (Examiner((Cause.STARVATION,), raises), *EXAMINERS)
+    model = digits_model()
+    guard.attach(model)
+    guard._clinic = Clinic(guard._fault, broken)
+    guard._clinic.begin(guard._watch.probes, model)
+    inputs = torch.rand(32, 64)
+    for _ in range(30):
+        model(inputs)[0].sum().backward()
+        guard.step()
+    guard.close()
+    assert len(calls) == 1
+    (fault,) = recorder.of("fault")
+    assert fault.fields["reason"] == (
+        "looking for starvation raised ZeroDivisionError: no spread; it is not looked for again"
+    )
+    assert len(recorder.of("alert")) == 3
+
+
+def test_what_is_remembered_is_plain_and_survives_a_resume() -> None:
+    guard, model = Guard(EVERY_STEP, console=False), digits_model(repaired=True)
+    train(model, 35, guard)
+    saved = io.BytesIO()
+    torch.save(guard.state_dict(), saved)
+    saved.seek(0)
+    state = torch.load(saved, weights_only=True)
+    guard.close()
+    other = Guard(EVERY_STEP, console=False).attach(model)
+    other.load_state_dict(state)
+    old, new = (each._clinic._memories["quantizer"].marks for each in (guard, other))
+    assert [mark.step for mark in new] == [mark.step for mark in old] == [0, 10, 20, 30]
+    assert all(torch.equal(a.codes, b.codes) and a.perplexity == b.perplexity for a, b in zip(old, new, strict=True))
+    other.close()
+
+
+def test_a_run_that_chose_by_cause_is_replayed_exactly(tmp_path: Path) -> None:
+    by_cause = {
+        **EVERY_STEP,
+        "rules": [
+            {
+                **EVERY_STEP["rules"][0],
+                "ladder": [
+                    {"decay_commitment": None, "on": {"cause": "encoder_collapse"}},
+                    {"fallback_tokenizer": {"backend": "sklearn"}, "on": {"cause": "runaway_codebook"}},
+                    "reset_codes",
+                ],
+            }
+        ],
+    }
+    with Guard(by_cause, console=False, log_dir=tmp_path) as guard:
+        train(digits_model(), 80, guard)
+        done = [each["action"] for each in guard.interventions]
+    records = list(read_events(tmp_path))
+    (recording,) = recordings_of_events(records)
+    decided = replay(load_policy(by_cause), recording)
+    assert done == ["fallback_tokenizer"]
+    assert [each.action for each in decided.decisions if each.kind.value == "act"] == done
+    assert decided.counts()["alert"] == sum(record["event"] == "alert" for record in records)
+    alert = next(record for record in records if record["event"] == "alert")
+    assert json.loads(json.dumps(alert["causes"])) == alert["causes"]
+
+
+def test_data_of_few_modes_withdraws_the_alert_which_is_told_and_counted() -> None:
+    (scenario,) = [each for each in FAULTS if each.name == "few_modes/home"]
+    course = Course(scenario, 3)
+    plain = load_policy("default").model_dump(mode="json", by_alias=True)
+    course.run({**plain, "sample": {**plain["sample"], "every": "10 steps"}})
+    told = [event for event in course.events if event.event == "withdrawn"]
+    assert len(told) == 1
+    assert told[0].fields["causes"][0]["cause"] == "few_modes"
+    assert not [event for event in course.events if event.event in ("alert", "intervention")]
+    (summary,) = [event for event in course.events if event.event == "summary"]
+    assert summary.fields["withdrawn"] == {"quantizer": 1}
+    assert summary.fields["codebooks"][0]["health"] == "healthy"

@@ -1,0 +1,226 @@
+"""Each remedy on a run where it is right, and on one where nothing helps and it is undone, bit-equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from vector_quantize_pytorch import VectorQuantize
+
+from collapse_guard import Event, Guard
+from collapse_guard.interventions import find_intervention
+from tests import quantizers
+from tests.interventions.scenes import CENTRES, Broken, D, Scene, modes, plain
+
+RAY: Tensor = CENTRES[:1] / CENTRES[:1].norm()
+
+
+def rays(step: int) -> Tensor:
+    """Latents that differ in length alone."""
+    generator = torch.Generator().manual_seed(step)
+    lengths = 1 + torch.randint(8, (64, 1), generator=generator).float()
+    return RAY * lengths + 0.01 * torch.randn(64, D, generator=generator)
+
+
+def cosine() -> nn.Module:
+    torch.manual_seed(0)
+    module: nn.Module = VectorQuantize(dim=D, codebook_size=16, use_cosine_sim=True)
+    return module
+
+
+def learnable(beta: float = 0.0) -> nn.Module:
+    torch.manual_seed(0)
+    module = quantizers.Learnable(16, D)
+    module.beta = beta
+    return module
+
+
+def drifting() -> Scene:
+    return Scene(plain(decay=0.95, commitment=0.0), lr=1.0, weights={"near": 0.0, "drift": 8.0})
+
+
+FAR = "relative_error > 3"
+RIGHT: dict[str, tuple[Callable[[], Scene], str, dict[str, Any]]] = {
+    "fast_ema": (lambda: Scene(plain(decay=0.999), lr=0.0, inputs=lambda step: modes(step) + 0.2 * step),
+                 "relative_error > 1", {"target": 0.8}),
+    "slow_ema": (lambda: Scene(plain(K=8, decay=0.001), lr=0.0, inputs=lambda step: modes(step, 8)),
+                 "relative_error > 0.2", {"target": 0.98}),
+    "scale_loss_weight": (lambda: Scene(plain(), weights={"small": 9.0}),
+                          "latent_variance < 10", {"weight": "weights.small", "factor": 0.01}),
+    "clip_gradients": (lambda: Scene(plain(commitment=0.0), blow=lambda step: 1e5 * (-1) ** step * (step % 5 == 3)),
+                       "latent_variance > 1000", {"max_norm": 1.0}),
+    "freeze_encoder": (drifting, FAR, {"for": "100 steps"}),
+    "lower_lr": (drifting, FAR, {"factor": 0.001}),
+    "raise_codebook_lr": (lambda: Scene(learnable(), lr=0.1, inputs=lambda step: modes(step) + 10), FAR,
+                          {"factor": 50.0}),
+    "take_over_updates": (lambda: Scene(plain(kind=Broken)), "relative_error > 1", {}),
+    "substitute": (lambda: Scene(plain(kind=Broken), optimizer=torch.optim.Adam), "relative_error > 1", {}),
+    "rollback": (lambda: Scene(plain(decay=0.99), blow=lambda step: 1e5 * (step == 57)), "relative_error > 1",
+                 {"every": "10 steps"}),
+    "disable_normalisation": (lambda: Scene(cosine(), lr=0.001, inputs=rays), "latent_variance < 0.5", {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("action", RIGHT)
+def test_where_a_remedy_is_right_it_recovers_the_codebook(action: str) -> None:
+    make, when, params = RIGHT[action]
+    scene = make()
+    with scene.guarded({"when": when, "ladder": [{action: params}]}) as guard:
+        while not scene.recorder.of("outcome") and scene.done < 150:
+            scene.train(5, guard)
+        assert scene.told() == [f"{action} applied", f"{action} recovered"]
+        (act,) = scene.recorder.of("intervention")
+        assert act.fields["manifest"]
+        assert not scene.recorder.of("fault")
+
+
+class Witness:
+    """A sink that looks at a run at the alert, before anything is done, and at the outcome, when it is undone."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.seen: dict[str, dict[str, Any]] = {}
+
+    def write(self, event: Event) -> None:
+        if event.event in ("alert", "outcome"):
+            self.seen[event.event] = self.look()
+
+    def close(self) -> None: ...
+
+    def look(self) -> dict[str, Any]:
+        scene = self.scene
+        model, optimizer = scene.model, scene.optim
+        leaf = model.quantizer
+        return {
+            "tensors": {name: each.clone() for name, each in model.state_dict().items()},
+            "numbers": {key: value for key, value in vars(leaf).items() if isinstance(value, (int, float))},
+            "normalised": getattr(getattr(leaf, "_codebook", None), "use_cosine_sim", None),
+            "weights": dict(model.weights),
+            "hooks": [len(each) for each in (leaf._forward_hooks, optimizer._optimizer_step_pre_hooks,
+                                             optimizer._optimizer_step_post_hooks)],
+            "groups": [{**group, "params": [id(each) for each in group["params"]]} for group in optimizer.param_groups],
+            "held": [id(each) for each in optimizer.state],
+            "state": [{key: torch.as_tensor(each).clone() for key, each in state.items()}
+                      for state in optimizer.state.values()],
+        }  # fmt: skip
+
+
+WRONG: dict[str, Callable[[], Scene]] = {name: make for name, (make, _, _) in RIGHT.items()}
+WRONG |= {"fast_ema": lambda: Scene(plain(decay=0.99)), "slow_ema": lambda: Scene(plain())}
+
+
+@pytest.mark.parametrize("action", RIGHT)
+def test_where_nothing_helps_a_remedy_is_undone_bit_equal(action: str) -> None:
+    scene = WRONG[action]()
+    scene.optim = torch.optim.Adam(scene.model.parameters(), lr=0.01)
+    witness = Witness(scene)
+    verify = {"within": "15 steps", "success": "perplexity > 1000"}
+    rule = {"when": "step >= 60", "verify": verify}
+    with scene.guarded(rule | {"ladder": [{action: RIGHT[action][2]}]}, sinks=[witness]) as guard:
+        while not scene.recorder.of("outcome") and scene.done < 150:
+            scene.train(5, guard)
+        (outcome,) = scene.recorder.of("outcome")
+        assert scene.told() == [f"{action} applied", f"{action} failed undone"]
+        assert outcome.fields["undone"] == [1]
+        before, after = witness.seen["alert"], witness.seen["outcome"]
+        touches = find_intervention(action).touches
+        assert {key: before[key] for key in before if key not in ("tensors", "state")} == {
+            key: after[key] for key in after if key not in ("tensors", "state")
+        }
+        own = {name for name in before["tensors"] if name.startswith("quantizer.")}
+        for name in before["tensors"] if "model" in touches else own if "codebook" in touches else ():
+            assert torch.equal(before["tensors"][name], after["tensors"][name]), name
+        if "model" in touches:
+            for old, new in zip(before["state"], after["state"], strict=True):
+                assert all(torch.equal(old[key], new[key]) for key in old)
+        assert not scene.recorder.of("fault")
+        assert guard.interventions[0]["undone"]
+
+
+def test_what_lasts_ends_by_itself_and_says_so() -> None:
+    scene = drifting()
+    with scene.guarded({"when": FAR, "ladder": [{"freeze_encoder": {"for": "20 steps"}}]}) as guard:
+        while not scene.recorder.of("intervention"):
+            scene.train(5, guard)
+        frozen = scene.model.encoder.bias.detach().clone()
+        scene.train(20, guard)
+        assert torch.equal(scene.model.encoder.bias.detach(), frozen)
+        (tended,) = scene.recorder.of("tended")
+        assert tended.fields["summary"] == "released after 20 steps"
+        assert not scene.optim._optimizer_step_pre_hooks
+        scene.train(1, guard)
+        assert not torch.equal(scene.model.encoder.bias.detach(), frozen)
+
+
+def test_a_scaled_loss_weight_is_put_back_after_health_and_left_alone_when_its_owner_sets_it() -> None:
+    params = {"weight": "weights.small", "factor": 0.01, "restore_after": "10 steps"}
+    scene = Scene(plain(), weights={"small": 9.0})
+    rule = {"when": "latent_variance < 10", "cooldown": "10 steps", "ladder": [{"scale_loss_weight": params}]}
+    with scene.guarded(rule) as guard:
+        while not scene.recorder.of("tended") and scene.done < 100:
+            scene.train(1, guard)
+        assert scene.model.weights["small"] == 9.0
+        (said,) = scene.recorder.of("tended")
+        assert said.fields["summary"] == "weights.small 0.09 -> 9, after 10 steps of health"
+    scene = Scene(plain(), weights={"small": 9.0})
+    with scene.guarded(rule) as guard:
+        while not scene.recorder.of("intervention"):
+            scene.train(1, guard)
+        scene.model.weights["small"] = 3.0
+        scene.train(10, guard)
+        assert scene.model.weights["small"] == 3.0
+        assert "somebody else sets it" in scene.recorder.of("tended")[0].fields["summary"]
+
+
+def test_everything_held_is_let_go_when_the_guard_closes() -> None:
+    scene = drifting()
+    ladder = [{"lower_lr": {"factor": 0.5}}]
+    guard = scene.guarded({"when": "perplexity > 0", "verify": {"success": "usage > 2"}, "ladder": ladder})
+    scene.train(20, guard)
+    assert scene.optim._optimizer_step_pre_hooks
+    guard.close()
+    assert not scene.optim._optimizer_step_pre_hooks
+    assert not scene.optim._optimizer_step_post_hooks
+    assert not scene.model.quantizer._forward_hooks
+
+
+RESUMED: dict[str, dict[str, Any]] = {
+    "fast_ema": {"target": 0.5}, "scale_loss_weight": {"weight": "weights.near", "factor": 0.5},
+    "clip_gradients": {"max_norm": 0.01}, "freeze_encoder": {"for": "25 steps"}, "lower_lr": {"factor": 0.1},
+    "take_over_updates": {}, "substitute": {}, "rollback": {"every": "5 steps"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("action", RESUMED)
+def test_a_resumed_run_goes_on_to_the_same_bits_and_can_still_undo(action: str, tmp_path: Any) -> None:
+    verify = {"within": "30 steps", "success": "perplexity > 1000"}
+    rule = {"when": "step >= 20", "verify": verify, "ladder": [
+        {action: RESUMED[action]}]}  # fmt: skip
+
+    def begun() -> tuple[Scene, Guard]:
+        scene = Scene(plain(commitment=0.1), weights={"drift": 0.1}, optimizer=torch.optim.Adam)
+        return scene, scene.guarded(rule)
+
+    whole, guard = begun()
+    whole.train(35, guard)
+    saved = {"model": whole.model.state_dict(), "optim": whole.optim.state_dict(), "guard": guard.state_dict()}
+    torch.save(saved, tmp_path / "run.ckpt")
+    whole.train(25, guard)
+    resumed, other = begun()
+    state = torch.load(tmp_path / "run.ckpt", weights_only=True)
+    resumed.model.load_state_dict(state["model"])
+    resumed.optim.load_state_dict(state["optim"])
+    other.load_state_dict(state["guard"])
+    resumed.done = 35
+    resumed.train(25, other)
+    assert not resumed.recorder.of("fault")
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+    assert whole.model.weights == resumed.model.weights
+    assert [entry["undone"] for entry in guard.interventions] == [True]
+    assert [entry["undone"] for entry in other.interventions] == [True]
+    guard.close()
+    other.close()

@@ -1,0 +1,140 @@
+"""A reading of several ranks is that of one process which saw all their tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from collapse_guard.adapters import CodebookView, TensorRef
+from collapse_guard.measure import read_window, reading_of
+from collapse_guard.policies import Reading
+from collapse_guard.ranks import Part, Word, call_roll, fingerprint, join_ranks
+from collapse_guard.ranks.recorded import Pool
+from collapse_guard.sums import Sums, sum_up
+from collapse_guard.window import Window
+from tests.crew import Crew
+
+SIZES = (60, 0, 45)
+"""Tokens of each rank: one has none at all."""
+
+
+class Book(nn.Module):
+    def __init__(self, K: int, D: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.register_buffer("table", torch.randn(K, D, generator=generator))
+
+
+def view_of(K: int, D: int) -> CodebookView:
+    book = Book(K, D)
+    return CodebookView(name="vq", adapter="test", module=book, table=TensorRef(book, "table"), readers={})
+
+
+def seen(rank: int, K: int, D: int, n: int) -> tuple[Tensor, Tensor]:
+    """Return the codes, -1 for every fifth, and the latents of one rank, far from the origin."""
+    generator = torch.Generator().manual_seed(50 + rank)
+    codes = torch.randint(K // (rank + 1), (n,), generator=generator)
+    codes[::5] = -1
+    return codes, torch.randn(n, D, generator=generator) * 0.01 + 1.0
+
+
+def pooled(rank: int, size: int, *, K: int, D: int) -> tuple[Reading, list[int]]:
+    ranks, view, window = join_ranks(), view_of(K, D), Window(K, D)
+    window.add(*seen(rank, K, D, SIZES[rank]))
+    word = Word(step=5, loss=float(rank), epoch=2 if rank == 0 else None)
+    roll = call_roll(ranks, word, {"vq": (Part(), sum_up(window, view, size=size))}, {"vq": view})
+    assert roll.why_parted() == ""
+    reading, counts = reading_of(roll.sums["vq"], view, step=5, epoch=roll.epoch, loss=roll.loss)
+    ranks.leave()
+    return reading, counts.tolist()
+
+
+@pytest.mark.parametrize(("K", "D"), [(16, 4), (40, 64)])
+def test_pooled_readings_equal_those_of_one_process_and_are_alike_bit_for_bit(crew: Crew, K: int, D: int) -> None:
+    readings = crew.run(pooled, 3, K=K, D=D)
+    assert readings[0] == readings[1] == readings[2]
+    window = Window(K, D)
+    for rank, n in enumerate(SIZES):
+        window.add(*seen(rank, K, D, n))
+    alone, counts = read_window(window, view_of(K, D), step=5, epoch=2, loss=1.0)
+    reading, pooled_counts = readings[0]
+    assert pooled_counts == counts.tolist()
+    exact = ("tokens", "perplexity", "ceiling", "perplexity_ratio", "usage", "dead_fraction", "top_share", "loss")
+    assert reading.excerpt(*exact, "epoch") == alone.excerpt(*exact, "epoch")
+    for name in ("norm_ratio", "used_norm_ratio", "latent_rank", "codebook_rank", "latent_variance", "relative_error"):
+        assert getattr(reading, name) == pytest.approx(getattr(alone, name), rel=1e-5), name
+
+
+def test_latents_that_are_all_the_same_have_no_variance_wherever_they_lie() -> None:
+    """Sums about the origin leave rounding behind where sums about the mean leave nothing."""
+    view, windows = view_of(8, 4), [Window(8, 4) for _ in range(2)]
+    for window in windows:
+        window.add(torch.zeros(50, dtype=torch.int64), torch.full((50, 4), 1234.5))
+    packed = sum(sum_up(window, view, size=2).pack(index, 2) for index, window in enumerate(windows))
+    assert isinstance(packed, np.ndarray)
+    reading, _ = reading_of(Sums.unpack(packed, 8, 4, 2), view, step=1)
+    assert (reading.latent_variance, reading.relative_error, reading.latent_rank) == (0.0, None, None)
+
+
+def test_what_is_summed_over_ranks_has_the_length_that_is_told_beforehand() -> None:
+    for K, D, size in [(5, 3, 2), (700, 600, 3), (16, 512, 4), (30, 520, 2)]:
+        for n in (0, 7, 900):
+            window = Window(K, D)
+            window.add(torch.zeros(n, dtype=torch.int64), torch.randn(n, D))
+            view = view_of(K, D)
+            packed = sum_up(window, view, size=size).pack(0, size)
+            assert packed.shape == (Sums.length(K, D, size),), (K, D, size, n)
+            assert int(Sums.unpack(packed, K, D, size).tallies[0]) == n
+
+
+def gathered(rank: int, size: int) -> dict[str, Any]:
+    view, own = view_of(16, 4), Window(16, 4)
+    for forward in range(3 if rank != 1 else 0):
+        codes, latents = seen(rank, 16, 4, 20)
+        own.add(codes, latents + forward)
+
+    class One:
+        window = own
+
+    one = One()
+    one.view = view  # type: ignore[attr-defined]
+    ranks = join_ranks()
+    pool = Pool(ranks)
+    (together,) = pool.gather([one])  # type: ignore[list-item]
+    window = together.window
+    rows = window.rows()
+    assert rows is not None
+    told = {
+        "sample": sorted(window.sample().sum(dim=1).tolist()),
+        "latest": sorted(window.latest(3 * 20).sum(dim=1).tolist()),
+        "uses": window.uses.tolist() if window.uses is not None else None,
+        "forwards": sorted(set(rows.forwards[rows.valid].tolist())),
+        "mark": int(fingerprint(window.sample())),
+        "begun": window.has_begun,
+    }
+    window.restart()
+    told["own begun"] = own.has_begun
+    ranks.leave()
+    return told
+
+
+def test_what_all_ranks_recorded_is_the_same_on_each_and_holds_everybodys_latents(crew: Crew) -> None:
+    told = crew.run(gathered, 3)
+    assert told[0] == told[1] == told[2]
+    latents, counts = [], np.zeros(16, dtype=np.int64)
+    newest = []
+    for rank in (0, 2):
+        codes, values = seen(rank, 16, 4, 20)
+        for forward in range(3):
+            latents += (values + forward)[codes >= 0].sum(dim=1).tolist()
+            counts += np.bincount(codes[codes >= 0].numpy(), minlength=16)
+        newest += (values + 2)[codes >= 0].sum(dim=1).tolist()
+    assert told[0]["sample"] == pytest.approx(sorted(latents))
+    assert told[0]["latest"] == pytest.approx(sorted(newest))
+    assert told[0]["uses"] == counts.tolist()
+    assert told[0]["forwards"] == [0, 2, 3, 5, 6, 8]
+    assert (told[0]["begun"], told[0]["own begun"]) == (True, False)
