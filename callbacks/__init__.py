@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .loggers import LoggerSink, scalars_of
+
 if TYPE_CHECKING:
     from .lightning import CollapseGuard
 
-__all__ = ["CollapseGuard"]
+__all__ = ["CollapseGuard", "LoggerSink", "scalars_of"]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich import get_console
 from torch import Tensor
@@ -226,7 +226,7 @@ class CollapseGuard(Callback):
         if (rewritten := self.guard.rewritten) != self._rewritten:
             names = [name for name, count in rewritten.items() if self._rewritten.get(name) != count]
             self._rewritten = rewritten
-            follow(pl_module, averaged_models(trainer.callbacks), self.guard.views(names))
+            follow(pl_module, averaged_models(cast(Any, trainer).callbacks), self.guard.views(names))
         if may_request(self.guard.policy):
             self._carry_out(trainer, self.guard)
 

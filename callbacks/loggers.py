@@ -16,7 +16,7 @@ from typing import Any
 
 from collapse_guard import Event
 
-__all__ = ["LoggerSink"]
+__all__ = ["LoggerSink", "scalars_of"]
 
 _logger = logging.getLogger("collapse_guard")
 
@@ -67,7 +67,7 @@ class LoggerSink:
         self, logger: Any, event: Event, scalars: Mapping[str, float], text: str | None, uses: Sequence[int] | None
     ) -> None:
         step, place = self._step(), f"collapse_guard/{event.fields.get('codebook', 'run')}"
-        run = getattr(logger, "experiment", None)
+        run: Any = getattr(logger, "experiment", None)
         if hasattr(run, "set_tag"):  # MLflow: keys take few characters, and text is a tag
             logger.log_metrics({re.sub(r"[^\w\-. /:]", "_", key): value for key, value in scalars.items()}, step=step)
             if text is not None and self._tags < _MOST_TAGS:

@@ -154,7 +154,7 @@ def sum_up(window: Window, view: CodebookView, *, size: int = 1, table: Tensor |
     packed = torch.cat([tallies.view(torch.uint8), numbers.contiguous().view(torch.uint8)]).cpu().numpy()
     split = tallies.numel() * 8
     values = np.split(packed[split:].view(np.float32), np.cumsum([part.numel() for part in parts])[:-1])
-    shaped = [value.reshape(part.shape) for value, part in zip(values, parts, strict=True)]
+    shaped: list[np.ndarray] = [value.reshape(part.shape) for value, part in zip(values, parts, strict=True)]
     rest = shaped.pop(6)  # far from the origin the mean's rounding would be more than the variance
     shaped[2] = shaped[2].astype(np.float64) + rest
     return Sums(packed[:split].view(np.int64).copy(), *shaped)

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks.spike import SpikeDetection
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from collapse_guard.callbacks import CollapseGuard
 
@@ -39,9 +39,11 @@ class _Model(pl.LightningModule):
         self.quantizer = VectorQuantize(dim=32, codebook_size=512)
         self.decoder = nn.Sequential(nn.Linear(32, 512), nn.ReLU(), nn.Linear(512, 64))
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        quantised, _, loss = self.quantizer(self.encoder(batch)[None])
-        return functional.mse_loss(self.decoder(quantised[0]), batch) + loss.sum()
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        (rows,) = batch
+        quantised, _, loss = self.quantizer(self.encoder(rows)[None])
+        error: Tensor = functional.mse_loss(self.decoder(quantised[0]), rows) + loss.sum()
+        return error
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=1e-4)
@@ -101,5 +103,5 @@ def _seconds_per_step(monitors: list[pl.Callback]) -> float:
             enable_model_summary=False,
             default_root_dir=folder,
         )
-        trainer.fit(_Model(), DataLoader(torch.randn(1024 * 10, 64), batch_size=1024))
+        trainer.fit(_Model(), DataLoader(TensorDataset(torch.randn(1024 * 10, 64)), batch_size=1024))
     return statistics.mean(clock.seconds[_WARM:])

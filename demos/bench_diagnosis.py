@@ -59,7 +59,7 @@ def run_diagnosis(scenario: Scenario, seed: int) -> DiagnosisRun:
     course, began = Course(scenario, seed), time.process_time()
     course.run(_policy(scenario))
     said = list(_said(course))
-    spoken = said[0] if said else {"rule": "", "step": 0, "found": []}
+    spoken: dict[str, Any] = said[0] if said else {"rule": "", "step": 0, "found": []}
     if scenario.cause is None:
         best: dict[str, float] = {}
         for each in said:

@@ -108,7 +108,7 @@ def _take(engine: PolicyEngine, recording: Recording, made: Iterable[Decision], 
 def _label(decision: Decision) -> str:
     """Return under which name a decision is counted; empty where it is not."""
     if decision.kind in (DecisionKind.ALERT, DecisionKind.WITHDRAWN):
-        return decision.kind.value
+        return str(decision.kind.value)
     if decision.kind is DecisionKind.ACT:
         return decision.action or ""
     if decision.kind is DecisionKind.OUTCOME and decision.outcome is not None:

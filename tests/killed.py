@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from collapse_guard import Guard
 from collapse_guard.callbacks import CollapseGuard
@@ -127,7 +127,7 @@ def trainer(home: Path) -> None:
     known = checkpoints(home)
     options = {**QUIET_TRAINER, "enable_checkpointing": True, "default_root_dir": home, "max_steps": STEPS}
     run = pl.Trainer(callbacks=[saving, guard], **options)
-    loader = DataLoader(torch.zeros(40, 1), batch_size=1)
+    loader = DataLoader(cast(Dataset[Any], torch.zeros(40, 1)), batch_size=1)
     run.fit(model, loader, ckpt_path=known[-1] if known else None, weights_only=True)
     assert guard.guard is not None
     _save(home / "final.pt", model, run.optimizers[0], guard.guard)

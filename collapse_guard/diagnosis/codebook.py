@@ -233,7 +233,8 @@ def _is_unscaled(facts: Facts) -> bool:
 
 def _is_another(old: Tensor, new: Tensor) -> Tensor:
     """Return which rows are other vectors than they were; one that has only faded is not."""
-    before, after = old.norm(dim=-1), new.norm(dim=-1)
+    before: Tensor = old.norm(dim=-1)
+    after: Tensor = new.norm(dim=-1)
     is_turned = (torch.cosine_similarity(old, new, dim=-1) < 0.8) & (after > 0.3 * before) & (before > 1e-6)
     return is_turned | (after > 1.5 * before.clamp(min=1e-6))
 

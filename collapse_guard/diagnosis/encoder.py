@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 
+from collapse_guard.adapters import Knob
 from collapse_guard.policies import Cause, Diagnosis
 
 from .facts import Facts, ramp
@@ -66,7 +67,7 @@ def collapsed_encoder(facts: Facts) -> Diagnosis | None:
         driver += f" (weight {weight:g})" if driver else ""
     knob = facts.view.commitment
     is_driven = bool(driver) or (weight is not None and weight >= 1)
-    if is_driven and knob is not None and hasattr(knob, "owner") and weight is not None:
+    if is_driven and isinstance(knob, Knob) and weight is not None:
         line = f"{facts.path_of(knob.owner, knob.attribute)} = {weight / 10:.2g}  # now {weight:g}"
     return Diagnosis(
         cause=Cause.ENCODER_COLLAPSE,

@@ -80,7 +80,8 @@ class Facts:
     @cached_property
     def code_norms(self) -> Tensor:
         """(K,) norms of the codes."""
-        return self.table.norm(dim=-1)
+        norms: Tensor = self.table.norm(dim=-1)
+        return norms
 
     @property
     def code_norm(self) -> float:

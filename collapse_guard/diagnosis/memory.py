@@ -53,7 +53,9 @@ class Mark:
 
     def on_host(self) -> Mark:
         """Return the same on the CPU; waits for the device."""
-        moved = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in self._items()}
+        moved: dict[str, Any] = {
+            name: value.cpu() if isinstance(value, Tensor) else value for name, value in self._items()
+        }
         return Mark(**moved)
 
     def _items(self) -> list[tuple[str, Any]]:
@@ -120,10 +122,12 @@ class Memory:
 
     def load_state_dict(self, state: list[dict[str, Any]], device: torch.device) -> None:
         """Go on from `state_dict`."""
-        self.marks = [
-            Mark(**{name: value.to(device) if isinstance(value, Tensor) else value for name, value in each.items()})
-            for each in state
-        ]
+        self.marks = []
+        for each in state:
+            placed: dict[str, Any] = {
+                name: value.to(device) if isinstance(value, Tensor) else value for name, value in each.items()
+            }
+            self.marks.append(Mark(**placed))
 
 
 def decoded_table(view: CodebookView) -> Tensor:

@@ -86,7 +86,7 @@ def _uses(story: Story, name: str) -> str:
 
 
 def _sketches(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    found = []
+    found: list[dict[str, Any]] = []
     for act in data["ledger"]:
         if isinstance(sketch := act.get("sketch"), Mapping) and len(found) < _MOST_SKETCHES:
             before, after = outside(sketch)

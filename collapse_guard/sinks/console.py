@@ -181,13 +181,13 @@ def _print_grid(console: Console, grid: Grid) -> None:
     for index, row in enumerate([grid.heads, *rows]):
         cells = [wrapped(cell, width) for cell, width in zip(row, widths, strict=True)]
         for at in range(max(map(len, cells))):
-            line = Text("  ")
-            for column, (cell, width) in enumerate(zip(cells, widths, strict=True)):
-                text = cell[at] if at < len(cell) else ""
-                line.append_text(_toned(text, index > 0 and column == grid.toned))
-                line.append(" " * (width - cell_len(text) + _GAP))
-            line.rstrip()
-            console.print(line, soft_wrap=True)
+            printed = Text("  ")
+            for column, (lines, width) in enumerate(zip(cells, widths, strict=True)):
+                text = lines[at] if at < len(lines) else ""
+                printed.append_text(_toned(text, index > 0 and column == grid.toned))
+                printed.append(" " * (width - cell_len(text) + _GAP))
+            printed.rstrip()
+            console.print(printed, soft_wrap=True)
         if index == 0:
             console.print("  " + "─" * (sum(widths) + _GAP * (len(widths) - 1)), soft_wrap=True)
     console.print()

@@ -62,7 +62,7 @@ Line = Entry | Grid
 def lines_of(event: Event) -> list[Line]:
     """Return what there is to say of an event; nothing of one that is for the log alone."""
     render = _RENDER.get(event.event)
-    return render(event) if render is not None else []
+    return list(render(event)) if render is not None else []
 
 
 def local_time(time: str) -> str:

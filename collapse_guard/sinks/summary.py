@@ -209,7 +209,7 @@ def _judged(outcome: Event | None) -> str:
     if outcome is None:
         return ""
     parts = [outcome.fields, *outcome.fields.get("members", ())]
-    after = next((part["after"] for part in parts if part.get("after")), {})
+    after: Mapping[str, Any] = next((part["after"] for part in parts if part.get("after")), {})
     known = [(name, after.get(key)) for name, key in (("perplexity", "perplexity"), ("error", "relative_error"))]
     numbers = " and ".join(f"{name} {value:.4g}" for name, value in known if isinstance(value, (int, float)))
     return f"At step {outcome.step}{f', with {numbers}' if numbers else ''}, "

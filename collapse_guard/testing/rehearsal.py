@@ -174,7 +174,7 @@ def steps_for(policy: Policy) -> tuple[int, int]:
     """Return the step at which a rehearsal of this policy spoils the codebook, and how many it takes in all."""
     every = policy.sample.every_steps
     began = max(100, policy.warmup_steps + 3 * every)
-    spans = [each.count for rule in policy.rules for each in (rule.verify.within, rule.cooldown.for_) if each]
+    spans = [each.count for rule in policy.rules for each in (rule.verify.within, rule.cooldown.for_)]
     return began, min(MOST_STEPS, began + max(600, 10 * every, 2 * max(spans, default=0)))
 
 

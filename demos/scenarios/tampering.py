@@ -90,7 +90,7 @@ def jump(at: int, distance: float) -> Tamper:
     def tamper(course: Course, step: int) -> None:
         if step == at:
             bias = _last(course).bias
-            bias += distance * torch.nn.functional.normalize(torch.randn(len(bias)), dim=0)
+            bias.add_(distance * torch.nn.functional.normalize(torch.randn(len(bias)), dim=0))
 
     return tamper
 
@@ -105,7 +105,7 @@ def drift(begin: int, distance: float) -> Tamper:
         if step <= begin:
             direction[:] = [torch.nn.functional.normalize(torch.randn(len(bias)), dim=0)]
         else:
-            bias += distance * direction[0]
+            bias.add_(distance * direction[0])
 
     return tamper
 
@@ -117,7 +117,7 @@ def grow(begin: int, factor: float) -> Tamper:
     def tamper(course: Course, step: int) -> None:
         if step >= begin:
             for parameter in _last(course).parameters():
-                parameter *= factor
+                parameter.mul_(factor)
 
     return tamper
 

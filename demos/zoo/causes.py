@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from .scenario import Run
@@ -76,7 +76,7 @@ def deep_levels_too_large(run: Run) -> None:
     """Start the first level of a residual on latents, and the others with codes at ten times the latents' spread."""
     rows = _first_latents(run, _SEEN)
     spread = (rows - rows.mean(dim=0)).square().mean().sqrt()
-    for level, layer in enumerate(run.model.bottleneck.quantizer.layers):
+    for level, layer in enumerate(cast(nn.ModuleList, run.model.bottleneck.quantizer.layers)):
         codes = torch.randn(run.model.bottleneck.K, rows.shape[1], generator=run.draws)
         chosen = rows[torch.randperm(len(rows), generator=run.draws)[: run.model.bottleneck.K]]
         _write(layer, 10.0 * spread * codes if level else chosen)

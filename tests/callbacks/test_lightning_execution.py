@@ -54,7 +54,8 @@ def test_averaged_weights_follow_a_codebook_that_was_placed_anew(tmp_path: Path)
 
     guard = CollapseGuard("default", console=False, sinks=[recorder])
     pl.seed_everything(0, verbose=False)
-    from tests.callbacks.test_lightning import digits_loaders, trainer
+    from collapse_guard.demos import digits_loaders
+    from tests.callbacks.test_lightning import trainer
 
     trainer(tmp_path, averaging, guard, Look(), max_steps=99).fit(model, digits_loaders(0)[0])
     assert [event.fields["action"] for event in recorder.of("intervention")] == ["reset_codes", "fallback_tokenizer"]

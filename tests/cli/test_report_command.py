@@ -233,7 +233,8 @@ def test_every_link_resolves_and_nothing_is_loaded_from_elsewhere(tmp_path: Path
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser `chromium` on the path")
 def test_a_browser_draws_every_plot_without_a_console_error_and_the_text_reads_without_scripts(tmp_path: Path) -> None:
-    uses, (alert, done, end) = {"uses": [3, 0, 1], "K": 3}, act()
+    uses: dict[str, Any] = {"uses": [3, 0, 1], "K": 3}
+    alert, done, end = act()
     story = [attached(), reading(10, **uses), alert, done | {"sketch": SKETCH}, end, reading(80, **uses)]
     text = page(tmp_path, log(tmp_path, *story, reading(80, HOSTILE)))
     errors, dom = browsed(tmp_path / "report.html")

@@ -38,7 +38,12 @@ def test_the_reference_collapse_is_explained_by_its_missing_factor() -> None:
 
 def test_nobody_is_asked_at_healthy_readings(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Facts] = []
-    monkeypatch.setattr(clinic, "diagnose", lambda facts, *rest: asked.append(facts) or ())
+
+    def diagnose(facts: Facts, *_: object) -> tuple[Diagnosis, ...]:
+        asked.append(facts)
+        return ()
+
+    monkeypatch.setattr(clinic, "diagnose", diagnose)
     with Guard(EVERY_STEP, console=False) as guard:
         train(digits_model(repaired=True), 60, guard)
     assert not asked

@@ -36,8 +36,8 @@ def reference() -> list[Event]:
 
 def screen(events: list[Event], verbosity: Verbosity = "normal", width: int = 80, **options: Any) -> str:
     text = io.StringIO()
-    options = {"force_terminal": True, "color_system": "standard", "legacy_windows": False} | options
-    sink = ConsoleSink(Console(file=text, width=width, **options), verbosity=verbosity)
+    chosen: dict[str, Any] = {"force_terminal": True, "color_system": "standard", "legacy_windows": False} | options
+    sink = ConsoleSink(Console(file=text, width=width, **chosen), verbosity=verbosity)
     for event in events:
         sink.write(event)
     return text.getvalue()

@@ -124,7 +124,7 @@ class Loop:
     def resume(self) -> None:
         """Go on from a checkpoint in a model and a guard that are new."""
         file = io.BytesIO()
-        parts = {"model": self.model, "optimizer": self.optimizer, "guard": self.guard}
+        parts: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer, "guard": self.guard}
         torch.save({name: part.state_dict() for name, part in parts.items()}, file)
         file.seek(0)
         saved = torch.load(file, weights_only=True)
