@@ -56,7 +56,7 @@ class _Clock(pl.Callback):
         self.seconds: list[float] = []
         self._began: float | None = None
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         now = time.process_time()
         if self._began is not None:
             self.seconds.append(now - self._began)

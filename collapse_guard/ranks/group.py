@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -204,7 +204,7 @@ def join_ranks(group: dist.ProcessGroup | None = None, *, patience: timedelta | 
         raise RuntimeError("expected a torch with gloo, over which the guards of several ranks talk, got one without")
     members: Sequence[int] | None = None if group is None else dist.get_process_group_ranks(group)
     own = dist.new_group(members, timeout=patience, backend="gloo", use_local_synchronization=members is not None)
-    return Ranks(own)
+    return Ranks(cast(dist.ProcessGroup, own))
 
 
 def _first_line(error: Exception) -> str:

@@ -28,10 +28,12 @@ class Recorded(Protocol):
     @property
     def view(self) -> CodebookView:
         """The codebook."""
+        ...
 
     @property
     def window(self) -> Window:
         """Its counts and latents."""
+        ...
 
 
 class SharedWindow(Window):

@@ -48,7 +48,7 @@ def test_averaged_weights_follow_a_codebook_that_was_placed_anew(tmp_path: Path)
     seen: list[Tensor] = []
 
     class Look(pl.Callback):
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             if trainer.global_step == 99:
                 seen.append(pl_module.quantizer.codebook.clone())
 

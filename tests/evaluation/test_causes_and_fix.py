@@ -180,7 +180,7 @@ def test_what_an_evaluation_wrote_into_the_codebook_is_put_back_by_the_remedy() 
 
 
 def test_a_resumed_run_keeps_the_remedy_in_force() -> None:
-    policy = fixed_by("assignment") | {"name": "kept"}
+    policy: Any = fixed_by("assignment") | {"name": "kept"}
     policy["rules"][0] |= {"verify": {"within": "9 readings"}}
     first = Guard(policy, console=False)
     model, images = trained(nn.Identity(), first, CaseQuantizer(temperature=4.0))
