@@ -273,13 +273,17 @@ class Guard:
         except Exception as error:
             _logger.warning("the summary could not be written: %s: %s", type(error).__name__, error)
         finally:
-            if self._ledger is not None:
-                self._ledger.release()
-            self._evaluations.remove()
-            self._watch.release()
-            self._ranks.leave()
-            self._is_attached = False
-            self._log.close()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Release hooks and files, as the end of the process would: nothing is settled, nothing more is said."""
+        if self._ledger is not None:
+            self._ledger.release()
+        self._evaluations.remove()
+        self._watch.release()
+        self._ranks.leave()
+        self._is_attached = False
+        self._log.close()
 
     def _say_farewell(self, ended_by: str | None) -> None:
         """Let ranks that go on know that this one does not; after an exception nobody is waited for."""

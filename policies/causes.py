@@ -111,7 +111,12 @@ def diagnoses_from(records: Any) -> tuple[Diagnosis, ...]:
 
 
 def leads(causes: Iterable[Diagnosis], names: Iterable[str], confidence: float = LEADING) -> Diagnosis | None:
-    """Return the likeliest of some named causes, if it is claimed with at least this confidence."""
-    wanted = set(names)
-    found = [each for each in causes if each.cause.value in wanted and each.confidence >= confidence]
-    return max(found, key=lambda each: each.confidence, default=None)
+    """Return the likeliest cause, if it is one of those named and claimed with at least this confidence.
+
+    What is found beside a likelier cause may well follow from it: latents that are pulled after a codebook which runs
+    away lose their spread, too.
+    """
+    likeliest = max(causes, key=lambda each: each.confidence, default=None)
+    if likeliest is None or likeliest.cause.value not in set(names) or likeliest.confidence < confidence:
+        return None
+    return likeliest

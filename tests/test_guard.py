@@ -183,9 +183,7 @@ def _train_in_pieces(model: Any, pieces: list[int], guards: list[Guard], tmp_pat
         }
         torch.save(state, tmp_path / "state.pt")
         if done < 200:
-            for probe in guard._watch.probes.values():  # a killed run says nothing more: no summary, no outcome
-                probe.remove()
-                probe.view.unfreeze()
+            guard._let_go()  # a killed run says nothing more: no summary, no outcome
 
 
 def test_the_event_log_tells_the_whole_story_line_by_line(tmp_path: Path) -> None:

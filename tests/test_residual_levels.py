@@ -75,7 +75,7 @@ def train(
     for step, batch in enumerate(batches(steps)):
         if step in cuts:
             state = copy.deepcopy(guard.state_dict())
-            guard._watch.release()
+            guard._let_go()
             guard = guards[1 + cuts.index(step)].attach(model, optimizer)
             guard.load_state_dict(state)
         if step == at:
