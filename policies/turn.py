@@ -51,6 +51,7 @@ class Turn:
         "reading",
         "resigned",
         "rules",
+        "stage",
         "step",
     )
 
@@ -58,6 +59,7 @@ class Turn:
         self, group: Group, book: CodebookState, codebook: str, *, step: int, reading: Reading, is_read: bool
     ) -> None:
         self.group, self.plan, self.codebook = group, group.plan, codebook
+        self.stage = group.stage  # whose reading it is
         self.step, self.reading, self.is_read = step, reading, is_read
         self.book, self.level = book, book.level or 0
         self.rules: Mapping[str, RuleState] = book.rules
@@ -65,11 +67,6 @@ class Turn:
         self.resigned = book.resigned
         self._past = book.eval_past if group.stage == "eval" else book.past
         self._derived: Derived | None = None
-
-    @property
-    def stage(self) -> str:
-        """Whose reading it is."""
-        return self.group.stage
 
     @property
     def derived(self) -> Derived:

@@ -154,7 +154,9 @@ def test_sanity_check_and_validation_are_not_counted(tmp_path: Path) -> None:
     run = trainer(tmp_path, guard, max_steps=10, val_check_interval=5)
     loader, test = digits_loaders(0)
     run.fit(Validated(ReferenceQuantizer(repaired=True)), loader, test)
-    assert [event.fields["tokens"] for event in recorder.of("reading")] == [10 * 32 * 2]
+    told = [(event.step, event.fields["stage"], event.fields["tokens"]) for event in recorder.of("reading")]
+    validated = len(test.dataset) * 2
+    assert told == [(5, "eval", validated), (10, "train", 10 * 32 * 2), (10, "eval", validated)]
 
 
 def test_hooks_and_files_are_released_when_training_raises(tmp_path: Path) -> None:

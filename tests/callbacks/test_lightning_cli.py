@@ -138,8 +138,18 @@ def printed_config(monkeypatch: pytest.MonkeyPatch, capsys: Any, config: str) ->
 def test_the_printed_config_is_the_config(policy: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """With every kind of argument that the callback takes."""
     adapters = {"quantizer": {"table": "codebook", "codes": f"{__name__}.codes_of"}}
-    sinks = [{"class_path": "collapse_guard.JsonLinesSink", "init_args": {"log_dir": "copy"}}]
-    given = {"policy": policy, "log_dir": "logs", "loss": "loss", "sinks": sinks, "adapters": adapters, "seed": 3}
+    files = {"log_dir": "copy", "run": None, "max_bytes": 1_000_000}
+    sinks = [{"class_path": "collapse_guard.JsonLinesSink", "init_args": files}]
+    bounds = {"verbosity": "quiet", "log_max_bytes": 1_000_000}
+    given = {
+        **bounds,
+        "policy": policy,
+        "log_dir": "logs",
+        "loss": "loss",
+        "sinks": sinks,
+        "adapters": adapters,
+        "seed": 3,
+    }
     first = printed_config(monkeypatch, capsys, write(**given))
     Path("again.yaml").write_text(first)
     assert printed_config(monkeypatch, capsys, "again.yaml") == first

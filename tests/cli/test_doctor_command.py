@@ -72,17 +72,19 @@ def test_a_quantizer_that_every_rung_can_act_on_is_shown_and_exits_with_0(models
     assert lines == [
         "What the ladders of policy default can do here:",
         "  collapsed",
-        "    1. reset_codes: yes",
-        "    2. fallback_tokenizer: yes",
+        "    1. decay_commitment: yes",
+        "    2. reset_codes: yes",
+        "    3. fallback_tokenizer: yes",
         "  astray",
         "    1. reset_codes: yes",
         "    2. fallback_tokenizer: yes",
         "  evaluation_only",
         "    1. eval_fix: yes",
         "  collapsing",
-        "    1. reset_codes: yes",
-        "    2. decay_commitment: yes",
-        "    3. fallback_tokenizer: yes",
+        "    1. decay_commitment: yes",
+        "    2. reset_codes: yes",
+        "    3. decay_commitment: yes",
+        "    4. fallback_tokenizer: yes",
     ]
 
 

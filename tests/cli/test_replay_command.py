@@ -41,7 +41,7 @@ def test_the_timeline_the_counts_and_the_limits_are_printed(folder: Path) -> Non
     assert lines[0] == "old (old.yaml) on 9 readings of codebook"
     assert lines[2] == "step     10  alert         codebook: low: perplexity 1.00 < 2 for 1 reading"
     assert "  reset_codes                  3" in lines
-    assert lines[-4].startswith("A replay cannot know what an action would have changed")
+    assert lines[-5].startswith("A replay cannot know what an action would have changed")
 
 
 def test_two_policies_are_set_against_each_other(folder: Path) -> None:

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-import yaml
 from typer.testing import CliRunner
 
 from collapse_guard.adapters import adapters
@@ -77,11 +76,12 @@ def run(block: Block, page: str, namespace: dict[str, Any]) -> None:
             warnings.simplefilter("ignore")  # Lightning hints at workers and loggers when its defaults are used
             exec(compile(block.text, page, "exec", dont_inherit=True), namespace)
     elif block.language == "yaml":
-        data = yaml.safe_load(block.text)
-        if isinstance(data, list):  # rules alone
-            data = {"rules": data}
-        if "rules" in data or "version" in data:
-            load_policy({"version": 1} | data)
+        text = f"rules:\n{block.text}" if block.text.startswith("- ") else block.text  # rules alone
+        if re.search(r"^(rules|version):", text, flags=re.MULTILINE):
+            head = "" if re.search(r"^version:", text, flags=re.MULTILINE) else "version: 1\n"
+            path = Path("block.yaml")
+            path.write_text(head + text, encoding="utf-8")
+            load_policy(path)
     else:
         for line in block.text.splitlines():
             if line.startswith("collapse-guard "):

@@ -92,7 +92,8 @@ def test_it_is_plain_json_without_loose_ends() -> None:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_it_takes_every_preset(name: str) -> None:
-    assert accepts(SCHEMA, yaml.safe_load((ROOT / "policies" / f"{name}.yaml").read_text(encoding="utf-8")))
+    text = (ROOT / "policies" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert accepts(SCHEMA, yaml.safe_load(text.replace(" on: ", ' "on": ')))  # to this parser a bare `on` is true
 
 
 @pytest.mark.parametrize(

@@ -68,8 +68,8 @@ def test_a_mapping_is_told_everything_at_once_too() -> None:
     assert problems_of(MappingProxyType(mapping)) == [
         "<mapping>: mode: expected `observe` or `act`, got 'on'.",
         "<mapping>: rule '#2': the rule: expected a mapping with some of the keys "
-        "name, codebooks, when, for, clear, severity, inhibits, cooldown, silence_until, missing, nan, verify, ladder, "
-        "budget, on_exhausted, got 'collapsing'.",
+        "name, codebooks, stage, when, for, clear, severity, inhibits, cooldown, silence_until, missing, nan, verify, "
+        "ladder, budget, on_exhausted, unless, got 'collapsing'.",
         "<mapping>: rule 'b': inhibits: expected a list, got 'collapsed'. Write `[collapsed]`.",
     ]
 
