@@ -643,6 +643,8 @@ class Guard:
         self.requests.load_state_dict(state["requests"])
         if self._snapshots is not None and state["snapshot"] is not None:
             self._snapshots.load_state_dict(state["snapshot"])
+        if self._is_due(ahead=1):
+            self._clinic.arm()
         self._log.emit(
             "resumed",
             self._step,
