@@ -128,7 +128,7 @@ class CollapseGuard(Callback):
         self._loss = loss
         self._console = console
         ConsoleSink(verbosity=verbosity)  # refuses an unknown one here, not when training starts
-        self._verbosity = verbosity
+        self._verbosity: Verbosity = verbosity
         self._sinks = tuple(sinks)
         self._adapters = adapters
         self._seed = seed
