@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 from collapse_guard.policies import ClipGradients
 
 from .base import Site
-from .holds import Hold, StepHold
+from .holds import StepHold
 from .lasting import Lasting
+from .scopes import NO_OPTIMIZER
 
 __all__ = ["ClipGradientsIntervention"]
 
@@ -32,12 +33,8 @@ class ClipGradientsIntervention(Lasting[ClipGradients]):
     def refusal(self) -> str | None:
         """Refuse where no optimizer is known."""
         if not self.site.optimizers:
-            return "no optimizer is known to the guard: give it to `attach(model, optimizers)`"
+            return NO_OPTIMIZER
         return super().refusal()
-
-    def holds(self) -> tuple[Hold, ...]:
-        """Return the hooks in the steps."""
-        return (self._hold,)
 
     def apply(self) -> str:
         """Clip from the next step on."""

@@ -18,12 +18,12 @@ from collapse_guard.adapters.recognition.twins import own_streams
 from collapse_guard.evaluation import Evaluations, ModuleState
 from collapse_guard.hooks import Hook
 
-from .holds import Hold
+from .holds import Hold, HookedHold
 
 __all__ = ["AssignmentHold", "StatisticsHold"]
 
 
-class AssignmentHold(Hold):
+class AssignmentHold(HookedHold):
     """For each forward in evaluation: the codebook that training left, and afterwards everything as it was before.
 
     Args:
@@ -40,9 +40,9 @@ class AssignmentHold(Hold):
         self, quantizer: nn.Module, codebook: str, evaluations: Evaluations, trains: Callable[[], bool], seed: int
     ) -> None:
         """Store the parts; nothing is hooked before `install`."""
+        super().__init__()
         self._quantizer, self._codebook, self._evaluations = quantizer, codebook, evaluations
         self._trains, self._seed, self._calls = trains, seed, 0
-        self._handles: list[RemovableHandle] = []
         self._depth = 0
         self._before: ModuleState | None = None
         self._modes: list[tuple[nn.Module, bool]] = []
@@ -53,26 +53,12 @@ class AssignmentHold(Hold):
         """The quantizer."""
         return self.name, id(self._quantizer)
 
-    @property
-    def is_in_force(self) -> bool:
-        """Whether forwards are hooked."""
-        return bool(self._handles)
-
-    def install(self) -> None:
+    def _hook(self) -> list[RemovableHandle]:
         """Hook the quantizer: before all other hooks, and after a forward before those that look at it."""
-        if self._handles:
-            return
-        self._failure = None
-        self._handles = [
+        return [
             self._quantizer.register_forward_pre_hook(Hook(self._begin), prepend=True),
             self._quantizer.register_forward_hook(Hook(self._end), prepend=True, always_call=True),
         ]
-
-    def remove(self) -> None:
-        """Unhook."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
 
     def describe(self) -> dict[str, Any]:
         """Return in which mode the quantizer evaluates."""

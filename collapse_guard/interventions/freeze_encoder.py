@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from collapse_guard.policies import FreezeEncoder
 
 from .base import Site
-from .holds import Hold, StepHold
+from .holds import StepHold
 from .lasting import Lasting
-from .scopes import encoder_of, names_of
+from .scopes import encoder_of, named, names_of, paths_of
 
 __all__ = ["FreezeEncoderIntervention"]
 
@@ -40,29 +40,17 @@ class FreezeEncoderIntervention(Lasting[FreezeEncoder]):
         """Refuse where no encoder can be told."""
         return super().refusal() or self._why
 
-    def holds(self) -> tuple[Hold, ...]:
-        """Return the hooks in the steps."""
-        return (self._hold,)
-
-    def apply(self) -> str:
-        """Freeze from the next step on."""
-        self._hold.install()
-        return f"{self.in_words()} {self.span}"
-
     def in_words(self) -> str:
         """Say what stays as it is."""
         return f"the optimizers do not move {names_of(self.site.model, self._frozen)}"
 
     def state_dict(self) -> dict[str, list[str]]:
         """Return the names of what is frozen: a resumed run has seen no forward yet."""
-        frozen = {id(each) for each in self._frozen}
-        named = self.site.model.named_parameters() if self.site.model is not None else ()
-        return {"frozen": [name for name, each in named if id(each) in frozen]}
+        return {"frozen": paths_of(self.site.model, self._frozen)}
 
     def load_state_dict(self, state: dict[str, list[str]]) -> None:  # type: ignore[override]
         """Freeze the same parameters again."""
-        named = dict(self.site.model.named_parameters()) if self.site.model is not None else {}
-        self._frozen = [named[name] for name in state["frozen"] if name in named]
+        self._frozen = named(self.site.model, state["frozen"])
         super().load_state_dict(state)
 
     def _hide(self, optimizer: Optimizer) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Hold", "StepHold"]
+__all__ = ["Hold", "HookedHold", "StepHold"]
 
 
 class Hold(ABC):
@@ -62,7 +62,36 @@ class Hold(ABC):
             raise failure
 
 
-class StepHold(Hold):
+class HookedHold(Hold):
+    """A hold that is in force as long as it has handles."""
+
+    def __init__(self) -> None:
+        """Nothing is hooked before `install`."""
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def is_in_force(self) -> bool:
+        """Whether the hooks are in."""
+        return bool(self._handles)
+
+    def install(self) -> None:
+        """Put the hooks in, unless they are."""
+        if not self._handles:
+            self._failure = None
+            self._handles = self._hook()
+
+    @abstractmethod
+    def _hook(self) -> list[RemovableHandle]:
+        """Put the hooks in; return their handles."""
+
+    def remove(self) -> None:
+        """Take the hooks out."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+class StepHold(HookedHold):
     """Something done around the steps of optimizers.
 
     A loop may hand the optimizer a closure that computes the gradients within the step (Lightning does): what needs
@@ -86,42 +115,34 @@ class StepHold(Hold):
         needs_gradients: bool = False,
     ) -> None:
         """Store the parts; nothing is hooked before `install`."""
+        super().__init__()
         self.name = name
         self._optimizers = tuple(optimizers)
         self._before, self._after = before, after
         self._needs_gradients = needs_gradients
-        self._handles: list[RemovableHandle] = []
 
     @property
     def place(self) -> Hashable:
         """What is done, and to which optimizers."""
         return self.name, tuple(map(id, self._optimizers))
 
-    @property
-    def is_in_force(self) -> bool:
-        """Whether the hooks are in."""
-        return bool(self._handles)
-
-    def install(self) -> None:
+    def _hook(self) -> list[RemovableHandle]:
         """Hook every optimizer."""
-        if self._handles:
-            return
-        self._failure = None
+        handles: list[RemovableHandle] = []
         for optimizer in self._optimizers:
-            self._handles.append(optimizer.register_step_pre_hook(self._begin))
+            handles.append(optimizer.register_step_pre_hook(self._begin))
             ended = optimizer.register_step_post_hook(self._end)
             # What was begun last is ended first, so that holds on one optimizer nest; torch would end it last.
             optimizer._optimizer_step_post_hooks.move_to_end(ended.id, last=False)  # type: ignore[attr-defined]
-            self._handles.append(ended)
+            handles.append(ended)
+        return handles
 
     def remove(self) -> None:
         """Unhook; a step that was broken off by an exception is ended first."""
         if self._handles and self._failure is None:
             for optimizer in self._optimizers:
                 self._after(optimizer)
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        super().remove()
 
     def _begin(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -8,6 +8,7 @@ from typing import TypeVar
 from collapse_guard.policies import ClipGradients, FreezeEncoder, LowerLr, RaiseCodebookLr
 
 from .base import Intervention
+from .holds import Hold
 
 __all__ = ["Lasting"]
 
@@ -20,6 +21,16 @@ class Lasting(Intervention[Held]):
     """Stays in force for the time that its parameters say, whether or not its outcome is known before."""
 
     stays = True
+    _hold: Hold  # made with the intervention, in from `apply` on
+
+    def holds(self) -> tuple[Hold, ...]:
+        """Return the hooks in the steps."""
+        return (self._hold,)
+
+    def apply(self) -> str:
+        """Hold from the next step on."""
+        self._hold.install()
+        return f"{self.in_words()} {self.span}"
 
     def is_due(self, steps: int) -> bool:
         """Whether the time is over; now and then also whether a hook has failed."""

@@ -17,9 +17,9 @@ from collapse_guard.adapters import CodebookView, TensorRef
 from collapse_guard.policies import LowerLr, RaiseCodebookLr
 
 from .base import Intervention, Site
-from .holds import Hold, StepHold
+from .holds import StepHold
 from .lasting import Lasting
-from .scopes import encoder_of, moved_by, names_of
+from .scopes import NO_OPTIMIZER, encoder_of, moved_by, named, names_of, paths_of
 
 __all__ = ["LowerLrIntervention", "RaiseCodebookLrIntervention", "ScaledRates"]
 
@@ -77,7 +77,7 @@ class ScaledRates(StepHold):
 def _why_none(site: Site) -> str | None:
     """Say why there are no learning rates to scale."""
     if not site.optimizers:
-        return "no optimizer is known to the guard: give it to `attach(model, optimizers)`"
+        return NO_OPTIMIZER
     without = [type(each).__name__ for each in site.optimizers if any("lr" not in group for group in each.param_groups)]
     return f"{', '.join(without)} has no learning rate `lr`" if without else None
 
@@ -101,20 +101,11 @@ class LowerLrIntervention(Lasting[LowerLr]):
         found = encoder_of(site) if params.of == "encoder" else None
         self._why = found if isinstance(found, str) else None
         self._chosen = found if isinstance(found, list) else None
-        self._hold = ScaledRates("learning_rate", site.optimizers, self._chosen, params.factor)
+        self._hold = self._rates = ScaledRates("learning_rate", site.optimizers, self._chosen, params.factor)
 
     def refusal(self) -> str | None:
         """Refuse where there is no rate to scale, or where it is scaled already."""
         return super().refusal() or _why_none(self.site) or self._why or _other(self.site, LowerLrIntervention)
-
-    def holds(self) -> tuple[Hold, ...]:
-        """Return the hooks in the steps."""
-        return (self._hold,)
-
-    def apply(self) -> str:
-        """Scale from the next step on."""
-        self._hold.install()
-        return f"{self.in_words()} {self.span}"
 
     def in_words(self) -> str:
         """Say whose rate is scaled."""
@@ -125,15 +116,13 @@ class LowerLrIntervention(Lasting[LowerLr]):
         """Return the names of the parameters concerned: a resumed run has seen no forward yet."""
         if self._chosen is None or self.site.model is None:
             return {"chosen": None}
-        chosen = {id(each) for each in self._chosen}
-        return {"chosen": [name for name, each in self.site.model.named_parameters() if id(each) in chosen]}
+        return {"chosen": paths_of(self.site.model, self._chosen)}
 
     def load_state_dict(self, state: Any) -> None:
         """Scale again."""
         if state["chosen"] is not None and self.site.model is not None:
-            named = dict(self.site.model.named_parameters())
-            self._chosen = [named[name] for name in state["chosen"] if name in named]
-            self._hold.choose(self._chosen)
+            self._chosen = named(self.site.model, state["chosen"])
+            self._rates.choose(self._chosen)
         super().load_state_dict(state)
 
 
@@ -164,15 +153,6 @@ class RaiseCodebookLrIntervention(Lasting[RaiseCodebookLr]):
         """Refuse where there is no rate to scale."""
         why = super().refusal() or _why_none(self.site)
         return why or (None if self._chosen else "no known optimizer moves the codebook")
-
-    def holds(self) -> tuple[Hold, ...]:
-        """Return the hooks in the steps."""
-        return (self._hold,)
-
-    def apply(self) -> str:
-        """Scale from the next step on."""
-        self._hold.install()
-        return f"{self.in_words()} {self.span}"
 
     def in_words(self) -> str:
         """Say whose rate is scaled."""

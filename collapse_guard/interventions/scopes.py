@@ -9,7 +9,10 @@ from torch.optim import Optimizer
 
 from .base import Site
 
-__all__ = ["encoder_of", "moved_by", "names_of"]
+__all__ = ["NO_OPTIMIZER", "encoder_of", "moved_by", "named", "names_of", "paths_of"]
+
+NO_OPTIMIZER = "no optimizer is known to the guard: give it to `attach(model, optimizers)`"
+"""Why nothing that optimizers do can be changed."""
 
 _UNKNOWN = (
     "no parameter that trains was found behind the quantizer's input (nothing that feeds it trains, or activation "
@@ -25,7 +28,7 @@ def encoder_of(site: Site, module: str | None = None) -> list[nn.Parameter] | st
         module: path in the model; where not given, what the quantizer's input was seen to depend on.
     """
     if not site.optimizers:
-        return "no optimizer is known to the guard: give it to `attach(model, optimizers)`"
+        return NO_OPTIMIZER
     if module is None:
         found = list(site.encoder())
         if not found:
@@ -50,6 +53,18 @@ def moved_by(optimizers: Iterable[Optimizer], parameters: Iterable[nn.Parameter]
     return [each for each in parameters if id(each) in held]
 
 
+def paths_of(model: nn.Module | None, parameters: Iterable[nn.Parameter]) -> list[str]:
+    """Return the paths of the parameters in the model, by which `named` finds them in another process."""
+    wanted = {id(each) for each in parameters}
+    return [path for path, each in model.named_parameters() if id(each) in wanted] if model is not None else []
+
+
+def named(model: nn.Module | None, paths: Iterable[str]) -> list[nn.Parameter]:
+    """Return the parameters that stand at some paths; a path that the model does not have is left out."""
+    known = dict(model.named_parameters()) if model is not None else {}
+    return [known[path] for path in paths if path in known]
+
+
 def names_of(model: nn.Module | None, parameters: Sequence[nn.Parameter]) -> str:
     """Say which parameters these are: the modules that they lie in, and how many numbers.
 
@@ -58,9 +73,7 @@ def names_of(model: nn.Module | None, parameters: Sequence[nn.Parameter]) -> str
     >>> names_of(model, list(model[0].parameters()))
     '0 (2 tensors, 9 numbers)'
     """
-    wanted = {id(each) for each in parameters}
-    named = model.named_parameters() if model is not None else ()
-    tops = dict.fromkeys(name.partition(".")[0] for name, each in named if id(each) in wanted)
+    tops = dict.fromkeys(path.partition(".")[0] for path in paths_of(model, parameters))
     shown = ", ".join([*tops][:4]) + (", ..." if len(tops) > 4 else "")
     tensors = f"{len(parameters)} tensor{'s' if len(parameters) != 1 else ''}"
     return f"{shown or 'parameters'} ({tensors}, {sum(each.numel() for each in parameters)} numbers)"

@@ -24,6 +24,7 @@ from .base import Intervention, Site
 from .fsq import Layout, StandIn, find_layout, levels_for, make_fsq, table_of
 from .holds import Hold
 from .placement import why_nowhere
+from .scopes import NO_OPTIMIZER
 
 __all__ = ["SubstituteIntervention"]
 
@@ -59,7 +60,7 @@ class SubstituteIntervention(Intervention[Substitute]):
         if (ranks := self.site.ranks) > 1:
             return f"{ranks} ranks train together: gradients of parameters that came later would not be averaged"
         if not site.optimizers:
-            return "no optimizer is known to the guard: give it to `attach(model, optimizers)`"
+            return NO_OPTIMIZER
         if site.view.is_frozen:
             return "the quantizer's own updates are kept out already"
         levels, layout = self._levels(), self._layout()
