@@ -19,6 +19,7 @@ from rich import get_console
 
 from collapse_guard import Event
 from collapse_guard.callbacks import CollapseGuard
+from collapse_guard.testing import Recorder
 
 from .evaluation_cases import CASES, HEALTHY, Case
 from .evaluation_modes import modes_table
@@ -27,19 +28,6 @@ __all__ = ["Found", "main", "run_case"]
 
 _PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks" / "evaluation.md"
 _RULE = "evaluation_only"
-
-
-class _Events:
-    """A sink that keeps everything."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def write(self, event: Event) -> None:
-        self.events.append(event)
-
-    def close(self) -> None:
-        pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +55,7 @@ class Found:
 def run_case(case: Case, seed: int, epochs: int) -> Found:
     """Train a case and say what the guard made of it."""
     pl.seed_everything(seed, verbose=False)
-    model, sink = case.model(), _Events()
+    model, sink = case.model(), Recorder()
     train, shown = case.loaders(seed)
     with TemporaryDirectory() as folder, _quiet():
         guard = CollapseGuard("default", console=False, sinks=[sink], adapters=case.adapters, log_dir=folder, seed=seed)

@@ -10,7 +10,7 @@ from torch import nn
 
 from collapse_guard import Guard
 from collapse_guard.demos import DigitsClassifier, ReferenceQuantizer, digits_loaders
-from tests.recorder import Recorder as Recorder
+from collapse_guard.testing import Recorder as Recorder
 
 
 def digits_model(seed: int = 0, quantizer: nn.Module | None = None, **options: Any) -> DigitsClassifier:

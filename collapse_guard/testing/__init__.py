@@ -11,6 +11,7 @@ Nothing of this is loaded by a guarded run.
 from __future__ import annotations
 
 from .injection import KINDS, Fired, Injection, Injector, inject
+from .recorder import Recorder
 from .rehearsal import Rehearsal, rehearse
 
-__all__ = ["KINDS", "Fired", "Injection", "Injector", "Rehearsal", "inject", "rehearse"]
+__all__ = ["KINDS", "Fired", "Injection", "Injector", "Recorder", "Rehearsal", "inject", "rehearse"]

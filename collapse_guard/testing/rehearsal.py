@@ -24,6 +24,7 @@ from collapse_guard.policies import Policy, load_policy
 from collapse_guard.statistics import perplexity
 
 from .injection import Injection, inject
+from .recorder import Recorder
 
 __all__ = ["MOST_STEPS", "Rehearsal", "RehearsalModel", "rehearse", "steps_for"]
 
@@ -204,7 +205,7 @@ def rehearse(
     began, steps = began if injection is None else injection.at, steps if steps is not None else enough
     if injection is not None and began >= steps:
         raise ValueError(f"expected an injection before the last of {steps} steps, got one at {began}")
-    sink, series, losses = _Kept(), list[float](), list[float]()
+    sink, series, losses = Recorder(), list[float](), list[float]()
     with _own_random_stream(seed), Guard(policy, console=False, sinks=[sink]) as guard:
         model = RehearsalModel(codes).train()
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -240,19 +241,6 @@ def rehearse(
         finished=all(map(math.isfinite, losses[-_LOOK:])),
         events=sink.events,
     )
-
-
-class _Kept:
-    """A sink that keeps everything."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def write(self, event: Event) -> None:
-        self.events.append(event)
-
-    def close(self) -> None:
-        pass
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from vector_quantize_pytorch import ResidualVQ, VectorQuantize
 from collapse_guard import Event, Guard
 from collapse_guard.adapters import discover
 from collapse_guard.ranks import fingerprint
-from tests.recorder import Recorder
+from collapse_guard.testing import Recorder
 
 DIM = 8
 

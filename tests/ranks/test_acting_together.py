@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from collapse_guard import Guard
 from collapse_guard.interventions import INTERVENTIONS
+from collapse_guard.testing import Recorder
 from tests.crew import Crew
 from tests.ranks import loops
-from tests.recorder import Recorder
 
 Told = list[dict[str, Any]]
 

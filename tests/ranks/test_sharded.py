@@ -13,10 +13,10 @@ from torch.nn import functional
 
 from collapse_guard import Guard
 from collapse_guard.adapters import NoQuantizerError
+from collapse_guard.testing import Recorder
 from tests.crew import Crew
 from tests.ranks import loops
 from tests.ranks.test_acting_together import acts
-from tests.recorder import Recorder
 
 
 class Learnable(nn.Module):
