@@ -3,8 +3,8 @@
 Each faulty scenario is run on five seeds under the preset `default` in observe mode, read every ten steps because the
 runs are short. What counts is the first alert on its codebook; where no rule of the preset fires, an inquest is held
 at the last reading, by a rule that fires on the step alone. Sound runs face four inquests each, and the most confident
-claim of all of them counts. Some thresholds of the
-examiners were set after a look at these seeds, so they are no held-out sample.
+claim of all of them counts. Some thresholds of the examiners were set after a look at these seeds, so they are no
+held-out sample.
 
 One line for each run goes to `docs/benchmarks/diagnosis.jsonl`, the tables to `diagnosis.md`; what the file holds is
 not run again.

@@ -189,13 +189,6 @@ class Pairs:
                 found.append((name, seed))
         return found
 
-    def controls(self, arm: str) -> list[CellResult]:
-        """Return an arm's cells of the healthy controls."""
-        return [run for (name, which, _), run in self._cells.items() if which == arm and not self._is_collapse(name)]
-
-    def _is_collapse(self, name: str) -> bool:
-        return self._scenarios[name].is_collapse
-
     def healthy(self, arm: str) -> tuple[int, int, int]:
         """Return of an arm: readings of healthy codebooks, alerts at them, and interventions.
 

@@ -174,12 +174,12 @@ def _arm_table(arms: dict[str, Any]) -> list[str]:
     for arm, found in arms.items():
         if not found["pairs"]:
             continue
-        shares = " | ".join(_percent(found["recovered"][part]) for part in _PARTS)
+        shares = " | ".join(_interval(found["recovered"][part], ".0%") for part in _PARTS)
         lines.append(
-            f"| `{arm}` | {found['pairs']} | {shares} | {_percent(found['error_alone'])} "
+            f"| `{arm}` | {found['pairs']} | {shares} | {_interval(found['error_alone'], '.0%')} "
             f"| {_cell(found['detected'], '.0%')} "
             f"| {_cell(found['delay_readings'], '.0f')} | {_cell(found['recovery_steps'], '.0f')} "
-            f"| {_ratio(found['error_ratio'])} | {_cell(found['interventions'], '.1f')} "
+            f"| {_interval(found['error_ratio'], '.2f')} | {_cell(found['interventions'], '.1f')} "
             f"| {_cell(found['guard_share'], '.1%')} |"
         )
     return lines
@@ -251,20 +251,12 @@ def _control_table(scenarios: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _percent(found: dict[str, Any] | None) -> str:
+def _interval(found: dict[str, Any] | None, form: str) -> str:
+    """Return a value with its interval, without one where a single seed was run."""
     if found is None:
         return "-"
-    if found["seeds"] < 2:
-        return f"{found['value']:.0%}"
-    return f"{found['value']:.0%} ({found['low']:.0%} - {found['high']:.0%})"
-
-
-def _ratio(found: dict[str, Any] | None) -> str:
-    if found is None:
-        return "-"
-    if found["seeds"] < 2:
-        return f"{found['value']:.2f}"
-    return f"{found['value']:.2f} ({found['low']:.2f} - {found['high']:.2f})"
+    value, low, high = (f"{found[key]:{form}}" for key in ("value", "low", "high"))
+    return value if found["seeds"] < 2 else f"{value} ({low} - {high})"
 
 
 def _cell(value: float | None, form: str) -> str:
