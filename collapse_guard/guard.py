@@ -197,8 +197,6 @@ class Guard:
         self._attached_at, self._seconds = time.perf_counter(), 0.0
         self._model, self._optimizers = unwrap_compiled(model), optimizers
         self._begin_afresh()
-        self._clinic = Clinic(self._fault)
-        self._clinic.begin(watch.probes, unwrap_compiled(model))
         self._log.emit(
             "attached",
             self._step,
@@ -479,11 +477,11 @@ class Guard:
 
     def _number_of(self, loss: Loss) -> float | None:
         """Return the loss as a number; one rank that cannot say its own must not keep the others waiting."""
-        if self._ranks.size == 1:
-            return number_of(loss)
         try:
             return number_of(loss)
         except Exception as error:
+            if self._ranks.size == 1:
+                raise
             self._fault("loss", f"asking for the loss raised {type(error).__name__}: {error}")
             return None
 
@@ -660,6 +658,8 @@ class Guard:
         self._engine = PolicyEngine(self.policy)
         self.requests = Requests(self._log)
         assert self._model is not None
+        self._clinic = Clinic(self._fault)
+        self._clinic.begin(self._watch.probes, self._model)
         self._snapshots = wanted_snapshots(self.policy, self._model, self._optimizers)
         self._ledger = Ledger(
             self._log,
