@@ -246,7 +246,7 @@ def _from_start(every: Comparison, K: int, metric: Metric, allowance: Allowance,
     allowance.spent += passes * share
     if few is not every:
         reserve = (1 - _EARLY_SHARE) * allowance.budget.iterations
-        found = refine(few, table, metric, allowance, relocate=True, share=share, reserve=reserve)
+        found = refine(few, table, metric, allowance, relocate=True, share=share, reserve=reserve, is_rough=True)
         table, moved = found.table, found.moved
     found = refine(every, table, metric, allowance, relocate=True)
     return Refinement(found.table, moved + found.moved)
