@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .search import Metric, assign, finite_rows, unit_rows
+from .search import Metric, assign, comparable_rows, unit_rows
 
 __all__ = ["EXACT_UP_TO", "Matching", "match", "match_codes"]
 
@@ -73,7 +73,7 @@ def match(old: Tensor, new: Tensor, latents: Tensor, metric: Metric = "l2") -> M
         raise ValueError(f"expected two codebooks of one shape (K, D), got {tuple(old.shape)} and {tuple(new.shape)}")
     K = len(old)
     before, after = assign(latents, old, metric).cpu().numpy(), assign(latents, new, metric).cpu().numpy()
-    had_id = _can_be_nearest(old, metric).cpu().numpy()[before]  # none had, where the whole codebook is NaN
+    had_id = comparable_rows(old, metric).cpu().numpy()[before]  # none had, where the whole codebook is NaN
     known, became = before[had_id], after[had_id]
     order = np.full(K, -1)
     if K > EXACT_UP_TO:
@@ -91,11 +91,6 @@ def match(old: Tensor, new: Tensor, latents: Tensor, metric: Metric = "l2") -> M
         order[free_rows[found_rows]] = free_columns[found_columns]
     kept = int((order[known] == became).sum())
     return Matching(torch.from_numpy(order), changed=len(before) - kept, tokens=len(before))
-
-
-def _can_be_nearest(rows: Tensor, metric: Metric) -> Tensor:
-    found = finite_rows(rows.float())
-    return found & (rows != 0).any(dim=1) if metric == "cosine" else found
 
 
 def _by_count(before: np.ndarray, after: np.ndarray, K: int) -> Iterator[tuple[int, int]]:
