@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -75,12 +76,13 @@ def in_place_of(view: CodebookView, fit: CodebookFit, latents: Tensor, refill: f
     """Return what to write of a k-means codebook so that as few ids as possible change their meaning.
 
     Args:
-        view: the codebook as it still is.
+        view: the codebook as it still is. Where the guard has switched its normalisation off, the ids are those from
+            before: of normalised latents.
         fit: of the new one.
         latents: (n, D) finite, n >= 1, that it was fitted to.
         refill: least moving-average count of a code, as a fraction of the mean count.
     """
-    matching = match(view.codebook().float(), fit.codebook, latents, view.metric)
+    matching = match(view.codebook().float(), fit.codebook, latents, view.metric, former=view.metric_by_design)
     order = matching.order.to(fit.codebook.device)
     counts = None
     if view.ema_count is not None:
@@ -114,8 +116,9 @@ def beside_the_living(
     places = place_beside(table, found, len(rows), source=source, seed=seed)
     counts = None
     if view.ema_count is not None:
-        # A quantizer that updates nothing may count nothing.
-        mean = float(view.ema_count.get().float().mean()) or len(latents) / view.K
+        mean = float(view.ema_count.get().float().mean())
+        if not (math.isfinite(mean) and mean > 0):  # broken, or of a quantizer that updates nothing
+            mean = len(latents) / view.K
         counts = torch.full((len(rows),), refill * mean)
     return as_decoded(view, places, latents, living=table), counts
 
