@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .search import Metric, assign, unit_rows
+from .search import Metric, assign, comparable_rows, unit_rows
 
 __all__ = ["ApproximateIndex", "IndexSettings"]
 
@@ -29,12 +29,22 @@ class IndexSettings:
     Attributes:
         cells: groups of codes. probes: cells looked through for each latent.
         recall: share of the latents tried that got their nearest code, in [0, 1]. tried: how many were.
+        wanted: recall that was asked for, and is asked for again when the codebook changes.
+
+    Raises:
+        ValueError: out of range.
     """
 
     cells: int
     probes: int
     recall: float
     tried: int
+    wanted: float = 0.99
+
+    def __post_init__(self) -> None:
+        """Refuse what no index has."""
+        if not 1 <= self.probes <= self.cells or not 0 <= self.recall <= 1 or not 0 < self.wanted <= 1:
+            raise ValueError(f"index: expected 1 <= probes <= cells and shares in [0, 1], got {self}")
 
 
 class ApproximateIndex:
@@ -51,7 +61,6 @@ class ApproximateIndex:
         self.settings = settings
         self._metric: Metric = metric
         self._index = _built(_rows(codebook, metric), settings.cells)
-        self._index.nprobe = settings.probes
 
     @classmethod
     def measured(cls, codebook: Tensor, latents: Tensor, metric: Metric, *, recall: float) -> ApproximateIndex:
@@ -59,20 +68,23 @@ class ApproximateIndex:
 
         Args:
             codebook: (K, D) finite.
-            latents: (N, D) finite, such as will be looked up; N at least 1.
+            latents: (N, D) such as will be looked up, N at least 1; those without a nearest code are left out.
             metric: how they are compared.
             recall: asked for, in (0, 1]; all cells are looked through where less does not give it.
 
         Raises:
             ValueError: no latents, or a recall out of range.
         """
+        latents = latents[comparable_rows(latents, metric)]
         if len(latents) == 0 or not 0 < recall <= 1:
-            raise ValueError(f"expected latents to measure on and a recall in (0, 1], got {len(latents)} and {recall}")
+            raise ValueError(
+                f"expected finite latents to measure on and a recall in (0, 1], got {len(latents)} and {recall}"
+            )
         chosen = torch.randperm(len(latents), generator=torch.Generator().manual_seed(_SEED))[:_TRIED]
         tried = latents[chosen.to(latents.device)]
         exact = assign(tried, codebook, metric).cpu()
         cells = max(1, min(len(codebook) // 39, round(4 * len(codebook) ** 0.5)))
-        index = cls(codebook, metric, IndexSettings(cells, 1, 0.0, len(tried)))
+        index = cls(codebook, metric, IndexSettings(cells, 1, 0.0, len(tried), recall))
         probes, reached = 1, index._recall(tried, exact, 1)
         while reached < recall and probes < cells:
             probes = min(2 * probes, cells)
@@ -84,18 +96,23 @@ class ApproximateIndex:
                 probes, reached = middle, found
             else:
                 low = middle
-        index._index.nprobe = probes
-        index.settings = IndexSettings(cells, probes, reached, len(tried))
+        index.settings = IndexSettings(cells, probes, reached, len(tried), recall)
         return index
 
     def search(self, latents: Tensor) -> Tensor:
         """Return a code for each of (N, D) finite latents, (N,) int64 on their device."""
-        _, found = self._index.search(_rows(latents, self._metric), 1)
-        return torch.from_numpy(np.asarray(found)[:, 0]).to(latents.device)
+        return torch.from_numpy(self._found(_rows(latents, self._metric), self.settings.probes)).to(latents.device)
+
+    def _found(self, rows: np.ndarray, probes: int) -> np.ndarray:
+        self._index.nprobe = probes
+        codes: np.ndarray = self._index.search(rows, 1)[1][:, 0]
+        if (nowhere := codes < 0).any():  # the cells looked through hold no code: look through all
+            self._index.nprobe = self.settings.cells
+            codes[nowhere] = self._index.search(rows[nowhere], 1)[1][:, 0]
+        return codes
 
     def _recall(self, latents: Tensor, exact: Tensor, probes: int) -> float:
-        self._index.nprobe = probes
-        return float((self.search(latents).cpu() == exact).double().mean())
+        return float((self._found(_rows(latents, self._metric), probes) == exact.numpy()).mean())
 
 
 def _rows(values: Tensor, metric: Metric) -> np.ndarray:

@@ -17,7 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["METRICS", "Comparison", "Metric", "assign", "finite_rows", "squared_errors", "unit_rows"]
+__all__ = [
+    "METRICS",
+    "Comparison",
+    "Metric",
+    "assign",
+    "comparable_rows",
+    "finite_rows",
+    "squared_errors",
+    "unit_rows",
+]
 
 Metric: TypeAlias = Literal["l2", "cosine"]
 METRICS: tuple[Metric, ...] = ("l2", "cosine")
@@ -200,10 +209,14 @@ def unit_rows(rows: Tensor) -> Tensor:
 def _comparable(rows: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
     """Return the rows in float32, normalised with "cosine", and which of them a distance can be taken from."""
     values = rows.float()
-    comparable = finite_rows(values)
-    if metric == "cosine":
-        return unit_rows(values), comparable & (values != 0).any(dim=1)
-    return values, comparable
+    return unit_rows(values) if metric == "cosine" else values, comparable_rows(values, metric)
+
+
+def comparable_rows(rows: Tensor, metric: Metric) -> Tensor:
+    """Return (N,) bool: which of (N, D) rows are finite in float32, and with "cosine" not zero."""
+    values = rows.float()
+    finite = finite_rows(values)
+    return finite & (values != 0).any(dim=1) if metric == "cosine" else finite
 
 
 def finite_rows(rows: Tensor) -> Tensor:
