@@ -289,7 +289,6 @@ class TestWeights:
         with pytest.raises(ValueError, match=r"weights: expected \(4,\) finite numbers from 0"):
             fit_codebook(normal(4, 2), 2, weights=weights)
 
-
     @pytest.mark.parametrize("scale", [2.0**-140, 2.0**120, 2.0**-1070, 2.0**1000])
     def test_the_unit_of_the_weights_does_not_matter(self, scale: float) -> None:
         latents, weights = blobs(6, 20, 4), torch.arange(120.0, dtype=torch.float64) % 4

@@ -251,6 +251,24 @@ def test_a_recall_of_one_is_reached_and_all_searches_agree() -> None:
         tokenizer.build_index(latents[:0])
 
 
+def test_codes_that_are_equally_near_are_both_right() -> None:
+    """With every code there twice, half of the searches return the other one."""
+    codebook, latents = large(K=400)
+    twice = KMeansTokenizer(torch.cat([codebook, codebook + 1e-7]))
+    settings = twice.build_index(latents, recall=0.95).settings
+    assert settings.recall >= 0.95
+    assert settings.probes < settings.cells
+
+
+def test_an_index_that_would_be_slower_than_looking_through_all_is_left_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Normal noise has no groups: a recall of 0.99 takes looking through most cells."""
+    monkeypatch.setattr("collapse_guard.kmeans.tokenizer.APPROXIMATE_FROM", 4000)
+    noise = torch.randn(8000, 16, generator=torch.Generator().manual_seed(0))
+    assert KMeansTokenizer.fit(noise, 4000, iterations=1).index is None
+    groups = 100 * large(K=8000, D=2)[0]
+    assert KMeansTokenizer.fit(groups, 4000, iterations=1).index is not None
+
+
 def test_a_refit_measures_the_index_anew() -> None:
     codebook, latents = large(K=400)
     tokenizer = KMeansTokenizer(codebook)
