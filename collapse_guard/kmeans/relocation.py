@@ -31,6 +31,7 @@ _LLOYD_AFTER = 1
 _MOST_MOVED = 0.25  # share of the codes in one round: the more move at once, the less their numbers mean
 _FEW, _FEW_ROUGHLY = 0.001, 0.02  # share of the codes: where no more jump in a round, it is the last
 _SPLIT_STEPS = 2
+_SPLIT_POINTS = 64  # of a code, in the mean: those of larger codebooks tell what a split gains well enough
 _SUMMED = 1 << 17
 _CONVERGED = 1e-4  # mean squared move of a code in one Lloyd step, relative to the variance of the codes
 
@@ -162,7 +163,7 @@ def _relocated(points: Comparison, table: Tensor, metric: Metric) -> tuple[Tenso
     utility = torch.zeros(K, device=table.device).index_add_(0, codes, lost)
     error = torch.zeros(K, device=table.device).index_add_(0, codes, errors)
     table = mean_rows(points.points, codes, table, metric, points.weights)
-    gain, halves = _split(points, codes, table, _worth_splitting(error, utility))
+    gain, halves = _split(points, codes, table, error > utility.min())  # a split gains less than the error
     taken, split = _pair(utility, gain, pairs)
     return _projected(_jumped(table, taken, split, halves), table, metric), len(taken)
 
@@ -183,14 +184,6 @@ def _jumped(table: Tensor, taken: Tensor, split: Tensor, halves: tuple[Tensor, T
     return moved
 
 
-def _worth_splitting(error: Tensor, utility: Tensor) -> Tensor:
-    """Return (K,) bool: codes with error enough that a split could gain more than the least useful code is worth."""
-    most = max(1, int(2 * _MOST_MOVED * len(error)))
-    worth = torch.zeros_like(error, dtype=torch.bool)
-    worth[error.argsort(descending=True, stable=True)[:most]] = True
-    return worth & (error > utility.min())
-
-
 def _split(points: Comparison, codes: Tensor, table: Tensor, wanted: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Run 2-means among the points of each wanted code, from its mean towards its farthest point.
 
@@ -198,9 +191,11 @@ def _split(points: Comparison, codes: Tensor, table: Tensor, wanted: Tensor) -> 
         (K,) the error that the split would remove, 0 where there is none; and the (K, D) places of both halves.
     """
     K = len(table)
-    chosen = wanted[codes].nonzero().flatten()
+    stride = max(1, len(codes) // (_SPLIT_POINTS * K))
+    chosen = wanted[codes].nonzero().flatten()[::stride]
     mine, offsets = codes[chosen], points.points[chosen] - table[codes[chosen]]
     weight = torch.ones(len(chosen), device=table.device) if points.weights is None else points.weights[chosen]
+    weight = weight * stride
     far = _farthest(offsets, mine, K)
     direction = torch.where(far.unsqueeze(-1) >= 0, offsets[far.clamp(min=0)], 0.0) if len(chosen) else table * 0
     middle = torch.zeros_like(table)

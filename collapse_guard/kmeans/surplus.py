@@ -158,4 +158,4 @@ def jittered_copies(used: Points, weights: Points, surplus: int, spread: float, 
 
 def spread_of(points: Tensor) -> float:
     """Root mean squared distance of the points (n, D) from their mean."""
-    return math.sqrt(float(points.var(dim=0, correction=0).sum()))
+    return float(torch.linalg.vector_norm(points - points.mean(dim=0))) / math.sqrt(len(points))
