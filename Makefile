@@ -11,7 +11,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format docs bench bench-overhead zoo bench-kmeans bench-upkeep bench-evaluation bench-diagnosis peers chaos-ranks readme support bench-endurance kill chaos coverage clean
+.PHONY: help demo test test-all lint format docs bench bench-overhead bench-log zoo bench-kmeans bench-upkeep bench-evaluation bench-diagnosis peers chaos-ranks readme support bench-endurance kill chaos coverage clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,9 @@ bench-overhead: $(STAMP)  ## measure what guarding costs, and write docs/benchma
 
 zoo: $(STAMP)  ## run the collapse zoo, resumable; ARGS=--quick for a look, ARGS='--processes 4' for more cores
 	OMP_NUM_THREADS=1 $(BIN)/collapse-guard zoo run --folder docs/benchmarks --processes 2 $(ARGS)
+
+bench-log: $(STAMP)  ## show the log of a million events, and write docs/benchmarks/log.md; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_log import main; main()" $(ARGS)
 
 bench-kmeans: $(STAMP)  ## compare fit_codebook with scikit-learn and FAISS; hours, resumable; ARGS=--quick for a look
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_kmeans import main; main()" $(ARGS)

@@ -6,6 +6,7 @@ from . import zoo
 from .bench_diagnosis import DiagnosisRun, diagnosis_as_markdown, read_diagnosis_runs, run_diagnosis
 from .bench_engine import DERIVED_POLICY, engine_readings
 from .bench_evaluation import run_case as run_evaluation_case
+from .bench_log import LogCost, log_costs_as_markdown, measure_log, write_long_log
 from .bench_upkeep import (
     UPKEEP_ARMS,
     ControlRun,
@@ -68,6 +69,7 @@ __all__ = [
     "DigitsClassifier",
     "EvaluationCase",
     "LargeSearch",
+    "LogCost",
     "ReferenceQuantizer",
     "RefitLine",
     "ScalingFit",
@@ -84,10 +86,12 @@ __all__ = [
     "engine_readings",
     "fits_as_markdown",
     "large_as_markdown",
+    "log_costs_as_markdown",
     "look_at",
     "measure_assignments",
     "measure_fits",
     "measure_large",
+    "measure_log",
     "measure_refits",
     "measure_scaling",
     "one_hot_perplexity",
@@ -105,5 +109,6 @@ __all__ = [
     "run_upkeep_arm",
     "scaling_as_markdown",
     "upkeep_as_markdown",
+    "write_long_log",
     "zoo",
 ]
