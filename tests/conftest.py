@@ -10,6 +10,7 @@ import torch
 from hypothesis import settings
 
 from tests.checkout import install_finder
+from tests.crew import Crew
 
 install_finder()
 
@@ -30,6 +31,14 @@ def fresh_compiler() -> Iterator[None]:
     yield
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
+
+
+@pytest.fixture(scope="session")
+def crew() -> Iterator[Crew]:
+    """Processes that stay for all tests of several ranks: to start one takes longer than most tests."""
+    crew = Crew()
+    yield crew
+    crew.dismiss()
 
 
 @pytest.fixture(autouse=True)

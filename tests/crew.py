@@ -25,10 +25,14 @@ class Crew:
     """Up to four processes; those that are needed are started when they are first needed.
 
     A function is called on each rank with `rank`, `size` and what else was given; the default process group is there.
+    They are forks of a server that has imported what they need: torch is loaded once, not once for each of them.
     """
 
     def __init__(self) -> None:
-        self._context = multiprocessing.get_context("spawn")
+        self._context: Any = multiprocessing.get_context("spawn")
+        if "forkserver" in multiprocessing.get_all_start_methods():
+            self._context = multiprocessing.get_context("forkserver")
+            self._context.set_forkserver_preload(["tests.ranks.trainers"])
         self._orders: list[Any] = []
         self._processes: list[Any] = []
         self._ready: list[Any] = []
@@ -91,7 +95,7 @@ def _serve(orders: Any, results: Any, is_ready: Any) -> None:
     import torch
     import torch.distributed as dist
 
-    import tests.ranks.loops  # noqa: F401 - most of what is run needs it, and to load it takes longest
+    import tests.ranks.trainers  # noqa: F401 - most of what is run needs it, and to load it takes longest
 
     torch.set_num_threads(1)
     is_ready.set()
