@@ -46,8 +46,11 @@ class Crew:
         """
         while len(self._processes) < size:
             self._start()
-        for is_ready in self._ready:  # to import torch takes long on a busy machine, and is no hang
-            assert is_ready.wait(_BOOT_SECONDS), "a process did not start"
+        until = time.monotonic() + _BOOT_SECONDS  # to import torch takes long on a busy machine, and is no hang
+        for process, is_ready in zip(self._processes, self._ready, strict=True):
+            while not is_ready.wait(1):
+                assert process.is_alive(), "a process ended before it could begin"
+                assert time.monotonic() < until, "a process did not start"
         with tempfile.TemporaryDirectory() as folder:
             store = f"{folder}/store"
             for rank in range(size):

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from collapse_guard.callbacks import CollapseGuard
 from tests.callbacks.models import QUIET_TRAINER
 from tests.ranks import loops
 
-__all__ = ["Started", "Trained", "ddp_fit", "fit"]
+__all__ = ["Sharded", "Started", "Trained", "ddp_fit", "fit", "sharded_fit"]
 
 
 class Started(LightningEnvironment):
@@ -101,18 +103,20 @@ def fit(
     plugins: list[Any],
     policy: Mapping[str, Any] = loops.POLICY,
     folder: str,
+    further: Sequence[pl.Callback] = (),
     **options: Any,
 ) -> dict[str, Any]:
     """Train under a Trainer with the callback; return what its guard told, as `loops.ddp_run` does.
 
     Args:
         folder: where the event log goes.
+        further: callbacks beside the guard's.
         options: further ones of the Trainer.
     """
     guard = Marking(dict(policy), console=False, log_dir=folder, loss="loss")
     trainer = pl.Trainer(
         max_epochs=1,
-        callbacks=[guard],
+        callbacks=[guard, *further],
         devices=2,
         strategy=strategy,
         plugins=plugins,
@@ -126,6 +130,29 @@ def fit(
     return loops.told(guard.recorder) | {"marks": guard.recorder.marks, "end": end, "steps": trainer.global_step}
 
 
+class Sharded(Trained):
+    """The same with encoder and decoder sharded, the quantizer left out: each rank holds all of that."""
+
+    def configure_model(self) -> None:
+        mesh = self.device_mesh
+        assert mesh is not None
+        fully_shard(self, mesh=mesh["data_parallel"], ignored_params=set(self.quantizer.parameters()))
+
+    def on_after_backward(self) -> None:
+        for parameter in self.quantizer.parameters():  # what is left out is nobody's to synchronise but the user's
+            if parameter.grad is not None:
+                torch.distributed.all_reduce(parameter.grad, torch.distributed.ReduceOp.SUM)
+                parameter.grad /= self.trainer.world_size
+
+
 def ddp_fit(rank: int, size: int, *, kind: str = "ema", **options: Any) -> dict[str, Any]:
     """Train under Lightning's DDP on one rank of a crew."""
     return fit(Trained(kind), strategy=DDPStrategy(), plugins=[Started(rank, size)], **options)
+
+
+def sharded_fit(rank: int, size: int, *, kind: str = "ema", **options: Any) -> dict[str, Any]:
+    """Train under Lightning's FSDP2 on one rank of a crew; also return the names of what was sharded."""
+    model = Sharded(kind)
+    strategy = ModelParallelStrategy(data_parallel_size=size, tensor_parallel_size=1)
+    told = fit(model, strategy=strategy, plugins=[Started(rank, size)], **options)
+    return told | {"sharded": [name for name, each in model.named_parameters() if isinstance(each, DTensor)]}
