@@ -1,6 +1,6 @@
 """The Trainer of `trainers` on two workers of a local Ray cluster; a program of its own, for Ray takes a process over.
 
-    python -m tests.ranks.ray_run FOLDER        # writes 0.json and 1.json, what each rank told, and state.ckpt there
+python -m tests.ranks.ray_run FOLDER        # writes 0.json and 1.json, what each rank told, and state.ckpt there
 """
 
 from __future__ import annotations
