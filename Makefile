@@ -11,7 +11,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format docs bench bench-overhead bench-log zoo bench-kmeans bench-upkeep bench-evaluation bench-diagnosis peers chaos-ranks readme support bench-endurance kill chaos coverage clean
+.PHONY: $(shell awk -F: '/^[a-z-]+:/ {print $$1}' $(MAKEFILE_LIST))
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -67,6 +67,10 @@ peers: $(STAMP)  ## compare encodec's own replacement of dead codes with the gua
 
 chaos-ranks: $(STAMP)  ## a hundred runs of 2 to 4 ranks in which things go wrong; none may hang
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.ranks.chaos 100
+
+ray: $(STAMP)  ## install Ray, and compare a run under Ray Train with one under plain DDP
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/callbacks/test_ray_train.py $(ARGS)
 
 readme: $(STAMP)  ## run the demo and write its output into the README
 	$(BIN)/python -m tests.update_readme

@@ -11,6 +11,7 @@ import torch
 from hypothesis import settings
 
 from tests.checkout import install_finder
+from tests.crew import Crew
 from tests.terminal import Terminal
 
 install_finder()
@@ -40,6 +41,14 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
     it = Terminal(tmp_path)
     yield it
     it.close()
+
+
+@pytest.fixture(scope="session")
+def crew() -> Iterator[Crew]:
+    """Processes that stay for all tests of several ranks: to start one takes longer than most tests."""
+    crew = Crew()
+    yield crew
+    crew.dismiss()
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,8 @@ from .refs import Derived, Knob, Quotient, Switch, TensorRef
 __all__ = [
     "CAPABILITIES",
     "K_OF_ONE",
+    "SHARDED",
+    "SHARDED_MAKER",
     "CodebookView",
     "Confidence",
     "Metric",
@@ -38,10 +40,15 @@ CAPABILITIES = ("monitor", "reset", "commitment", "freeze", "fallback")
 K_OF_ONE = "its codebook has K = 1 code: one code cannot collapse"
 """Why a quantizer with a single code is not watched."""
 
-_SHARDED = (
-    "its table is sharded over the ranks (DTensor): codes are counted, vectors neither read nor written. Leave the "
-    "quantizer out of it: fully_shard(model, ignored_params=set(quantizer.parameters()))"
+_LEAVE_OUT = "Leave the quantizer out of it: fully_shard(model, ignored_params=set(quantizer.parameters()))"
+
+SHARDED = (
+    "its table is sharded over the ranks (DTensor): codes are counted, vectors neither read nor written. " + _LEAVE_OUT
 )
+"""Why a codebook that lies in parts on the ranks is not written to."""
+
+SHARDED_MAKER = "what its table is computed from is sharded over the ranks (DTensor). " + _LEAVE_OUT
+"""Why a quantizer that computes its table from such parts is not watched."""
 
 Metric: TypeAlias = Literal["l2", "cosine"]
 """How latents and codes are compared."""
@@ -189,7 +196,7 @@ class CodebookView:
     @property
     def is_sharded(self) -> bool:
         """Whether every rank holds a part of the table only: it is then neither read nor written here."""
-        return isinstance(self.table, TensorRef) and type(self.table.whole()).__name__ == "DTensor"
+        return self.table.is_sharded
 
     def codebook(self) -> Tensor:
         """Return the effective (K, D) table, detached, as it is now."""
@@ -209,7 +216,7 @@ class CodebookView:
     def why_not(self, capability: str) -> str | None:
         """Return why a capability is missing, or `None` where it is there."""
         if capability in ("reset", "freeze", "fallback") and self.is_sharded:
-            return _SHARDED
+            return SHARDED
         if capability == "commitment" and self.commitment is None:
             return self.lacks.get(capability, "this quantizer exposes no commitment weight")
         return self.lacks.get(capability)
