@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from . import zoo
+from .ablation_arms import ABLATION_ARMS
+from .ablation_looks import LookRun
+from .ablation_plot import draw_ablation
+from .ablation_report import ablation_as_markdown, ablation_table, conclude_ablation
+from .ablation_runs import AblationRun, run_ablation_arm
+from .bench_ablation import run_ablation, tell_story
 from .bench_diagnosis import DiagnosisRun, diagnosis_as_markdown, read_diagnosis_runs, run_diagnosis
 from .bench_engine import DERIVED_POLICY, engine_readings
 from .bench_evaluation import run_case as run_evaluation_case
@@ -43,6 +49,7 @@ from .scenarios import FAULTS, SOUND, Course, Scenario
 from .sync_counter import SyncCounter
 
 __all__ = [
+    "ABLATION_ARMS",
     "ARMS",
     "ASSIGNMENTS",
     "BENCH_DATA",
@@ -56,6 +63,7 @@ __all__ = [
     "REFITS",
     "SOUND",
     "UPKEEP_ARMS",
+    "AblationRun",
     "ArmResult",
     "Assignment",
     "BenchFit",
@@ -68,19 +76,24 @@ __all__ = [
     "DigitsClassifier",
     "EvaluationCase",
     "LargeSearch",
+    "LookRun",
     "ReferenceQuantizer",
     "RefitLine",
     "ScalingFit",
     "Scenario",
     "SyncCounter",
     "UpkeepRun",
+    "ablation_as_markdown",
+    "ablation_table",
     "append_line",
     "assignments_as_markdown",
+    "conclude_ablation",
     "control_as_markdown",
     "cost_of_guarding",
     "count_syncs",
     "diagnosis_as_markdown",
     "digits_loaders",
+    "draw_ablation",
     "engine_readings",
     "fits_as_markdown",
     "large_as_markdown",
@@ -97,6 +110,8 @@ __all__ = [
     "read_diagnosis_runs",
     "read_lines",
     "refits_as_markdown",
+    "run_ablation",
+    "run_ablation_arm",
     "run_arm",
     "run_control",
     "run_diagnosis",
@@ -104,6 +119,7 @@ __all__ = [
     "run_reference",
     "run_upkeep_arm",
     "scaling_as_markdown",
+    "tell_story",
     "upkeep_as_markdown",
     "zoo",
 ]
