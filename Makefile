@@ -11,7 +11,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ablation test test-all lint format docs bench bench-overhead zoo bench-kmeans bench-upkeep bench-evaluation bench-diagnosis peers chaos-ranks readme support bench-endurance kill chaos coverage clean
+.PHONY: help demo ablation test test-all lint format docs bench bench-overhead zoo bench-kmeans bench-upkeep bench-evaluation bench-diagnosis bench-loss-bound peers chaos-ranks readme support bench-endurance kill chaos coverage clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -61,6 +61,9 @@ bench-evaluation: $(STAMP)  ## build collapses that only evaluation sees, and se
 
 bench-diagnosis: $(STAMP)  ## does the guard name the cause that was built in? minutes, resumable; ARGS='--seeds 1'
 	OMP_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_diagnosis import main; main()" $(ARGS)
+
+bench-loss-bound: $(STAMP)  ## is an intervention that worsens the loss beyond its bound undone, and only then? a minute
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.interventions.loss_bound
 
 peers: $(STAMP)  ## compare encodec's own replacement of dead codes with the guard's reset
 	$(BIN)/python -m tests.contract.replacement
