@@ -3,8 +3,8 @@
 Each faulty scenario is run on five seeds under the preset `default` in observe mode, read every ten steps because the
 runs are short. What counts is the first alert on its codebook; where no rule of the preset fires, an inquest is held
 at the last reading, by a rule that fires on the step alone. Sound runs face four inquests each, and the most confident
-claim of all of them counts. Some thresholds of the examiners were set after a look at these seeds, so they are no
-held-out sample.
+claim of all of them counts. Thresholds of the examiners were set after a look at seeds below 30; those from 30 on were
+run once what is in the examiners stood.
 
 One line for each run goes to `docs/benchmarks/diagnosis.jsonl`, the tables to `diagnosis.md`; what the file holds is
 not run again. What a diagnosis costs is measured each time.
@@ -32,7 +32,7 @@ from .scenarios import FAULTS, SOUND, Course, Scenario
 __all__ = ["DiagnosisRun", "diagnosis_as_markdown", "main", "read_diagnosis_runs", "run_diagnosis"]
 
 _NOTES = Path("docs/benchmarks")
-_FIRST_SEED = 10
+_FIRST_SEED = 30
 _BOUND = 0.5
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from .causes import Diagnosis, diagnoses_from
@@ -85,8 +85,7 @@ class Reading:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the reading as plain data in field order: strings, numbers, `None`, and `causes` if there are any."""
-        plain = asdict(replace(self, causes=()))
-        del plain["causes"]
+        plain = {name: getattr(self, name) for name in _PLAIN_FIELDS}
         return plain | ({"causes": [each.as_dict() for each in self.causes]} if self.causes else {})
 
     def as_record(self) -> dict[str, Any]:
@@ -112,6 +111,8 @@ class Reading:
         restored["causes"] = diagnoses_from(record.get("causes"))
         return cls(**{key: value for key, value in {**record, **restored}.items() if key in known})
 
+
+_PLAIN_FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Reading) if field.name != "causes")
 
 NUMERIC_FIELDS: tuple[str, ...] = tuple(
     field.name for field in fields(Reading) if field.name not in {"codebook", "stage", "group", "level", "causes"}

@@ -293,6 +293,11 @@ class CodebookView:
         """Whether the guard has switched the quantizer's normalisation off."""
         return self._normalised is not None
 
+    @property
+    def metric_by_design(self) -> Metric:
+        """What the quantizer itself compares by, whatever the guard has switched off."""
+        return self.metric if self._normalised is None else self._normalised[0]
+
     def disable_normalisation(self) -> None:
         """Let the quantizer compare latents and codes as long as they are, until `restore_normalisation`."""
         if self.normalisation is not None and self._normalised is None:

@@ -45,6 +45,8 @@ def tokenize(
     from collapse_guard.kmeans import KMeansTokenizer
 
     target = output if output is not None else latents.with_suffix(".ids.npy")
+    if target.resolve() == latents.resolve():
+        complain(f"{target}: the ids would take the place of the latents; name another file by --output.")
     if target.suffix not in _SUFFIXES:
         complain(
             f"{target}: expected a file that ends in {' or '.join(_SUFFIXES)}, got {target.suffix or 'no suffix'!r}."
@@ -63,7 +65,8 @@ def tokenize(
     ids = np.empty(len(rows), dtype=np.int64)
     for part in _parts(len(rows), batch):
         try:
-            found = loaded.encode(torch.from_numpy(np.array(rows[part])), search="exact" if exact else "auto")
+            batched = torch.from_numpy(_native(rows[part]))
+            found = loaded.encode(batched, search="exact" if exact else "auto")
         except ValueError as error:
             complain(f"{latents}: rows {part.start} to {min(part.stop, len(rows)) - 1}: {error}.")
         ids[part] = found.numpy()
@@ -85,6 +88,7 @@ def _latents(path: Path, key: str | None) -> Any:
 
     if path.suffix not in _SUFFIXES:
         complain(f"{path}: expected latents in a file that ends in {' or '.join(_SUFFIXES)}.")
+    wrong = None
     try:
         if path.suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -93,13 +97,26 @@ def _latents(path: Path, key: str | None) -> Any:
         with safe_open(path, framework="pt") as file:
             names = sorted(file.keys())
             name = names[0] if key is None and len(names) == 1 else key
-            if name not in names:
-                wanted = "name the tensor by --key" if key is None else f"there is no tensor {key!r}"
-                complain(f"{path}: {wanted}; it has: {', '.join(names)}.")
-            tensor = file.get_tensor(name)
-            return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+            if name in names:
+                tensor = file.get_tensor(name)
+                return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+            wrong = "name the tensor by --key" if key is None else f"there is no tensor {key!r}"
+            wrong += f"; it has: {', '.join(names) or 'none'}"
     except Exception as error:  # what a damaged file makes the readers raise is not one kind
-        complain(f"{path}: cannot be read: {type(error).__name__}: {error}.")
+        wrong = f"cannot be read: {type(error).__name__}: {error}"
+    complain(f"{path}: {wrong}.")
+
+
+def _native(rows: Any) -> Any:
+    """Return a copy of floating point rows in a type that torch knows: of this machine's byte order, at most float64.
+
+    What is infinite in that type is refused with the rest.
+    """
+    import numpy as np
+
+    wide = rows.dtype.itemsize > np.dtype(np.float64).itemsize
+    with np.errstate(over="ignore"):
+        return np.array(rows, dtype=np.float64 if wide else rows.dtype.newbyteorder("="))
 
 
 def _parts(n: int, size: int) -> Iterator[slice]:
@@ -108,6 +125,7 @@ def _parts(n: int, size: int) -> Iterator[slice]:
 
 def _write(path: Path, ids: Any) -> None:
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     try:
@@ -117,5 +135,5 @@ def _write(path: Path, ids: Any) -> None:
             np.save(path, ids)
         else:
             save_file({"ids": torch.from_numpy(ids)}, path)
-    except OSError as error:
-        complain(f"{path}: cannot be written: {error.strerror}.")
+    except (OSError, SafetensorError) as error:
+        complain(f"{path}: cannot be written: {error}.")

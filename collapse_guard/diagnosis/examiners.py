@@ -8,7 +8,7 @@ function and add an entry here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from collapse_guard.policies import Cause, Diagnosis
 
@@ -31,11 +31,13 @@ class Examiner:
         causes: what it may find.
         examine: facts -> a diagnosis, or `None`.
         stage: of the readings that it looks at, `train` or `eval`.
+        explains: more general causes that this one explains away: as far as it is likely, they are not.
     """
 
     causes: tuple[Cause, ...]
     examine: Callable[[Facts], Diagnosis | None]
     stage: str = "train"
+    explains: tuple[Cause, ...] = ()
 
 
 EXAMINERS: tuple[Examiner, ...] = (
@@ -49,9 +51,11 @@ EXAMINERS: tuple[Examiner, ...] = (
     Examiner((Cause.EXPLODING_GRADIENTS,), exploding),
     Examiner((Cause.STARVATION,), starvation),
     Examiner((Cause.REPLACEMENT_FAILS,), replacement),
-    Examiner((Cause.STARVED_LEVEL,), starved_level),
+    # A level with nothing left to code leaves its codes idle, and what little it gets may have few modes.
+    Examiner((Cause.STARVED_LEVEL,), starved_level, explains=(Cause.STARVATION, Cause.FEW_MODES)),
     Examiner((Cause.PADDED_TOKENS,), padded),
-    Examiner((Cause.FEW_MODES,), few_modes),
+    # Where k-means finds no use for more codes either, tokens are not what idle codes lack.
+    Examiner((Cause.FEW_MODES,), few_modes, explains=(Cause.STARVATION,)),
     Examiner((Cause.ARTIFICIAL_RESHAPE,), reshaped),
 )
 """In the order in which equally likely causes are told."""
@@ -70,6 +74,7 @@ def diagnose(
         dismiss: told of an examiner that raised; without it the exception goes on.
     """
     found: list[Diagnosis] = []
+    left: dict[Cause, float] = {}  # of a cause, what others leave of it
     for examiner in list(examiners):
         if examiner.stage != facts.reading.stage:
             continue
@@ -80,6 +85,10 @@ def diagnose(
                 raise
             dismiss(examiner, error)
             continue
-        if diagnosis is not None and diagnosis.confidence >= _LEAST:
+        if diagnosis is not None:
             found.append(diagnosis)
-    return tuple(sorted(found, key=lambda each: -each.confidence)[:_MOST])
+            for cause in examiner.explains:
+                left[cause] = left.get(cause, 1.0) * (1 - diagnosis.confidence)
+    weighed = [replace(each, confidence=each.confidence * left.get(each.cause, 1.0)) for each in found]
+    likely = [each for each in weighed if each.confidence >= _LEAST]
+    return tuple(sorted(likely, key=lambda each: -each.confidence)[:_MOST])

@@ -17,7 +17,7 @@ from collapse_guard.policies import DisableNormalisation
 
 from .base import Intervention, Site, clear_moments
 from .parts import NormalisationPart, Part
-from .placement import are_distinct, as_decoded, scale_counts
+from .placement import are_distinct, in_place_of
 
 __all__ = ["DisableNormalisationIntervention"]
 
@@ -71,17 +71,16 @@ class DisableNormalisationIntervention(Intervention[DisableNormalisation]):
         if len(latents) < self._enough or not are_distinct(latents):
             return None
         fit = fit_codebook(latents, view.K, metric=view.metric, seed=site.seed)
-        counts = None
-        if view.ema_count is not None:
-            present = view.ema_count.get()
-            counts = scale_counts(fit.counts.to(present.device), present, 0.5)
+        whole = in_place_of(view, fit, latents, refill=0.5)
         rows = torch.arange(view.K)
-        view.write_rows(rows, as_decoded(view, fit.codebook, latents), counts)
+        view.write_rows(rows, whole.vectors, whole.counts)
         clear_moments(site, rows)
+        self.facts = whole.facts
         site.window.restart()
         self.writes += 1
         self.is_over = True
-        return f"{view.K} codes placed by kmeans on {len(latents)} latents as long as they are"
+        ids = f"{self.facts['ids_changed']} of {self.facts['ids_compared']} ids changed"
+        return f"{view.K} codes placed by kmeans on {len(latents)} latents as long as they are; {ids}"
 
     def in_words(self) -> str:
         """Say that codes are still to be placed."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from collapse_guard.adapters import CodebookView
 from collapse_guard.kmeans import (
@@ -18,6 +18,8 @@ from collapse_guard.kmeans import (
     mean_rows,
     spread_out,
     squared_errors,
+    unit_rows,
+    with_lengths,
 )
 
 __all__ = [
@@ -74,12 +76,13 @@ def in_place_of(view: CodebookView, fit: CodebookFit, latents: Tensor, refill: f
     """Return what to write of a k-means codebook so that as few ids as possible change their meaning.
 
     Args:
-        view: the codebook as it still is.
+        view: the codebook as it still is. Where the guard has switched its normalisation off, the ids are those from
+            before: of normalised latents.
         fit: of the new one.
         latents: (n, D) finite, n >= 1, that it was fitted to.
         refill: least moving-average count of a code, as a fraction of the mean count.
     """
-    matching = match(view.codebook().float(), fit.codebook, latents, view.metric)
+    matching = match(view.codebook().float(), fit.codebook, latents, view.metric, former=view.metric_by_design)
     order = matching.order.to(fit.codebook.device)
     counts = None
     if view.ema_count is not None:
@@ -109,12 +112,13 @@ def beside_the_living(
     table = view.codebook().float()
     table, found = table[living.to(table.device)], latents
     if view.metric == "cosine":
-        table, found = functional.normalize(table, dim=-1), functional.normalize(latents, dim=-1)
+        table, found = unit_rows(table), unit_rows(latents)
     places = place_beside(table, found, len(rows), source=source, seed=seed)
     counts = None
     if view.ema_count is not None:
-        # A quantizer that updates nothing may count nothing.
-        mean = float(view.ema_count.get().float().mean()) or len(latents) / view.K
+        mean = float(view.ema_count.get().float().mean())
+        if not (math.isfinite(mean) and mean > 0):  # broken, or of a quantizer that updates nothing
+            mean = len(latents) / view.K
         counts = torch.full((len(rows),), refill * mean)
     return as_decoded(view, places, latents, living=table), counts
 
@@ -194,27 +198,7 @@ def as_decoded(view: CodebookView, vectors: Tensor, latents: Tensor, living: Ten
         latents: (n, D) finite, n >= 1, with the lengths that they have.
         living: (k, D) codes that stay, whose latents are not those of the new places.
     """
-    return _with_lengths(vectors, latents, living) if view.decodes_raw and view.metric == "cosine" else vectors
-
-
-def _with_lengths(directions: Tensor, latents: Tensor, living: Tensor | None) -> Tensor:
-    """Give codes that are searched by angle, and decoded as they are, the length that reconstructs best.
-
-    For a fixed direction u the mean of |z - a u|^2 over its latents is least at a = mean(z.u).
-
-    Returns:
-        (m, D) the same directions; one that no latent comes near gets the mean length of all latents.
-    """
-    units = functional.normalize(directions, dim=-1)
-    m = len(units)
-    others = units[:0] if living is None else functional.normalize(living.to(units), dim=-1)
-    codes = assign(latents, torch.cat([units, others]), "cosine")
-    mine = codes < m
-    own, codes = latents[mine], codes[mine]
-    sums = torch.zeros(m, device=units.device).index_add_(0, codes, (own * units[codes]).sum(dim=-1))
-    counts = torch.bincount(codes, minlength=m)
-    lengths = torch.where(counts > 0, sums / counts.clamp(min=1), 0.0)
-    return units * torch.where(lengths > 0, lengths, latents.norm(dim=-1).mean()).unsqueeze(-1)
+    return with_lengths(vectors, latents, living) if view.decodes_raw and view.metric == "cosine" else vectors
 
 
 def scale_counts(counts: Tensor, present: Tensor, refill: float) -> Tensor:

@@ -21,7 +21,7 @@ from collapse_guard.window import Window
 
 from .base import Intervention, Site, clear_moments
 from .holds import Hold
-from .placement import as_decoded, why_nowhere
+from .placement import in_place_of, why_nowhere
 
 __all__ = ["TakeOverUpdatesIntervention", "moved_rows"]
 
@@ -129,17 +129,20 @@ class TakeOverUpdatesIntervention(Intervention[TakeOverUpdates]):
         """Place the codes, unless they are kept; freeze; begin to sum."""
         site, view = self.site, self.site.view
         view.take_over()
-        start = "codes kept"
+        start, latents = "codes kept", site.window.sample()
+        self.facts = {"ids_changed": 0, "ids_compared": len(latents)}
         if self.params.start == "kmeans":
-            latents = site.window.sample()
             fit = fit_codebook(latents, view.K, metric=view.metric, seed=site.seed)
-            self._shares = (fit.counts.float() + 1) / (fit.counts.float() + 1).sum()
+            whole = in_place_of(view, fit, latents, refill=0.0)
+            found = fit.counts[whole.matching.order.to(fit.counts.device)].float() + 1
+            self._shares = found / found.sum()
             rows = torch.arange(view.K)
             counts = None
             if view.ema_count is not None:
                 counts = self._shares.to(view.ema_count.get()) * _total(view.ema_count.get())
-            view.write_rows(rows, as_decoded(view, fit.codebook, latents), counts)
+            view.write_rows(rows, whole.vectors, counts)
             clear_moments(site, rows)
+            self.facts = whole.facts
             start = f"k-means codebook ({fit})"
         elif view.ema_count is not None:
             present = view.ema_count.get().float().clamp(min=0).nan_to_num(0, 0, 0) + _LEAST

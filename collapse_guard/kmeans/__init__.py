@@ -7,9 +7,10 @@ from .backends import draw_by_odds, spread_out
 from .budget import Budget
 from .fit import CodebookFit, fit_codebook
 from .index import ApproximateIndex, IndexSettings
+from .lengths import with_lengths
 from .matching import Matching, match, match_codes
 from .relocation import mean_rows
-from .search import Metric, assign, squared_errors
+from .search import Metric, assign, squared_errors, unit_rows
 from .tokenizer import KMeansTokenizer, Refit
 
 __all__ = [
@@ -29,4 +30,6 @@ __all__ = [
     "mean_rows",
     "spread_out",
     "squared_errors",
+    "unit_rows",
+    "with_lengths",
 ]

@@ -21,7 +21,7 @@ class Budget:
         ValueError: out of range.
     """
 
-    iterations: int = 12
+    iterations: int = 11
     seconds: float | None = None
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 
@@ -82,7 +83,13 @@ def read_tokenizer(directory: Path) -> KMeansTokenizer:
             f"{directory}: {NUMBERS} is not the file that {DESCRIPTION} describes: one of them was replaced, or a "
             "write was cut off; save the tokenizer again"
         )
-    return _made(directory / DESCRIPTION, description, tensors_of(numbers)["codebook"])
+    try:
+        return _made(directory / DESCRIPTION, description, tensors_of(numbers)["codebook"])
+    except (KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(
+            f"{directory}: these are not the files of a tokenizer, although they belong together: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _made(where: Path, description: dict[str, Any], codebook: torch.Tensor) -> KMeansTokenizer:
@@ -100,6 +107,8 @@ def _made(where: Path, description: dict[str, Any], codebook: torch.Tensor) -> K
     )
     if description.get("index") is not None:
         settings = IndexSettings(**description["index"])
+        if settings.cells > tokenizer.K:
+            raise ValueError(f"{where}: expected an index of at most {tokenizer.K} cells, got {settings.cells}")
         tokenizer.use_index(ApproximateIndex(tokenizer.codebook, tokenizer.metric, settings))
     return tokenizer
 

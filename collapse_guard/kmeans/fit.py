@@ -19,10 +19,12 @@ The cases, for N latents of dimension D and K codes:
 from __future__ import annotations
 
 import math
+import operator
 import time
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -114,10 +116,11 @@ def fit_codebook(
         seed: of the start, and of the jitter of surplus rows.
         init: "k-means++", the backend's own way to draw a start by squared distances; "random" latents; or a (K, D)
             codebook to start from. Its rows keep their indices: none jumps but those that no latent comes near.
-        weights: (N,) finite, not negative: how much each latent counts in means and error; a latent of weight 0 is
-            left out.
+        weights: (N,) finite, not negative: how much each latent counts in means and error, relative to the others; a
+            latent of weight 0 is left out, as is one of less than a 2^60th of the largest.
 
     Raises:
+        TypeError: latents that are no tensor of real numbers.
         ValueError: no usable latents, a wrong shape, or an argument out of range.
 
     >>> fit = fit_codebook(torch.tensor([[0.0], [0.2], [5.0], [5.2]]), 2)
@@ -128,7 +131,8 @@ def fit_codebook(
     allowance = Allowance(budget if isinstance(budget, Budget) else Budget(budget))
     _check_arguments(latents, K, metric, init, weights)
     name, start = resolve_backend(backend, latents.device)
-    seed %= 2**31  # what every generator takes
+    seed = operator.index(seed) % 2**31  # what every generator takes
+    unit, weights = _scaled(weights)
     usable, weighing = _usable(latents, metric, weights)
     first = _rows(init, metric).to(usable.device) if isinstance(init, Tensor) else None
     few = distinct_rows(usable, K)
@@ -149,7 +153,7 @@ def fit_codebook(
     return CodebookFit(
         codebook=table,
         counts=counts,
-        inertia=float((errors if weighing is None else errors * weighing).cpu().double().sum()),
+        inertia=float((errors if weighing is None else errors * weighing).cpu().double().sum()) * unit,
         iterations=math.ceil(allowance.spent - 1e-6),
         seconds=time.perf_counter() - began,
         backend=name,
@@ -159,6 +163,11 @@ def fit_codebook(
 
 
 def _check_arguments(latents: Tensor, K: int, metric: str, init: Init | Tensor, weights: Tensor | None) -> None:
+    if not isinstance(latents, Tensor) or latents.is_complex():
+        kind = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
+        raise TypeError(
+            f"latents: expected a tensor of real numbers, got {kind}; torch.as_tensor makes one of an array"
+        )
     if latents.ndim != 2 or latents.shape[1] == 0:
         raise ValueError(
             f"latents: expected shape (N, D) with D at least 1, got {tuple(latents.shape)}; "
@@ -187,6 +196,16 @@ def _rows(values: Tensor, metric: Metric) -> Tensor:
     return unit_rows(rows) if metric == "cosine" else rows
 
 
+def _scaled(weights: Tensor | None) -> tuple[float, Tensor | None]:
+    """Return a power of two and the weights in units of it, float32: sums of them neither overflow nor vanish."""
+    if weights is None or not len(weights):
+        return 1.0, weights
+    values = weights.detach().cpu().double().numpy()
+    exponent = int(np.frexp(values.max())[1]) - 1
+    scaled = np.ldexp(values, -exponent)  # the largest is now from 1 to 2
+    return 2.0**exponent, torch.from_numpy(np.where(scaled < 2.0**-60, 0.0, scaled)).float()
+
+
 def _usable(latents: Tensor, metric: Metric, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return the latents that count, (n, D) float32, normalised with metric "cosine", and their weights."""
     rows = latents.detach().float()
@@ -196,8 +215,11 @@ def _usable(latents: Tensor, metric: Metric, weights: Tensor | None) -> tuple[Te
     if weights is not None:
         fit &= weights.to(rows.device) > 0
     if not fit.any():
+        kinds = ["NaN", "Inf", "longer than 1.8e19"]
+        kinds += ["zero"] if metric == "cosine" else []
+        kinds += ["weight 0"] if weights is not None else []
         raise ValueError(
-            f"latents: none of the {len(latents)} can be used (NaN, Inf{', zero' if metric == 'cosine' else ''}); "
+            f"latents: none of the {len(latents)} can be used ({', '.join(kinds)}); "
             "wait until the probe holds finite latents, or lower the learning rate if the encoder diverges"
         )
     kept = None if weights is None else weights.detach().to(rows.device, torch.float32)[fit]
@@ -246,7 +268,7 @@ def _from_start(every: Comparison, K: int, metric: Metric, allowance: Allowance,
     allowance.spent += passes * share
     if few is not every:
         reserve = (1 - _EARLY_SHARE) * allowance.budget.iterations
-        found = refine(few, table, metric, allowance, relocate=True, share=share, reserve=reserve)
+        found = refine(few, table, metric, allowance, relocate=True, share=share, reserve=reserve, is_rough=True)
         table, moved = found.table, found.moved
     found = refine(every, table, metric, allowance, relocate=True)
     return Refinement(found.table, moved + found.moved)

@@ -2,11 +2,13 @@
 
 Codes are grouped into cells (FAISS `IndexIVFFlat`: Sivic and Zisserman, "Video Google", 2003), and only the cells
 nearest to a latent are looked through. How many is settled on latents of the user's: the fewest that give the recall
-asked for. A recall that was not measured is not claimed.
+asked for. A recall that was not measured is not claimed. Of codes that lie equally near either is right: real codebooks
+hold codes that are nearly equal, and which of them a search returns is a matter of rounding.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .search import Metric, assign, unit_rows
+from .search import Metric, assign, comparable_rows, unit_rows
 
 __all__ = ["ApproximateIndex", "IndexSettings"]
 
 _TRIED = 4096  # latents that the recall is measured on
 _SEED = 1234
+_EQUALLY_NEAR = 1e-5  # relative difference of squared distances
+_SURE = 2.326  # standard deviations: 99 in 100 samples of latents, since several numbers of cells are tried on one
+_WORTHWHILE = 1 / 32  # share of the cells: one thread, looking through more is slower than an exact search
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +33,24 @@ class IndexSettings:
 
     Attributes:
         cells: groups of codes. probes: cells looked through for each latent.
-        recall: share of the latents tried that got their nearest code, in [0, 1]. tried: how many were.
+        recall: share of the latents tried that got their nearest code, or one as near to a hundred-thousandth, in
+            [0, 1]. tried: how many were.
+        wanted: recall that was asked for, and is asked for again when the codebook changes.
+
+    Raises:
+        ValueError: out of range.
     """
 
     cells: int
     probes: int
     recall: float
     tried: int
+    wanted: float = 0.99
+
+    def __post_init__(self) -> None:
+        """Refuse what no index has."""
+        if not 1 <= self.probes <= self.cells or not 0 <= self.recall <= 1 or not 0 < self.wanted <= 1:
+            raise ValueError(f"index: expected 1 <= probes <= cells and shares in [0, 1], got {self}")
 
 
 class ApproximateIndex:
@@ -44,58 +60,99 @@ class ApproximateIndex:
         codebook: (K, D) finite.
         metric: how latents and codes are compared.
         settings: as measured before, on this codebook.
+
+    Attributes:
+        settings: what it was made with.
+        is_sure: whether the recall that was asked for is reached; `measured` says how that is meant.
     """
 
     def __init__(self, codebook: Tensor, metric: Metric, settings: IndexSettings) -> None:
         """Build the index; the same codebook and settings give the same index."""
         self.settings = settings
+        self.is_sure = True
         self._metric: Metric = metric
         self._index = _built(_rows(codebook, metric), settings.cells)
-        self._index.nprobe = settings.probes
 
     @classmethod
-    def measured(cls, codebook: Tensor, latents: Tensor, metric: Metric, *, recall: float) -> ApproximateIndex:
-        """Build an index that looks through as few cells as give this recall on (up to 4096 of) the latents.
+    def measured(
+        cls, codebook: Tensor, latents: Tensor, metric: Metric, *, recall: float, only_worthwhile: bool = False
+    ) -> ApproximateIndex:
+        """Build an index that looks through as few cells as give this recall, tried on up to 4096 of the latents.
+
+        Other latents will be looked up than those, so a recall counts as reached where the lower end of its one-sided
+        99 % interval is (Wilson, J. Am. Stat. Assoc. 1927).
 
         Args:
             codebook: (K, D) finite.
-            latents: (N, D) finite, such as will be looked up; N at least 1.
+            latents: (N, D) such as will be looked up, N at least 1; those without a nearest code are left out.
             metric: how they are compared.
             recall: asked for, in (0, 1]; all cells are looked through where less does not give it.
+            only_worthwhile: stop at a 32nd of the cells, beyond which an exact search is quicker; the recall in the
+                settings may then be less than was asked for.
 
         Raises:
             ValueError: no latents, or a recall out of range.
         """
+        latents = latents[comparable_rows(latents, metric)]
         if len(latents) == 0 or not 0 < recall <= 1:
-            raise ValueError(f"expected latents to measure on and a recall in (0, 1], got {len(latents)} and {recall}")
+            raise ValueError(
+                f"expected finite latents to measure on and a recall in (0, 1], got {len(latents)} and {recall}"
+            )
         chosen = torch.randperm(len(latents), generator=torch.Generator().manual_seed(_SEED))[:_TRIED]
         tried = latents[chosen.to(latents.device)]
-        exact = assign(tried, codebook, metric).cpu()
         cells = max(1, min(len(codebook) // 39, round(4 * len(codebook) ** 0.5)))
-        index = cls(codebook, metric, IndexSettings(cells, 1, 0.0, len(tried)))
-        probes, reached = 1, index._recall(tried, exact, 1)
-        while reached < recall and probes < cells:
-            probes = min(2 * probes, cells)
-            reached = index._recall(tried, exact, probes)
-        low = probes // 2  # the least that suffices lies between the last two powers of two
+        index = cls(codebook, metric, IndexSettings(cells, 1, 0.0, len(tried), recall))
+        trial = _Trial(tried, codebook, metric)
+        most = max(1, int(cells * _WORTHWHILE)) if only_worthwhile else cells
+        probes, reached = 1, trial.recall(index._found(trial.rows, 1))
+        while not trial.is_sure(reached, recall) and probes < most:
+            probes = min(2 * probes, most)
+            reached = trial.recall(index._found(trial.rows, probes))
+        low = probes // 2 if trial.is_sure(reached, recall) else probes  # the least that suffices lies above
         while probes - low > 1:
             middle = (low + probes) // 2
-            if (found := index._recall(tried, exact, middle)) >= recall:
+            if trial.is_sure(found := trial.recall(index._found(trial.rows, middle)), recall):
                 probes, reached = middle, found
             else:
                 low = middle
-        index._index.nprobe = probes
-        index.settings = IndexSettings(cells, probes, reached, len(tried))
+        index.settings = IndexSettings(cells, probes, reached, len(tried), recall)
+        index.is_sure = trial.is_sure(reached, recall)
         return index
 
     def search(self, latents: Tensor) -> Tensor:
         """Return a code for each of (N, D) finite latents, (N,) int64 on their device."""
-        _, found = self._index.search(_rows(latents, self._metric), 1)
-        return torch.from_numpy(np.asarray(found)[:, 0]).to(latents.device)
+        return torch.from_numpy(self._found(_rows(latents, self._metric), self.settings.probes)).to(latents.device)
 
-    def _recall(self, latents: Tensor, exact: Tensor, probes: int) -> float:
+    def _found(self, rows: np.ndarray, probes: int) -> np.ndarray:
         self._index.nprobe = probes
-        return float((self.search(latents).cpu() == exact).double().mean())
+        codes: np.ndarray = self._index.search(rows, 1)[1][:, 0]
+        if (nowhere := codes < 0).any():  # the cells looked through hold no code: look through all
+            self._index.nprobe = self.settings.cells
+            codes[nowhere] = self._index.search(rows[nowhere], 1)[1][:, 0]
+        return codes
+
+
+class _Trial:
+    """Latents with their nearest codes, for telling what share of them a search gets right."""
+
+    def __init__(self, latents: Tensor, codebook: Tensor, metric: Metric) -> None:
+        """Search exactly."""
+        self.rows, self._codes = _rows(latents, metric), _rows(codebook, metric)
+        self._least = self._distances(assign(latents, codebook, metric).cpu().numpy())
+
+    def recall(self, found: np.ndarray) -> float:
+        """Return the share of the latents whose found code is their nearest, or as near."""
+        return float((self._distances(found) <= self._least * (1 + _EQUALLY_NEAR)).mean())
+
+    def is_sure(self, share: float, least: float) -> bool:
+        """Whether a share of these latents leaves hardly a doubt that among all it is at least as much."""
+        n, z = len(self.rows), _SURE
+        middle, width = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+        return (middle - width) / (1 + z**2 / n) >= least
+
+    def _distances(self, codes: np.ndarray) -> np.ndarray:
+        distances: np.ndarray = np.square(self.rows - self._codes[codes], dtype=np.float64).sum(axis=1)
+        return distances
 
 
 def _rows(values: Tensor, metric: Metric) -> np.ndarray:

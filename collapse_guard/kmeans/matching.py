@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .search import Metric, assign, finite_rows, unit_rows
+from .search import Metric, assign, comparable_rows, unit_rows
 
 __all__ = ["EXACT_UP_TO", "Matching", "match", "match_codes"]
 
@@ -65,15 +65,22 @@ def match_codes(old: Tensor, new: Tensor, latents: Tensor, metric: Metric = "l2"
 
 
 @torch.no_grad()
-def match(old: Tensor, new: Tensor, latents: Tensor, metric: Metric = "l2") -> Matching:
-    """Match as `match_codes` does, with the same arguments, and count the latents that change their id all the same."""
+def match(
+    old: Tensor, new: Tensor, latents: Tensor, metric: Metric = "l2", *, former: Metric | None = None
+) -> Matching:
+    """Match as `match_codes` does, with the same arguments, and count the latents that change their id all the same.
+
+    Args:
+        former: how latents were compared with the old codebook, where that was another way.
+    """
+    former = former or metric
     from scipy.optimize import linear_sum_assignment
 
     if old.shape != new.shape or old.ndim != 2:
         raise ValueError(f"expected two codebooks of one shape (K, D), got {tuple(old.shape)} and {tuple(new.shape)}")
     K = len(old)
-    before, after = assign(latents, old, metric).cpu().numpy(), assign(latents, new, metric).cpu().numpy()
-    had_id = _can_be_nearest(old, metric).cpu().numpy()[before]  # none had, where the whole codebook is NaN
+    before, after = assign(latents, old, former).cpu().numpy(), assign(latents, new, metric).cpu().numpy()
+    had_id = comparable_rows(old, former).cpu().numpy()[before]  # none had, where the whole codebook is NaN
     known, became = before[had_id], after[had_id]
     order = np.full(K, -1)
     if K > EXACT_UP_TO:
@@ -86,16 +93,11 @@ def match(old: Tensor, new: Tensor, latents: Tensor, metric: Metric = "l2") -> M
     if len(free_rows) > EXACT_UP_TO:
         order[free_rows] = free_columns
     elif len(free_rows):
-        cost = _cost(old, new, known, became, free_rows, free_columns, metric)
+        cost = _cost(old, new, known, became, free_rows, free_columns, former)
         found_rows, found_columns = linear_sum_assignment(cost)
         order[free_rows[found_rows]] = free_columns[found_columns]
     kept = int((order[known] == became).sum())
     return Matching(torch.from_numpy(order), changed=len(before) - kept, tokens=len(before))
-
-
-def _can_be_nearest(rows: Tensor, metric: Metric) -> Tensor:
-    found = finite_rows(rows.float())
-    return found & (rows != 0).any(dim=1) if metric == "cosine" else found
 
 
 def _by_count(before: np.ndarray, after: np.ndarray, K: int) -> Iterator[tuple[int, int]]:

@@ -29,6 +29,7 @@ __all__ = ["Refinement", "mean_rows", "refine"]
 _LLOYD_BEFORE = 2  # so that the first round knows what its numbers mean
 _LLOYD_AFTER = 1
 _MOST_MOVED = 0.25  # share of the codes in one round: the more move at once, the less their numbers mean
+_FEW, _FEW_ROUGHLY = 0.001, 0.02  # share of the codes: where no more jump in a round, it is the last
 _SPLIT_STEPS = 2
 _SUMMED = 1 << 17
 _CONVERGED = 1e-4  # mean squared move of a code in one Lloyd step, relative to the variance of the codes
@@ -56,6 +57,7 @@ def refine(
     relocate: bool,
     share: float = 1.0,
     reserve: float = 0.0,
+    is_rough: bool = False,
 ) -> Refinement:
     """Improve a codebook by Lloyd steps and, between them, relocations, until neither helps or all is spent.
 
@@ -68,6 +70,7 @@ def refine(
             identity.
         share: of all latents, what these points are.
         reserve: iterations over all latents to leave for later.
+        is_rough: end with the first round in which few codes jump, since more points are looked at afterwards.
     """
     moved = 0
     relocate = relocate and len(table) > 1
@@ -89,9 +92,10 @@ def refine(
         allowance.spent += share
         moved += jumps
         lloyd(_LLOYD_AFTER)
-        if jumps <= len(table) // 1000:
+        if jumps <= (_FEW_ROUGHLY if is_rough else _FEW) * len(table):
             break
-    lloyd()
+    if not is_rough:
+        lloyd()
     return Refinement(table, moved)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .backends import Backend
 from .fit import CodebookFit, fit_codebook
 from .index import ApproximateIndex
+from .lengths import with_lengths
 from .matching import match
 from .search import METRICS, Metric, assign, finite_rows, squared_errors, unit_rows
 
@@ -27,6 +28,7 @@ APPROXIMATE_FROM = 65_536
 """Codes from which on a fitted tokenizer gets an approximate index, if its measured recall is at least 0.99."""
 
 RECALL = 0.99
+_UNIT = 1e-2  # bfloat16 keeps a length of 1 to that
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class KMeansTokenizer(nn.Module):
     """Encodes latents as the index of their nearest code.
 
     Args:
-        codebook: (K, D) finite floating point; with metric "cosine" of any length, and decoded as it is.
+        codebook: (K, D) finite in float32; with metric "cosine" of any length, and decoded as it is.
         metric: how latents and codes are compared.
         version: of the codebook; every refit counts it up.
         provenance: where it came from, as plain data that JSON can hold; saved with it.
@@ -87,11 +89,13 @@ class KMeansTokenizer(nn.Module):
     ) -> None:
         """Store a copy of the codebook."""
         super().__init__()
-        if codebook.ndim != 2 or codebook.numel() == 0 or not bool(codebook.isfinite().all()):
+        with torch.inference_mode(False):  # what is made under it could not be refitted outside
+            rows = codebook.detach().float().clone()
+        if codebook.ndim != 2 or codebook.numel() == 0 or not bool(rows.isfinite().all()):
             raise ValueError(f"codebook: expected (K, D) finite numbers, got {tuple(codebook.shape)} {codebook.dtype}")
         if metric not in METRICS:
             raise ValueError(f"metric: expected one of {', '.join(METRICS)}, got {metric!r}")
-        self.register_buffer("codebook", codebook.detach().float().clone())
+        self.register_buffer("codebook", rows)
         self.metric: Metric = metric
         self.version = version
         self.provenance: dict[str, Any] = dict(provenance or {})
@@ -110,12 +114,15 @@ class KMeansTokenizer(nn.Module):
     ) -> KMeansTokenizer:
         """Fit a codebook to (N, D) latents by `fit_codebook`; the arguments and errors are its own.
 
-        From 65,536 codes on an approximate index is built, see `build_index`.
+        From 65,536 codes on an approximate index is built, see `build_index`, and kept where it is worthwhile: where a
+        recall of 0.99 takes no more than a 32nd of its cells.
         """
         found = fit_codebook(latents, K, metric=metric, backend=backend, seed=seed, budget=iterations)
-        tokenizer = cls(found.codebook, metric=metric, provenance=_provenance(found, len(latents), seed))
+        tokenizer = cls(found.codebook, metric=metric, provenance=_provenance(found, seed))
         if K >= APPROXIMATE_FROM:
-            tokenizer.build_index(latents)
+            rows = tokenizer._rows(latents)
+            index = ApproximateIndex.measured(tokenizer.codebook, rows, metric, recall=RECALL, only_worthwhile=True)
+            tokenizer.use_index(index if index.is_sure else None)
         return tokenizer
 
     @property
@@ -137,7 +144,7 @@ class KMeansTokenizer(nn.Module):
         """Return the ids of latents.
 
         Args:
-            latents: (..., D) finite floating point.
+            latents: (..., D) finite floating point, in float32 too. With metric "cosine" a zero one gets id 0.
             search: "exact", or "auto": by the approximate index if there is one.
 
         Returns:
@@ -147,7 +154,7 @@ class KMeansTokenizer(nn.Module):
             ValueError: latents of another width, or NaN or Inf among them, which have no nearest code.
         """
         rows = self._rows(latents)
-        if not bool((finite := finite_rows(rows)).all()):
+        if not bool((finite := finite_rows(rows.float())).all()):
             bad = int((~finite).sum())
             raise ValueError(f"latents: {bad} of {len(rows)} have NaN or Inf and no nearest code; leave them out")
         if self._index is not None and search == "auto":
@@ -164,18 +171,19 @@ class KMeansTokenizer(nn.Module):
         """
         if ids.is_floating_point() or ids.is_complex() or ids.dtype is torch.bool:
             raise ValueError(f"ids: expected integers, got {ids.dtype}")
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.K:
-            raise ValueError(f"ids: expected 0 to {self.K - 1}, got {int(ids.min())} to {int(ids.max())}")
-        return self.codebook[ids.to(self.codebook.device).long()]
+        rows = ids.to(self.codebook.device).long()  # unsigned types know no minimum
+        if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < self.K:
+            raise ValueError(f"ids: expected 0 to {self.K - 1}, got {int(rows.min())} to {int(rows.max())}")
+        return self.codebook[rows]
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantise (..., D) latents: return the codes in their place, and the (...) ids.
+        """Quantise (..., D) latents: return the codes in their place, bit for bit in the latents' type, and (...) ids.
 
         Gradients pass straight through to the latents (Bengio et al., "Estimating or propagating gradients", 2013).
         """
         ids = self.encode(latents.detach())
-        quantised = self.decode(ids).to(latents)
-        return latents + (quantised - latents).detach(), ids
+        # The usual latents + (codes - latents) rounds the codes to what the latents' size resolves.
+        return self.decode(ids).to(latents) + (latents - latents.detach()), ids
 
     def refit(
         self,
@@ -194,19 +202,24 @@ class KMeansTokenizer(nn.Module):
             backend, iterations, seed: as for `fit_codebook`.
 
         Returns:
-            What changed. New rows stand where the old ones that they take over from stood, see `match_codes`.
+            What changed. New rows stand where the old ones that they take over from stood, see `match_codes`. With
+            metric "cosine" they have length 1 if the old ones had, else the lengths that reconstruct best.
         """
         rows = self._rows(latents)
-        rows = rows[finite_rows(rows)]
+        rows = rows[finite_rows(rows.float())]
         init: Tensor | Literal["k-means++"] = self.codebook if start == "warm" else "k-means++"
         found = fit_codebook(rows, self.K, metric=self.metric, backend=backend, budget=iterations, seed=seed, init=init)
         old = self.codebook.clone()
         matching = match(old, found.codebook, rows, self.metric)
-        self.codebook.copy_(found.codebook[matching.order.to(found.codebook.device)])
+        new = found.codebook[matching.order.to(found.codebook.device)]
+        if self.metric == "cosine" and not _is_unit(old):
+            new = with_lengths(new, rows.detach().float())
+        if (index := self._index) is not None:
+            index = ApproximateIndex.measured(new, rows, self.metric, recall=index.settings.wanted)
+        self.codebook.copy_(new)
+        self._index = index
         self.version += 1
-        self.provenance = _provenance(found, len(rows), seed)
-        if self._index is not None:
-            self.build_index(rows, recall=min(RECALL, self._index.settings.recall))
+        self.provenance = _provenance(found, seed)
         before, after = assign(rows, old, self.metric), assign(rows, self.codebook, self.metric)
         return Refit(
             unchanged=1 - matching.changed / matching.tokens,
@@ -218,7 +231,10 @@ class KMeansTokenizer(nn.Module):
         )
 
     def build_index(self, latents: Tensor, *, recall: float = RECALL) -> ApproximateIndex:
-        """Search approximately from now on, with the recall measured on (N, D) latents; see `ApproximateIndex`."""
+        """Search approximately from now on, with the recall measured on (N, D) latents; see `ApproximateIndex`.
+
+        A refit measures it anew; a codebook that comes in by `load_state_dict` is searched exactly.
+        """
         self._index = ApproximateIndex.measured(self.codebook, self._rows(latents), self.metric, recall=recall)
         return self._index
 
@@ -243,6 +259,13 @@ class KMeansTokenizer(nn.Module):
 
         return read_tokenizer(Path(directory))
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Load the codebook; an index of another one would find anything."""
+        before = self.codebook.clone()
+        super()._load_from_state_dict(*args, **kwargs)
+        if not torch.equal(self.codebook, before):
+            self._index = None
+
     def extra_repr(self) -> str:
         """Return size, metric and version."""
         return f"K={self.K}, D={self.D}, metric={self.metric}, version={self.version}"
@@ -261,10 +284,14 @@ class KMeansTokenizer(nn.Module):
         return float(squared_errors(points, table.to(points.device), codes).double().mean())
 
 
-def _provenance(found: CodebookFit, tokens: int, seed: int) -> dict[str, Any]:
+def _is_unit(rows: Tensor) -> bool:
+    return bool(((rows.float().norm(dim=1) - 1).abs() < _UNIT).all())
+
+
+def _provenance(found: CodebookFit, seed: int) -> dict[str, Any]:
     return {
         "backend": found.backend,
-        "latents": tokens,
+        "latents": int(found.counts.sum()),
         "seed": seed,
         "iterations": found.iterations,
         "inertia": found.inertia,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from collapse_guard.cli.tokenize import tokenize
 from collapse_guard.kmeans import KMeansTokenizer
 from tests.cli.test_cli import run
 
@@ -36,7 +37,7 @@ def test_safetensors_are_read_by_name_and_written(place: Path) -> None:
     save_file({"z": latents, "other": torch.zeros(2)}, place / "latents.safetensors")
     unnamed = run("tokenize", "tokenizer", "latents.safetensors", cwd=place)
     assert unnamed.returncode == 2
-    assert "name the tensor by --key; it has: other, z" in unnamed.stderr
+    assert unnamed.stderr.splitlines() == ["latents.safetensors: name the tensor by --key; it has: other, z."]
     done = run("tokenize", "tokenizer", "latents.safetensors", "--key", "z", "-o", "ids.safetensors", cwd=place)
     assert done.returncode == 0, done.stderr
     expected = KMeansTokenizer.load(place / "tokenizer").encode(latents.float())
@@ -62,6 +63,8 @@ def test_safetensors_are_read_by_name_and_written(place: Path) -> None:
             "expected a file that ends in .npy or .safetensors, got '.txt'",
         ),
         (("tokenizer", "latents.npy", "-o", "nowhere/ids.npy"), "cannot be written"),
+        (("tokenizer", "latents.npy", "-o", "nowhere/ids.safetensors"), "cannot be written"),
+        (("tokenizer", "latents.npy", "-o", "./latents.npy"), "the ids would take the place of the latents"),
     ],
 )
 def test_what_does_not_fit_is_said_and_nothing_is_written(place: Path, arguments: tuple[str, ...], said: str) -> None:
@@ -75,3 +78,12 @@ def test_what_does_not_fit_is_said_and_nothing_is_written(place: Path, arguments
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(place.glob("*.ids.npy"))
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f4", ">f8", "f2", "longdouble"])
+def test_latents_of_any_floating_point_type_and_byte_order_are_read(place: Path, dtype: str) -> None:
+    latents = np.load(place / "latents.npy").astype(np.float16)
+    np.save(place / "other.npy", latents.astype(dtype))
+    tokenize(place / "tokenizer", place / "other.npy", None, None, False, 7)
+    expected = KMeansTokenizer.load(place / "tokenizer").encode(torch.from_numpy(latents))
+    assert (np.load(place / "other.ids.npy") == expected.numpy()).all()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from collapse_guard.demos import FAULTS, SOUND, Scenario, run_diagnosis
-from collapse_guard.policies import Cause
+from collapse_guard.diagnosis import Examiner, Facts, clinic, diagnose
+from collapse_guard.policies import Cause, Diagnosis
 
 NEIGHBOURS = {
     Cause.RUNAWAY_CODEBOOK: Cause.MISPLACED_CODEBOOK,
@@ -64,3 +67,27 @@ def test_nothing_is_claimed_of_a_sound_run_that_looks_odd(name: str) -> None:
 @pytest.mark.parametrize("scenario", SOUND, ids=lambda each: each.name)
 def test_nothing_is_claimed_of_a_sound_run(scenario: Scenario) -> None:
     assert all(confidence <= 0.5 for _, confidence in run_diagnosis(scenario, 4).found)
+
+
+def test_a_special_cause_explains_a_general_one_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    def finds(cause: Cause, confidence: float) -> Callable[[Facts], Diagnosis]:
+        return lambda facts: Diagnosis(
+            cause=cause, confidence=confidence, says="", evidence={}, advice="", line="", remedy=""
+        )
+
+    examiners = (
+        Examiner((Cause.STARVATION,), finds(Cause.STARVATION, 0.8)),
+        Examiner((Cause.NO_GRADIENT,), finds(Cause.NO_GRADIENT, 0.5)),
+        Examiner((Cause.FEW_MODES,), finds(Cause.FEW_MODES, 0.6), explains=(Cause.STARVATION,)),
+    )
+    found: list[list[tuple[Cause, float]]] = []
+
+    def asked(facts: Facts, *_: object) -> tuple[Diagnosis, ...]:
+        causes = diagnose(facts, examiners)
+        found.append([(each.cause, round(each.confidence, 6)) for each in causes])
+        return causes
+
+    monkeypatch.setattr(clinic, "diagnose", asked)
+    (scenario,) = [each for each in FAULTS if each.name == "few_modes/home"]
+    run_diagnosis(scenario, 0)
+    assert found[0] == [(Cause.FEW_MODES, 0.6), (Cause.NO_GRADIENT, 0.5), (Cause.STARVATION, 0.32)]

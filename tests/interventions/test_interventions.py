@@ -15,7 +15,13 @@ from vector_quantize_pytorch import VectorQuantize
 from collapse_guard import GenericVQ, discover
 from collapse_guard.adapters import CodebookView
 from collapse_guard.interventions import InterventionError, Site, Transaction, find_intervention
-from collapse_guard.policies import DecayCommitment, FallbackTokenizer, ResetCodes
+from collapse_guard.policies import (
+    DecayCommitment,
+    DisableNormalisation,
+    FallbackTokenizer,
+    ResetCodes,
+    TakeOverUpdates,
+)
 from collapse_guard.window import Window
 from tests import quantizers
 
@@ -229,7 +235,7 @@ def test_a_refit_follows_the_latents_and_keeps_most_ids() -> None:
     assert float((first == second).float().mean()) > 0.5
 
 
-@pytest.mark.parametrize("name", ["reset_codes", "fallback_tokenizer"])
+@pytest.mark.parametrize("name", ["reset_codes", "fallback_tokenizer", "take_over_updates"])
 @pytest.mark.parametrize("kind", ["spread", "broken"])
 def test_a_codebook_placed_anew_takes_over_the_ids_of_the_old_one(name: str, kind: str) -> None:
     """Twelve clusters in an order of their own; or half of them, and codes without a number."""
@@ -242,12 +248,36 @@ def test_a_codebook_placed_anew_takes_over_the_ids_of_the_old_one(name: str, kin
         old[[1, 4, 5]] = torch.nan
     view.write_rows(torch.arange(12), old, None if view.ema_count is None else torch.full((12,), 5.0))
     before = np.nanargmin(np.square(data.double().numpy()[:, None] - old.double().numpy()).sum(-1), axis=1)
-    params: Any = ResetCodes(scope="all") if name == "reset_codes" else FallbackTokenizer()
-    action = find_intervention(name)(params, site(view, data))
+    params: Any = {"reset_codes": ResetCodes(scope="all"), "fallback_tokenizer": FallbackTokenizer()}
+    action = find_intervention(name)(params.get(name, TakeOverUpdates()), site(view, data))
     action.apply()
     after = np.square(data.double().numpy()[:, None] - view.codebook().double().numpy()).sum(-1).argmin(1)
     assert action.facts == {"ids_changed": int((before != after).sum()), "ids_compared": 2000}
     assert action.facts["ids_changed"] <= (0 if kind == "spread" else 700)  # three clusters of twelve had no code
+    assert view.ema_count is not None
+    counts, used = view.ema_count.get().double().numpy(), np.bincount(after, minlength=12)
+    np.testing.assert_allclose(counts / counts.sum(), used / used.sum(), rtol=0.01)
+
+
+def test_codes_placed_anew_without_normalisation_take_over_the_ids_of_their_directions() -> None:
+    """Four directions, each at two lengths: of the codes at a direction the one of most latents keeps its id."""
+    torch.manual_seed(0)
+    module = VectorQuantize(dim=D, codebook_size=8, use_cosine_sim=True)
+    (view,) = discover(module).views
+    directions = torch.eye(D)[:4]
+    old = torch.cat([torch.eye(D)[4:], directions.flip(0)])
+    view.write_rows(torch.arange(8), old, torch.full((8,), 5.0))
+    kind, long = torch.arange(2000) % 4, torch.arange(2000) % 5 == 0
+    data = directions[kind] * torch.where(long, 9.0, 2.0).unsqueeze(1) + 0.01 * torch.randn(2000, D)
+    place = site(view, torch.randn(400, D))
+    action = find_intervention("disable_normalisation")(DisableNormalisation(), place)
+    action.apply()
+    for chunk in data.split(200):
+        place.window.add(torch.zeros(len(chunk), dtype=torch.long), chunk)
+    assert "400 of 2000 ids changed" in (action.tend(1) or "")
+    assert action.facts == {"ids_changed": 400, "ids_compared": 2000}
+    after = torch.cdist(data, view.codebook()).argmin(1)
+    assert torch.equal(after[~long], 7 - kind[~long])
 
 
 @pytest.mark.parametrize("name", ["reset_codes", "fallback_tokenizer"])

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from collapse_guard.interventions.placement import place_beside, scale_counts
+from collapse_guard import discover
+from collapse_guard.interventions.placement import beside_the_living, place_beside, scale_counts
+from tests import quantizers
 
 
 def islands(n: int = 300) -> torch.Tensor:
@@ -44,3 +46,14 @@ def test_counts_keep_their_total_and_none_starts_near_death() -> None:
     torch.testing.assert_close(counts, torch.tensor([18.0, 2.5, 2.5, 2.5]))
     broken = scale_counts(torch.tensor([3, 1]), torch.tensor([float("nan"), 1.0]), 0.5)
     torch.testing.assert_close(broken, torch.tensor([3.0, 1.0]))
+
+
+def test_a_broken_count_is_not_handed_on_to_the_codes_that_are_placed() -> None:
+    for broken in (torch.nan, torch.inf, -1.0):
+        module = quantizers.Plain(8, 2)
+        (view,) = discover(module).views
+        assert view.ema_count is not None
+        view.ema_count.get().fill_(1.0)[3] = 100 * broken
+        _, counts = beside_the_living(view, torch.tensor([3]), islands(), source="kmeans", refill=0.5, seed=0)
+        assert counts is not None
+        assert counts.tolist() == [pytest.approx(0.5 * 300 / 8)]

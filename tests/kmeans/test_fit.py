@@ -289,6 +289,23 @@ class TestWeights:
         with pytest.raises(ValueError, match=r"weights: expected \(4,\) finite numbers from 0"):
             fit_codebook(normal(4, 2), 2, weights=weights)
 
+    @pytest.mark.parametrize("scale", [2.0**-140, 2.0**120, 2.0**-1070, 2.0**1000])
+    def test_the_unit_of_the_weights_does_not_matter(self, scale: float) -> None:
+        latents, weights = blobs(6, 20, 4), torch.arange(120.0, dtype=torch.float64) % 4
+        plain, scaled = (fit_codebook(latents, 6, weights=each) for each in (weights, weights * scale))
+        assert same(plain, scaled)
+        assert scaled.inertia / scale == pytest.approx(plain.inertia, rel=0.1)  # of 2^-1070 few bits are left
+
+    def test_latents_of_weight_zero_alone_are_none(self) -> None:
+        with pytest.raises(ValueError, match="none of the 4 can be used .*weight 0"):
+            fit_codebook(normal(4, 2), 2, weights=torch.zeros(4))
+
+
+def test_what_is_no_tensor_of_real_numbers_is_refused_with_the_next_move() -> None:
+    for latents in (np.zeros((4, 2)), [[1.0]], torch.zeros(4, 2, dtype=torch.complex64)):
+        with pytest.raises(TypeError, match="expected a tensor of real numbers, got .*as_tensor"):
+            fit_codebook(latents, 2)  # type: ignore[arg-type]
+
 
 def test_a_thin_sample_says_so() -> None:
     few, enough = fit_codebook(normal(311, 2), 8), fit_codebook(normal(312, 2), 8)
@@ -341,7 +358,7 @@ class TestInit:
             fit_codebook(normal(50, 2), 4, init="pca")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("seed", [-1, 2**63])
+@pytest.mark.parametrize("seed", [-1, 2**63, np.int64(7)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_any_whole_number_is_a_seed(backend: Literal["faiss", "sklearn", "torch"], seed: int) -> None:
     assert fit_codebook(normal(100, 3), 8, backend=backend, seed=seed).distinct == 8

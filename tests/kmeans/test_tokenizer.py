@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from collapse_guard.kmeans import KMeansTokenizer, assign, fit_codebook
@@ -47,6 +49,38 @@ def test_gradients_pass_straight_through() -> None:
     (2 * quantised).sum().backward()
     assert latents.grad is not None
     assert torch.equal(latents.grad, torch.full_like(latents, 2.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_what_comes_out_are_the_codes_themselves_however_far_the_latents_are(dtype: torch.dtype) -> None:
+    """The latent plus its distance from the code would round the code to what the latent's size resolves."""
+    tokenizer = KMeansTokenizer(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
+    latents = (1000 * torch.randn(40, 3, generator=torch.Generator().manual_seed(1))).to(dtype)
+    quantised, ids = tokenizer(latents)
+    assert torch.equal(quantised, tokenizer.decode(ids).to(dtype))
+
+
+def test_a_tokenizer_made_under_inference_mode_is_refitted_outside_of_it() -> None:
+    latents = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        tokenizer = KMeansTokenizer.fit(latents, 8)
+    assert tokenizer.refit(latents + 0.1).version == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int32])
+def test_ids_of_any_integer_type_are_decoded(dtype: torch.dtype) -> None:
+    tokenizer = KMeansTokenizer(torch.randn(5, 3))
+    assert torch.equal(tokenizer.decode(torch.tensor([4, 0, 2]).to(dtype)), tokenizer.codebook[[4, 0, 2]])
+    with pytest.raises(ValueError, match="expected 0 to 4, got 1 to 5"):
+        tokenizer.decode(torch.tensor([1, 5]).to(dtype))
+
+
+def test_what_is_finite_in_float64_alone_is_refused() -> None:
+    huge = torch.tensor([[0.0, 1e300, 0.0]], dtype=torch.float64)
+    with pytest.raises(ValueError, match="1 of 1 have NaN or Inf"):
+        KMeansTokenizer(torch.randn(5, 3)).encode(huge)
+    with pytest.raises(ValueError, match="finite"):
+        KMeansTokenizer(huge)
 
 
 def test_latents_without_a_nearest_code_and_ids_without_a_code_are_refused() -> None:
@@ -94,6 +128,24 @@ def test_a_refit_leaves_out_latents_that_are_not_finite() -> None:
     tokenizer = KMeansTokenizer.fit(latents, 8)
     latents[3] = torch.nan
     assert tokenizer.refit(latents).tokens == 499
+    assert tokenizer.provenance["latents"] == KMeansTokenizer.fit(latents, 8).provenance["latents"] == 499
+
+
+def test_codes_searched_by_angle_keep_having_a_length_over_a_refit() -> None:
+    """What decodes them as they are would otherwise get directions for vectors."""
+    generator = torch.Generator().manual_seed(0)
+    latents = 5 * torch.randn(800, 4, generator=generator)
+    directions = KMeansTokenizer.fit(latents, 16, metric="cosine")
+    tokenizer = KMeansTokenizer(5 * directions.codebook, metric="cosine")
+    before = (tokenizer.decode(tokenizer.encode(latents)) - latents).square().sum(dim=1).mean()
+    tokenizer.refit(latents)
+    ids = tokenizer.encode(latents)
+    assert (tokenizer.decode(ids) - latents).square().sum(dim=1).mean() <= before
+    for code in ids.unique():  # the best length for a direction u is the mean of z.u
+        mine, row = latents[ids == code].double(), tokenizer.codebook[code].double()
+        assert row.norm() == pytest.approx(float((mine @ (row / row.norm())).mean()), rel=1e-4)
+    directions.refit(latents)
+    torch.testing.assert_close(directions.codebook.norm(dim=1), torch.ones(16))
 
 
 def test_a_saved_tokenizer_gives_the_same_ids_and_says_where_it_came_from(tmp_path: Path) -> None:
@@ -134,6 +186,31 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
         KMeansTokenizer.load(other)
 
 
+@pytest.mark.parametrize(
+    ("tensors", "changed", "said"),
+    [
+        ({"weights": torch.ones(2, 2)}, {}, "not the files of a tokenizer.*KeyError: 'codebook'"),
+        ({}, {"version": None}, "not the files of a tokenizer.*TypeError"),
+        ({}, {"index": {"cells": 1}}, "not the files of a tokenizer.*TypeError"),
+        ({}, {"index": {"cells": 9, "probes": 1, "recall": 1.0, "tried": 4}}, "at most 2 cells, got 9"),
+        ({}, {"index": {"cells": 2, "probes": 0, "recall": 1.0, "tried": 4}}, "expected 1 <= probes <= cells"),
+        ({"codebook": torch.full((2, 2), torch.nan)}, {}, "finite"),
+        ({}, {"metric": "dot"}, "metric 'dot'"),
+    ],
+)
+def test_files_that_belong_together_and_are_no_tokenizer_are_refused(
+    tmp_path: Path, tensors: dict[str, Tensor], changed: dict[str, object], said: str
+) -> None:
+    KMeansTokenizer(torch.eye(2)).save(tmp_path)
+    numbers = save(tensors or {"codebook": torch.eye(2)})
+    (tmp_path / "codebook.safetensors").write_bytes(numbers)
+    description = json.loads((tmp_path / "tokenizer.json").read_text())
+    description |= {"sha256": hashlib.sha256(numbers).hexdigest()} | changed
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=said):
+        KMeansTokenizer.load(tmp_path)
+
+
 def test_a_write_that_fails_leaves_the_old_tokenizer(tmp_path: Path) -> None:
     place = KMeansTokenizer(torch.ones(2, 2)).save(tmp_path)
     with pytest.raises(TypeError):
@@ -170,8 +247,26 @@ def test_a_recall_of_one_is_reached_and_all_searches_agree() -> None:
     assert tokenizer.build_index(latents, recall=1.0).settings.recall == 1.0
     agree = tokenizer.encode(latents) == tokenizer.encode(latents, search="exact")
     assert float(agree.double().mean()) >= 0.999
-    with pytest.raises(ValueError, match="expected latents to measure on"):
+    with pytest.raises(ValueError, match="expected finite latents to measure on"):
         tokenizer.build_index(latents[:0])
+
+
+def test_codes_that_are_equally_near_are_both_right() -> None:
+    """With every code there twice, half of the searches return the other one."""
+    codebook, latents = large(K=400)
+    twice = KMeansTokenizer(torch.cat([codebook, codebook + 1e-7]))
+    settings = twice.build_index(latents, recall=0.95).settings
+    assert settings.recall >= 0.95
+    assert settings.probes < settings.cells
+
+
+def test_an_index_that_would_be_slower_than_looking_through_all_is_left_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Normal noise has no groups: a recall of 0.99 takes looking through most cells."""
+    monkeypatch.setattr("collapse_guard.kmeans.tokenizer.APPROXIMATE_FROM", 4000)
+    noise = torch.randn(8000, 16, generator=torch.Generator().manual_seed(0))
+    assert KMeansTokenizer.fit(noise, 4000, iterations=1).index is None
+    groups = 100 * large(K=8000, D=2)[0]
+    assert KMeansTokenizer.fit(groups, 4000, iterations=1).index is not None
 
 
 def test_a_refit_measures_the_index_anew() -> None:
@@ -183,3 +278,46 @@ def test_a_refit_measures_the_index_anew() -> None:
     assert tokenizer.index is not first
     agree = tokenizer.encode(latents) == tokenizer.encode(latents, search="exact")
     assert float(agree.double().mean()) >= 0.98
+
+
+def test_an_approximate_search_always_finds_a_code() -> None:
+    """Three heaps of codes leave most cells without any, and latents elsewhere fall into those."""
+    generator = torch.Generator().manual_seed(0)
+    heaps = 100 * torch.randn(3, 4, generator=generator)
+    codebook = heaps[torch.randint(3, (1200,), generator=generator)]
+    codebook[::100] += torch.randn(12, 4, generator=generator)
+    tokenizer = KMeansTokenizer(codebook)
+    assert tokenizer.build_index(codebook, recall=0.01).settings.probes == 1
+    ids = tokenizer.encode(100 * torch.randn(5000, 4, generator=generator))
+    assert 0 <= int(ids.min()) <= int(ids.max()) < 1200
+
+
+def test_a_recall_is_measured_on_latents_that_have_a_nearest_code() -> None:
+    codebook, latents = large(K=400)
+    alone = KMeansTokenizer(codebook, metric="cosine").build_index(latents).settings
+    broken = torch.cat([latents, torch.full((3000, 16), torch.nan), torch.zeros(3000, 16)])
+    among = KMeansTokenizer(codebook, metric="cosine").build_index(broken).settings
+    assert (among.tried, among.probes) == (alone.tried, pytest.approx(alone.probes, abs=1))
+    with pytest.raises(ValueError, match="expected finite latents to measure on"):
+        KMeansTokenizer(codebook).build_index(broken[6000:9000])
+
+
+def test_the_recall_that_was_asked_for_is_asked_for_again_after_a_refit() -> None:
+    codebook, latents = large(K=400)
+    tokenizer = KMeansTokenizer(codebook)
+    for recall in (0.9, 0.999):
+        tokenizer.build_index(latents, recall=recall)
+        tokenizer.refit(latents + 0.1, iterations=2)
+        assert tokenizer.index is not None
+        assert tokenizer.index.settings.wanted == recall
+        assert tokenizer.index.settings.recall >= recall
+
+
+def test_a_codebook_that_is_loaded_into_a_tokenizer_is_not_searched_by_the_index_of_another() -> None:
+    codebook, latents = large(K=400)
+    tokenizer, other = KMeansTokenizer(codebook), KMeansTokenizer(codebook.flip(0))
+    tokenizer.build_index(latents)
+    tokenizer.load_state_dict(tokenizer.state_dict())
+    assert tokenizer.index is not None
+    tokenizer.load_state_dict(other.state_dict())
+    assert torch.equal(tokenizer.encode(latents), other.encode(latents))
