@@ -21,6 +21,7 @@ from .bench_upkeep import (
     run_upkeep_arm,
     upkeep_as_markdown,
 )
+from .diagnosis_cost import COST_BOUND, DiagnosisCost, cost_as_markdown, measure_cost
 from .digits import DigitsClassifier, digits_loaders
 from .evaluation_cases import CASES as EVALUATION_CASES
 from .evaluation_cases import HEALTHY as HEALTHY_EVALUATIONS
@@ -54,6 +55,7 @@ __all__ = [
     "ASSIGNMENTS",
     "BENCH_DATA",
     "BENCH_METHODS",
+    "COST_BOUND",
     "DERIVED_POLICY",
     "EVALUATION_CASES",
     "FAULTS",
@@ -71,6 +73,7 @@ __all__ = [
     "ControlRun",
     "Costs",
     "Course",
+    "DiagnosisCost",
     "DiagnosisRun",
     "DigitsAutoencoder",
     "DigitsClassifier",
@@ -89,6 +92,7 @@ __all__ = [
     "assignments_as_markdown",
     "conclude_ablation",
     "control_as_markdown",
+    "cost_as_markdown",
     "cost_of_guarding",
     "count_syncs",
     "diagnosis_as_markdown",
@@ -99,6 +103,7 @@ __all__ = [
     "large_as_markdown",
     "look_at",
     "measure_assignments",
+    "measure_cost",
     "measure_fits",
     "measure_large",
     "measure_refits",
