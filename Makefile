@@ -12,12 +12,16 @@ STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
 .PHONY: $(shell awk -F: '/^[a-z-]+:/ {print $$1}' $(MAKEFILE_LIST))
+.PHONY: help demo ablation test test-all lint format docs bench bench-overhead zoo bench-kmeans bench-upkeep bench-evaluation bench-diagnosis bench-loss-bound peers chaos-ranks readme support bench-endurance kill chaos coverage clean
 
 help:  ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
 
 demo: $(STAMP)  ## watch a codebook collapse, and see it repaired
 	$(BIN)/collapse-guard demo
+
+ablation: $(STAMP)  ## what would have helped against that collapse; some ten minutes of one core, resumable; ARGS='--seeds 1'
+	OMP_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_ablation import main; main()" $(ARGS)
 
 test: $(STAMP)  ## run the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
@@ -61,6 +65,9 @@ bench-evaluation: $(STAMP)  ## build collapses that only evaluation sees, and se
 
 bench-diagnosis: $(STAMP)  ## does the guard name the cause that was built in? minutes, resumable; ARGS='--seeds 1'
 	OMP_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_diagnosis import main; main()" $(ARGS)
+
+bench-loss-bound: $(STAMP)  ## is an intervention that worsens the loss beyond its bound undone, and only then? a minute
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.interventions.loss_bound
 
 peers: $(STAMP)  ## compare encodec's own replacement of dead codes with the guard's reset
 	$(BIN)/python -m tests.contract.replacement

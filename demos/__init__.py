@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from . import zoo
+from .ablation_arms import ABLATION_ARMS
+from .ablation_looks import LookRun
+from .ablation_plot import draw_ablation
+from .ablation_report import ablation_as_markdown, ablation_table, conclude_ablation
+from .ablation_runs import AblationRun, run_ablation_arm
+from .bench_ablation import run_ablation, tell_story
 from .bench_diagnosis import DiagnosisRun, diagnosis_as_markdown, read_diagnosis_runs, run_diagnosis
 from .bench_engine import DERIVED_POLICY, engine_readings
 from .bench_evaluation import run_case as run_evaluation_case
@@ -16,6 +22,7 @@ from .bench_upkeep import (
     run_upkeep_arm,
     upkeep_as_markdown,
 )
+from .diagnosis_cost import COST_BOUND, DiagnosisCost, cost_as_markdown, measure_cost
 from .digits import DigitsClassifier, digits_loaders
 from .evaluation_cases import CASES as EVALUATION_CASES
 from .evaluation_cases import HEALTHY as HEALTHY_EVALUATIONS
@@ -44,10 +51,12 @@ from .scenarios import FAULTS, SOUND, Course, Scenario
 from .sync_counter import SyncCounter
 
 __all__ = [
+    "ABLATION_ARMS",
     "ARMS",
     "ASSIGNMENTS",
     "BENCH_DATA",
     "BENCH_METHODS",
+    "COST_BOUND",
     "DERIVED_POLICY",
     "EVALUATION_CASES",
     "FAULTS",
@@ -57,6 +66,7 @@ __all__ = [
     "REFITS",
     "SOUND",
     "UPKEEP_ARMS",
+    "AblationRun",
     "ArmResult",
     "Assignment",
     "BenchFit",
@@ -64,31 +74,39 @@ __all__ = [
     "ControlRun",
     "Costs",
     "Course",
+    "DiagnosisCost",
     "DiagnosisRun",
     "DigitsAutoencoder",
     "DigitsClassifier",
     "EvaluationCase",
     "LargeSearch",
     "LogCost",
+    "LookRun",
     "ReferenceQuantizer",
     "RefitLine",
     "ScalingFit",
     "Scenario",
     "SyncCounter",
     "UpkeepRun",
+    "ablation_as_markdown",
+    "ablation_table",
     "append_line",
     "assignments_as_markdown",
+    "conclude_ablation",
     "control_as_markdown",
+    "cost_as_markdown",
     "cost_of_guarding",
     "count_syncs",
     "diagnosis_as_markdown",
     "digits_loaders",
+    "draw_ablation",
     "engine_readings",
     "fits_as_markdown",
     "large_as_markdown",
     "log_costs_as_markdown",
     "look_at",
     "measure_assignments",
+    "measure_cost",
     "measure_fits",
     "measure_large",
     "measure_log",
@@ -101,6 +119,8 @@ __all__ = [
     "read_diagnosis_runs",
     "read_lines",
     "refits_as_markdown",
+    "run_ablation",
+    "run_ablation_arm",
     "run_arm",
     "run_control",
     "run_diagnosis",
@@ -108,6 +128,7 @@ __all__ = [
     "run_reference",
     "run_upkeep_arm",
     "scaling_as_markdown",
+    "tell_story",
     "upkeep_as_markdown",
     "write_long_log",
     "zoo",
