@@ -23,6 +23,7 @@ from .evaluation_cases import CaseQuantizer, DigitsAutoencoder
 from .evaluation_modes import LOOKS, look_at
 from .kmeans_cells import BenchFit, append_line, measure_fits, read_lines
 from .kmeans_data import BENCH_DATA, photo_windows
+from .kmeans_device import DeviceFit, device_fits_as_markdown, measure_device_fits
 from .kmeans_methods import BENCH_METHODS
 from .kmeans_plot import quality_over_time
 from .kmeans_refit import REFITS, RefitLine, measure_refits
@@ -36,7 +37,9 @@ from .kmeans_report import (
 from .kmeans_scaling import ScalingFit, measure_scaling
 from .kmeans_search import ASSIGNMENTS, LARGE_DATA, Assignment, LargeSearch, measure_assignments, measure_large
 from .overhead_costs import Costs, cost_of_guarding, count_syncs, one_hot_perplexity
-from .overhead_report import overhead_as_markdown
+from .overhead_device import DeviceLine, own_cost, time_arms
+from .overhead_models import Small as SmallModel
+from .overhead_report import device_as_markdown, overhead_as_markdown
 from .quantizer import ReferenceQuantizer
 from .reference import ARMS, ArmResult, run_arm, run_reference
 from .scenarios import FAULTS, SOUND, Course, Scenario
@@ -63,6 +66,8 @@ __all__ = [
     "ControlRun",
     "Costs",
     "Course",
+    "DeviceFit",
+    "DeviceLine",
     "DiagnosisRun",
     "DigitsAutoencoder",
     "DigitsClassifier",
@@ -72,6 +77,7 @@ __all__ = [
     "RefitLine",
     "ScalingFit",
     "Scenario",
+    "SmallModel",
     "SyncCounter",
     "UpkeepRun",
     "append_line",
@@ -79,6 +85,8 @@ __all__ = [
     "control_as_markdown",
     "cost_of_guarding",
     "count_syncs",
+    "device_as_markdown",
+    "device_fits_as_markdown",
     "diagnosis_as_markdown",
     "digits_loaders",
     "engine_readings",
@@ -86,12 +94,14 @@ __all__ = [
     "large_as_markdown",
     "look_at",
     "measure_assignments",
+    "measure_device_fits",
     "measure_fits",
     "measure_large",
     "measure_refits",
     "measure_scaling",
     "one_hot_perplexity",
     "overhead_as_markdown",
+    "own_cost",
     "photo_windows",
     "quality_over_time",
     "read_diagnosis_runs",
@@ -104,6 +114,7 @@ __all__ = [
     "run_reference",
     "run_upkeep_arm",
     "scaling_as_markdown",
+    "time_arms",
     "upkeep_as_markdown",
     "zoo",
 ]

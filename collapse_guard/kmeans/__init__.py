@@ -11,6 +11,7 @@ from .matching import Matching, match, match_codes
 from .relocation import mean_rows
 from .search import Metric, assign, squared_errors
 from .tokenizer import KMeansTokenizer, Refit
+from .totals import totals
 
 __all__ = [
     "ApproximateIndex",
@@ -29,4 +30,5 @@ __all__ = [
     "mean_rows",
     "spread_out",
     "squared_errors",
+    "totals",
 ]
