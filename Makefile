@@ -13,6 +13,7 @@ STAMP := .venv/installed
 .DEFAULT_GOAL := help
 .PHONY: $(shell awk -F: '/^[a-z-]+:/ {print $$1}' $(MAKEFILE_LIST))
 .PHONY: help demo ablation test test-all lint format docs bench bench-overhead zoo bench-kmeans bench-upkeep bench-evaluation bench-diagnosis bench-loss-bound peers chaos-ranks readme support bench-endurance kill chaos coverage clean
+.PHONY: help demo test test-all test-cuda lint format docs bench bench-overhead zoo bench-kmeans bench-kmeans-gpu bench-upkeep bench-evaluation bench-diagnosis peers chaos-ranks readme support bench-endurance kill chaos coverage clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -28,6 +29,9 @@ test: $(STAMP)  ## run the tests, without the slow ones
 
 test-all: $(STAMP)  ## run every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+test-cuda: $(STAMP)  ## run the tests that need a CUDA device; elsewhere they are skipped
+	$(BIN)/python -m pytest tests/cuda -m cuda -rs $(ARGS)
 
 lint: $(STAMP)  ## check style, layout and types
 	$(BIN)/ruff check .
@@ -45,7 +49,7 @@ docs: $(STAMP)  ## build the documentation's site into build/site; any warning i
 bench: $(STAMP)  ## time the policy engine alone
 	$(BIN)/python -c "from collapse_guard.demos.bench_engine import main; main()"
 
-bench-overhead: $(STAMP)  ## measure what guarding costs, and write docs/benchmarks/overhead.md
+bench-overhead: $(STAMP)  ## measure what guarding costs, and write docs/benchmarks/overhead.md; ARGS='--device cuda' on a GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_overhead import main; main()" $(ARGS)
 
 zoo: $(STAMP)  ## run the collapse zoo, resumable; ARGS=--quick for a look, ARGS='--processes 4' for more cores
@@ -56,6 +60,9 @@ bench-log: $(STAMP)  ## show the log of a million events, and write docs/benchma
 
 bench-kmeans: $(STAMP)  ## compare fit_codebook with scikit-learn and FAISS; hours, resumable; ARGS=--quick for a look
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_kmeans import main; main()" $(ARGS)
+
+bench-kmeans-gpu: $(STAMP)  ## time k-means on a CUDA device, beside FAISS on the CPU, and write docs/benchmarks/kmeans-gpu.md
+	$(BIN)/python -c "from collapse_guard.demos.kmeans_device import main; main()" $(ARGS)
 
 bench-upkeep: $(STAMP)  ## compare a tended codebook with a quantizer's own prevention; hours, resumable; ARGS='--seeds 1'
 	OMP_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_upkeep import main; main()" $(ARGS)

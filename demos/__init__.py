@@ -31,6 +31,7 @@ from .evaluation_cases import CaseQuantizer, DigitsAutoencoder
 from .evaluation_modes import LOOKS, look_at
 from .kmeans_cells import BenchFit, append_line, measure_fits, read_lines
 from .kmeans_data import BENCH_DATA, photo_windows
+from .kmeans_device import DeviceFit, device_fits_as_markdown, measure_device_fits
 from .kmeans_methods import BENCH_METHODS
 from .kmeans_plot import quality_over_time
 from .kmeans_refit import REFITS, RefitLine, measure_refits
@@ -44,7 +45,9 @@ from .kmeans_report import (
 from .kmeans_scaling import ScalingFit, measure_scaling
 from .kmeans_search import ASSIGNMENTS, LARGE_DATA, Assignment, LargeSearch, measure_assignments, measure_large
 from .overhead_costs import Costs, cost_of_guarding, count_syncs, one_hot_perplexity
-from .overhead_report import overhead_as_markdown
+from .overhead_device import DeviceLine, own_cost, time_arms
+from .overhead_models import Small as SmallModel
+from .overhead_report import device_as_markdown, overhead_as_markdown
 from .quantizer import ReferenceQuantizer
 from .reference import ARMS, ArmResult, run_arm, run_reference
 from .scenarios import FAULTS, SOUND, Course, Scenario
@@ -74,6 +77,8 @@ __all__ = [
     "ControlRun",
     "Costs",
     "Course",
+    "DeviceFit",
+    "DeviceLine",
     "DiagnosisCost",
     "DiagnosisRun",
     "DigitsAutoencoder",
@@ -86,6 +91,7 @@ __all__ = [
     "RefitLine",
     "ScalingFit",
     "Scenario",
+    "SmallModel",
     "SyncCounter",
     "UpkeepRun",
     "ablation_as_markdown",
@@ -97,6 +103,8 @@ __all__ = [
     "cost_as_markdown",
     "cost_of_guarding",
     "count_syncs",
+    "device_as_markdown",
+    "device_fits_as_markdown",
     "diagnosis_as_markdown",
     "digits_loaders",
     "draw_ablation",
@@ -107,6 +115,7 @@ __all__ = [
     "look_at",
     "measure_assignments",
     "measure_cost",
+    "measure_device_fits",
     "measure_fits",
     "measure_large",
     "measure_log",
@@ -114,6 +123,7 @@ __all__ = [
     "measure_scaling",
     "one_hot_perplexity",
     "overhead_as_markdown",
+    "own_cost",
     "photo_windows",
     "quality_over_time",
     "read_diagnosis_runs",
@@ -129,6 +139,7 @@ __all__ = [
     "run_upkeep_arm",
     "scaling_as_markdown",
     "tell_story",
+    "time_arms",
     "upkeep_as_markdown",
     "write_long_log",
     "zoo",

@@ -148,6 +148,7 @@ class CodebookView:
         optimizers: those that the quantizer itself holds to move its table.
         group: name of the residual of which the codebook is a level, if it is one.
         level: which level it is, from 0, the coarsest; set together with `group` or not at all.
+        is_captured: whether a forward of it went into a CUDA graph, whose replays call no hook and read no attribute.
     """
 
     name: str
@@ -172,6 +173,7 @@ class CodebookView:
     optimizers: Sequence[Optimizer] = ()
     group: str | None = None
     level: int | None = None
+    is_captured: bool = field(default=False, init=False)
     _freeze: Freeze | None = field(default=None, init=False)
     _native: Mapping[str, Any] | None = field(default=None, init=False)
     _normalised: tuple[Metric, Mapping[str, Any]] | None = field(default=None, init=False)
@@ -265,7 +267,8 @@ class CodebookView:
             parts = list(self.refs().values())
             whole = all(part.head is None or len(part.whole()) == 1 for part in parts)
             diverts = self.ema_sum is not None and whole
-            self._freeze = Freeze(self.module, parts, diverts=diverts, outside=self.moves_outside)
+            outside = self.moves_outside or self.is_captured
+            self._freeze = Freeze(self.module, parts, diverts=diverts, outside=outside)
             self._freeze.install()
 
     def unfreeze(self) -> None:
