@@ -11,19 +11,27 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format docs bench bench-overhead zoo bench-kmeans bench-upkeep bench-evaluation bench-diagnosis peers chaos-ranks readme support bench-endurance kill chaos coverage clean
+.PHONY: $(shell awk -F: '/^[a-z-]+:/ {print $$1}' $(MAKEFILE_LIST))
+.PHONY: help demo ablation test test-all lint format docs bench bench-overhead zoo bench-kmeans bench-upkeep bench-evaluation bench-diagnosis bench-loss-bound peers chaos-ranks readme support bench-endurance kill chaos coverage clean
+.PHONY: help demo test test-all test-cuda lint format docs bench bench-overhead zoo bench-kmeans bench-kmeans-gpu bench-upkeep bench-evaluation bench-diagnosis peers chaos-ranks readme support bench-endurance kill chaos coverage clean
 
 help:  ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
 
 demo: $(STAMP)  ## watch a codebook collapse, and see it repaired
 	$(BIN)/collapse-guard demo
+
+ablation: $(STAMP)  ## what would have helped against that collapse; some ten minutes of one core, resumable; ARGS='--seeds 1'
+	OMP_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_ablation import main; main()" $(ARGS)
 
 test: $(STAMP)  ## run the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 
 test-all: $(STAMP)  ## run every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+test-cuda: $(STAMP)  ## run the tests that need a CUDA device; elsewhere they are skipped
+	$(BIN)/python -m pytest tests/cuda -m cuda -rs $(ARGS)
 
 lint: $(STAMP)  ## check style, layout and types
 	$(BIN)/ruff check .
@@ -41,14 +49,20 @@ docs: $(STAMP)  ## build the documentation's site into build/site; any warning i
 bench: $(STAMP)  ## time the policy engine alone
 	$(BIN)/python -c "from collapse_guard.demos.bench_engine import main; main()"
 
-bench-overhead: $(STAMP)  ## measure what guarding costs, and write docs/benchmarks/overhead.md
+bench-overhead: $(STAMP)  ## measure what guarding costs, and write docs/benchmarks/overhead.md; ARGS='--device cuda' on a GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_overhead import main; main()" $(ARGS)
 
 zoo: $(STAMP)  ## run the collapse zoo, resumable; ARGS=--quick for a look, ARGS='--processes 4' for more cores
 	OMP_NUM_THREADS=1 $(BIN)/collapse-guard zoo run --folder docs/benchmarks --processes 2 $(ARGS)
 
+bench-log: $(STAMP)  ## show the log of a million events, and write docs/benchmarks/log.md; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_log import main; main()" $(ARGS)
+
 bench-kmeans: $(STAMP)  ## compare fit_codebook with scikit-learn and FAISS; hours, resumable; ARGS=--quick for a look
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_kmeans import main; main()" $(ARGS)
+
+bench-kmeans-gpu: $(STAMP)  ## time k-means on a CUDA device, beside FAISS on the CPU, and write docs/benchmarks/kmeans-gpu.md
+	$(BIN)/python -c "from collapse_guard.demos.kmeans_device import main; main()" $(ARGS)
 
 bench-upkeep: $(STAMP)  ## compare a tended codebook with a quantizer's own prevention; hours, resumable; ARGS='--seeds 1'
 	OMP_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_upkeep import main; main()" $(ARGS)
@@ -59,11 +73,18 @@ bench-evaluation: $(STAMP)  ## build collapses that only evaluation sees, and se
 bench-diagnosis: $(STAMP)  ## does the guard name the cause that was built in? minutes, resumable; ARGS='--seeds 1'
 	OMP_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_diagnosis import main; main()" $(ARGS)
 
+bench-loss-bound: $(STAMP)  ## is an intervention that worsens the loss beyond its bound undone, and only then? a minute
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.interventions.loss_bound
+
 peers: $(STAMP)  ## compare encodec's own replacement of dead codes with the guard's reset
 	$(BIN)/python -m tests.contract.replacement
 
 chaos-ranks: $(STAMP)  ## a hundred runs of 2 to 4 ranks in which things go wrong; none may hang
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.ranks.chaos 100
+
+ray: $(STAMP)  ## install Ray, and compare a run under Ray Train with one under plain DDP
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/callbacks/test_ray_train.py $(ARGS)
 
 readme: $(STAMP)  ## run the demo and write its output into the README
 	$(BIN)/python -m tests.update_readme

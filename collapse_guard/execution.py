@@ -3,16 +3,41 @@
 torch.compile traces a model when it first runs. Hooks that were there before are called, between two graphs; those of
 a guard that is attached later are not, and nothing tells them. `nn.DataParallel` runs copies of the model that last
 for one forward, in threads, so that what their hooks count belongs to nobody.
+
+A CUDA graph that a user captures is what its kernels were; hooks are called once, while it is captured, and what they
+put on the stream is replayed with the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import Enum
 
 import torch
 from torch import nn
 
-__all__ = ["compiled_parts", "explain_compiled", "has_compiled", "refuse_replicas", "unwrap_compiled"]
+__all__ = [
+    "Capture",
+    "compiled_parts",
+    "explain_compiled",
+    "has_compiled",
+    "is_capturing",
+    "refuse_replicas",
+    "unwrap_compiled",
+]
+
+
+class Capture(Enum):
+    """What a guard knows of a forward that was captured in a CUDA graph; the value is what people are told."""
+
+    COUNTED = (
+        "its forward was captured in a CUDA graph: every replay counts its codes, and renews the same up to 256 "
+        "sampled latents; gradients are not felt there, and actions that do not work by writing to tensors are refused"
+    )
+    MISSED = (
+        "its forward was captured in a CUDA graph before the guard had seen one outside of it: replays show it "
+        "nothing. Attach the guard before the warm-up steps that precede a capture"
+    )
 
 
 def unwrap_compiled(model: nn.Module) -> nn.Module:
@@ -48,6 +73,11 @@ def has_compiled() -> bool:
     dynamo = getattr(torch, "_dynamo", None)
     counters = getattr(getattr(dynamo, "utils", None), "counters", {})
     return bool(counters.get("frames"))
+
+
+def is_capturing() -> bool:
+    """Whether what is put on the current stream goes into a CUDA graph; values cannot be asked for then."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def refuse_replicas(model: nn.Module) -> None:

@@ -289,8 +289,8 @@ class Guard:
             return
         try:
             self._watch.farewell(self._step)
-        except PartedError as error:
-            _logger.debug("no farewell: %s", error)
+        except PartedError as error:  # a rank failed after the last reading: nobody would know it otherwise
+            self._part(str(error))
 
     def _summarise(self, ended_by: str | None) -> None:
         assert self._ledger is not None
@@ -455,7 +455,7 @@ class Guard:
         except Exception as error:
             self._fault("guard", f"{type(error).__name__}: {error}")
             _logger.debug("guard failed", exc_info=error)
-            if self._ranks.size > 1:  # this rank no longer knows what the others know
+            if self._ranks.size > 1 and not self._ranks.parted:  # this rank no longer knows what the others know
                 self._part(f"the guard of rank {self._ranks.index} failed")
         self._seconds += time.perf_counter() - start
 

@@ -15,6 +15,7 @@ from .adapters import CodebookView, Interception, Observation
 from .adapters.base import Reader
 from .adapters.nested import flatten_tensors
 from .diagnosis.pulse import Pulse
+from .execution import Capture, is_capturing
 from .graph import parameters_behind
 from .hooks import Hook
 from .window import Window
@@ -33,6 +34,7 @@ class Probe:
     Attributes:
         window: of training.
         evaluated: of the evaluation that runs; while there is one, all that is called belongs to it, in whatever mode.
+        capture: what is known of a forward in a CUDA graph; `None` where none was captured.
     """
 
     def __init__(self, view: CodebookView, *, seed: int, on_error: Callable[[Exception], None]) -> None:
@@ -40,6 +42,7 @@ class Probe:
         self.view = view
         self.window = Window(view.K, view.D, seed=seed)
         self.evaluated: Window | None = None
+        self.capture: Capture | None = None
         self.pulse = Pulse(view.D)
         self.seconds = 0.0
         self._on_error = on_error
@@ -99,15 +102,25 @@ class Probe:
                 self.feeds = parameters_behind(flatten_tensors((args, kwargs)))
             with torch.no_grad():
                 observation = reader(args, kwargs, output)
-                if observation is not None:
+                in_graph = observation is not None and is_capturing()
+                if observation is not None and (not in_graph or self._can_be_captured(window, observation)):
                     self._check(observation)
-                    window.add(observation.codes, observation.latents)
+                    window.add(observation.codes, observation.latents, in_graph=in_graph)
+            if in_graph:
+                return
             if observation is not None and window is self.window and self.pulse.is_armed and torch.is_grad_enabled():
                 self.pulse.feel((args, kwargs), output, observation.latents)
         except Exception as error:  # the watched forward must not fail for the watcher
             self.remove()
             self._on_error(error)
         self.seconds += time.perf_counter() - start
+
+    def _can_be_captured(self, window: Window, observation: Observation) -> bool:
+        """Take note that a forward goes into a CUDA graph; whether what it shows can be recorded there."""
+        self.view.is_captured = True
+        is_ready = self._is_checked and window.is_ready(observation.codes.device)
+        self.capture = Capture.COUNTED if is_ready else Capture.MISSED
+        return is_ready
 
     def _check(self, observation: Observation) -> None:
         """Look at what was read: what is read wrongly must not be acted on. The range costs a wait, so only once.

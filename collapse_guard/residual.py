@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .kmeans import assign
+from .kmeans import assign, totals
 from .ranks import Recorded
 from .window import Rows, Window
 
@@ -93,8 +93,7 @@ def follows(coarse: Window, fine: Window) -> bool:
     use = a.valid & b.valid & a.latents.isfinite().all(dim=-1) & b.latents.isfinite().all(dim=-1)
     before, removed = a.latents[use], (a.latents - b.latents)[use]
     _, place, counts = torch.unique(_tokens_alike(a)[use], dim=0, return_inverse=True, return_counts=True)
-    sums = torch.zeros(len(counts), removed.shape[1], device=removed.device).index_add_(0, place, removed)
-    means = sums / counts.unsqueeze(-1)
+    means = totals(removed, place, len(counts)) / counts.unsqueeze(-1)
     comparable = counts[place] > 1
     if int(comparable.sum()) < _FEWEST:
         return False

@@ -14,7 +14,7 @@ import numpy as np
 from collapse_guard.policies import Reading
 
 from .adapters import CodebookView
-from .execution import explain_compiled, has_compiled
+from .execution import Capture, explain_compiled, has_compiled
 from .measure import reading_of
 from .probe import Probe
 from .ranks import Alone, Part, PartedError, Roll, Word, call_roll, fingerprint, say_farewell
@@ -68,6 +68,7 @@ class Watch:
         self._fault = fault
         self._compiled = tuple(compiled)
         self._steps = 0
+        self._captures: dict[str, Capture] = {}
         self._empty: dict[str, int] = {}
         self._is_started: dict[str, bool] = {}
         self.readings: dict[str, Reading] = {}
@@ -100,8 +101,12 @@ class Watch:
             probe.view.release()
 
     def notice_silence(self) -> None:
-        """Told of each optimizer step: say early that codebooks showed nothing where compiled graphs may be why."""
+        """Told of each optimizer step: say early what graphs, compiled or captured, hide of a codebook."""
         self._steps += 1
+        for name, probe in self.probes.items():
+            if probe.capture is not None and probe.capture is not self._captures.get(name):
+                self._captures[name] = probe.capture
+                self._fault(name, probe.capture.value)
         if self._steps != _SILENT_STEPS:
             return
         silent = [name for name, probe in self.probes.items() if probe.is_recording and probe.window.tallies is None]

@@ -69,14 +69,18 @@ class Window:
         """Shown the codes (n,) and latents (n, D) of every forward, for what needs all of them and not a sample."""
         self._added = 0  # latents ever added
         self._added_before = 0  # of those, before this window began
+        self._replayed = 0  # of the last ones, how many a captured graph renews whenever it is replayed
 
     @torch.no_grad()
-    def add(self, codes: Tensor, latents: Tensor | None) -> None:
+    def add(self, codes: Tensor, latents: Tensor | None, *, in_graph: bool = False) -> None:
         """Count every code and keep at most 256 of the latents.
 
         Args:
             codes: (n,) integers; outside [0, K) is not a token.
             latents: (n, D), or `None` where the quantizer does not show them.
+            in_graph: the call is being captured in a CUDA graph. Each replay then counts its codes and renews the
+                latents at the same place of the ring, evenly spread ones: a random stream cannot be drawn from there.
+                The window must have seen a call outside of a graph, see `is_ready`.
         """
         if codes.numel() == 0:
             return
@@ -94,11 +98,19 @@ class Window:
         self._counts[self.K + 1] += (valid & ~finite).sum()
         if self.tap is not None:
             self.tap(torch.where(valid & finite, codes, -1), latents)
+        if in_graph and len(latents) > _PER_FORWARD:
+            even = slice(None, None, -(-len(latents) // _PER_FORWARD))
+            latents, codes, valid = latents[even], codes[even], valid[even]
         self._keep(latents, codes, valid)
         self._forwards += 1
+        self._replayed = min(self._replayed + len(latents), self.capacity) if in_graph else self._replayed
+
+    def is_ready(self, device: torch.device) -> bool:
+        """Whether there is memory on a device to record into already."""
+        return self._counts is not None and self._counts.device == device
 
     def _allocate(self, device: torch.device) -> None:
-        if self._counts is not None and self._counts.device == device:
+        if self.is_ready(device):
             return
         # Tensors made under inference mode could not be written to outside of it.
         with torch.inference_mode(False):
@@ -108,7 +120,7 @@ class Window:
             self._valid = torch.zeros(self.capacity, dtype=torch.bool, device=device)
             self._origins = torch.zeros(2, self.capacity, dtype=torch.int64, device=device)
             self._generator = torch.Generator(device=device).manual_seed(self._seed)
-            self._added = self._added_before = self._forwards = 0
+            self._added = self._added_before = self._forwards = self._replayed = 0
 
     def _keep(self, latents: Tensor, codes: Tensor, valid: Tensor) -> None:
         assert self._latents is not None
@@ -206,7 +218,7 @@ class Window:
     @property
     def has_begun(self) -> bool:
         """Whether a latent was added since the window began; told without asking the device."""
-        return self._added != self._added_before
+        return self._added != self._added_before + self._replayed
 
     def emptied(self) -> Window:
         """Return a window of the same codebook and stream that has seen nothing."""
@@ -217,7 +229,7 @@ class Window:
         if self._counts is not None and self._before is not None:
             self._before += self._counts[: self.K]
             self._counts.zero_()
-        self._added_before = self._added
+        self._added_before = self._added - self._replayed
 
     def state_dict(self) -> dict[str, Any]:
         """Return the window as plain data and tensors."""

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from collapse_guard.callbacks import CollapseGuard
 
-from .reference import quiet
+from .training import quiet
 
 __all__ = ["time_callbacks"]
 

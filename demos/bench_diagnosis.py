@@ -7,7 +7,7 @@ claim of all of them counts. Thresholds of the examiners were set after a look a
 run once what is in the examiners stood.
 
 One line for each run goes to `docs/benchmarks/diagnosis.jsonl`, the tables to `diagnosis.md`; what the file holds is
-not run again.
+not run again. What a diagnosis costs is measured each time.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import torch
 
 from collapse_guard.policies import Cause, load_policy
 
+from .diagnosis_cost import cost_as_markdown, measure_cost
 from .scenarios import FAULTS, SOUND, Course, Scenario
 
 __all__ = ["DiagnosisRun", "diagnosis_as_markdown", "main", "read_diagnosis_runs", "run_diagnosis"]
@@ -208,6 +209,6 @@ def main() -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(run)) + "\n")
         print(f"{scenario.name}, seed {seed}: {run.rule} at step {run.step}: {run.found}", flush=True)
-    text = diagnosis_as_markdown(read_diagnosis_runs(path))
+    text = f"{diagnosis_as_markdown(read_diagnosis_runs(path))}\n{cost_as_markdown(measure_cost())}"
     (asked.folder / "diagnosis.md").write_text(text, encoding="utf-8")
     print(text)

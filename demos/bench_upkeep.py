@@ -17,7 +17,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,7 @@ def run_upkeep_arm(arm: str, K: int, seed: int, steps: int) -> UpkeepRun:
 
 def run_control(policy: str, seed: int, *, epochs: int = 30) -> ControlRun:
     """Train the digits demo, with its code repaired, under a policy."""
-    found = run_arm(ARMS["repaired"], seed, epochs=epochs, policy=policy)
+    found = run_arm(replace(ARMS["repaired"], policy=policy), seed, epochs=epochs)
     perplexity_found, usage_found = found.eval_perplexity or 0.0, found.usage or 0.0
     return ControlRun(policy, seed, found.accuracy, perplexity_found, usage_found, list(found.interventions))
 

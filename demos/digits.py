@@ -18,8 +18,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 
 __all__ = ["DigitsClassifier", "digits_loaders"]
 
-_TOKENS = 2
-_TOKEN_DIM = 64
+_WIDTH = 128
 
 
 def digits_loaders(seed: int, *, batch_size: int = 32) -> tuple[DataLoader[Any], DataLoader[Any]]:
@@ -46,19 +45,20 @@ class DigitsClassifier(pl.LightningModule):
     Args:
         quantizer: (B, 2, 64) -> (output of the same shape, codes (B, 2), loss); `None` leaves out the codebook alone
             and passes the L2-normalised tokens on.
+        tokens: per image, of 128 / tokens dimensions; 2 unless given.
     """
 
-    def __init__(self, quantizer: nn.Module | None) -> None:
+    def __init__(self, quantizer: nn.Module | None, *, tokens: int = 2) -> None:
         """Build encoder and classifier around the quantizer."""
         super().__init__()
-        width = _TOKENS * _TOKEN_DIM
-        self.encoder = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, width))
+        self.encoder = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, _WIDTH))
         self.quantizer = quantizer
-        self.classifier = nn.Sequential(nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, 10))
+        self.classifier = nn.Sequential(nn.Linear(_WIDTH, 256), nn.ReLU(), nn.Linear(256, 10))
+        self.tokens = tokens
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return logits (B, 10), codes (B, 2) or `None`, and the quantizer's loss."""
-        tokens = self.encoder(images).reshape(-1, _TOKENS, _TOKEN_DIM)
+        tokens = self.encoder(images).reshape(-1, self.tokens, _WIDTH // self.tokens)
         if self.quantizer is not None:
             tokens, codes, loss = self.quantizer(tokens)
         else:

@@ -16,7 +16,7 @@ from .digits import DigitsClassifier, digits_loaders
 from .evaluation_cases import CaseQuantizer, DigitsAutoencoder
 from .quantizer import ReferenceQuantizer
 
-__all__ = ["LOOKS", "Looks", "look_at", "modes_table"]
+__all__ = ["LOOKS", "Looks", "look_at", "modes_table", "verdict_on"]
 
 _EPOCHS = 3
 
@@ -43,6 +43,9 @@ LOOKS: dict[str, Callable[[], nn.Module]] = {
     "reference quantizer (a factor missing in its update)": _classifier(False),
     "the same, factor put back": _classifier(True),
     "codes drawn at random in training": lambda: DigitsAutoencoder(CaseQuantizer(temperature=4.0), nn.Identity()),
+    "averages move in evaluation, there without the factor": lambda: DigitsAutoencoder(
+        CaseQuantizer(updates_always=True)
+    ),
     "batch norm before it, momentum 0.0005": lambda: DigitsAutoencoder(
         CaseQuantizer(), nn.BatchNorm1d(32, momentum=0.0005)
     ),
@@ -101,7 +104,7 @@ def modes_table(epochs: int = _EPOCHS) -> str:
     for name, make in LOOKS.items():
         looks = look_at(make, epochs=epochs)
         numbers = (looks.training, looks.evaluation, looks.quantizer_training)
-        rows.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in numbers)} | {_verdict(looks)} |")
+        rows.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in numbers)} | {verdict_on(looks)} |")
     what = "Perplexity of a batch of 32 images (64 tokens)"
     return f"""{what}: the median over batches, after {epochs} epochs without a guard.
 
@@ -110,7 +113,7 @@ def modes_table(epochs: int = _EPOCHS) -> str:
 {chr(10).join(rows)}"""
 
 
-def _verdict(looks: Looks) -> str:
+def verdict_on(looks: Looks) -> str:
     """Say what three numbers say."""
     if looks.training < 5:
         return "collapsed in training; evaluation only repeats it"

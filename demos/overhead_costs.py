@@ -20,7 +20,16 @@ from collapse_guard.window import Window
 
 from .sync_counter import SyncCounter
 
-__all__ = ["CADENCES", "Costs", "cost_of_guarding", "count_syncs", "observing_every", "one_hot_perplexity"]
+__all__ = [
+    "CADENCES",
+    "Costs",
+    "cost_of_guarding",
+    "count_syncs",
+    "guarded",
+    "observing_every",
+    "one_hot_perplexity",
+    "plain_levels",
+]
 
 CADENCES = (1, 10, 50)
 """Steps between readings; 50 is that of the preset `default`."""
@@ -64,8 +73,14 @@ class _Levels(nn.Module):
             book(latents, codes)
 
 
-def _guarded(codebooks: int, K: int, policy: Any, D: int = _D) -> tuple[_Levels, Guard]:
-    model = _Levels(codebooks, K, D).train()
+def plain_levels(codebooks: int, K: int, D: int = _D) -> nn.Module:
+    """Return quantizers that do nothing, side by side: called with latents and codes."""
+    return _Levels(codebooks, K, D).train()
+
+
+def guarded(codebooks: int, K: int, policy: Any, D: int = _D, *, device: str = "cpu") -> tuple[nn.Module, Guard]:
+    """Return the same under a guard."""
+    model = plain_levels(codebooks, K, D).to(device)
     described = {f"books.{level}": GenericVQ(table="table", codes=lambda output: output) for level in range(codebooks)}
     guard = Guard(policy, console=False, adapters=described)
     guard.attach(model)
@@ -100,15 +115,15 @@ def cost_of_guarding(K: int, codebooks: int, tokens: int, *, steps: int, with_on
     """
     torch.manual_seed(0)
     latents, codes = torch.randn(tokens, _D), torch.randint(K, (tokens,))
-    plain = _Levels(codebooks, K, _D).train()
-    runs = {every: _guarded(codebooks, K, observing_every(every)) for every in CADENCES}
+    plain = plain_levels(codebooks, K)
+    runs = {every: guarded(codebooks, K, observing_every(every)) for every in CADENCES}
     spent: dict[int, list[float]] = {every: [] for every in CADENCES}
     rounds = max(steps // CADENCES[-1], 2)
     for _ in range(rounds):
         idle = _seconds(lambda: plain(latents, codes), CADENCES[-1])
         for every, (model, guard) in runs.items():
 
-            def step(model: _Levels = model, guard: Guard = guard) -> None:
+            def step(model: nn.Module = model, guard: Guard = guard) -> None:
                 model(latents, codes)
                 guard.step()
 
@@ -130,7 +145,7 @@ def _seconds(call: Callable[[], object], times: int) -> float:
 
 def count_syncs(*, every: int = 50, steps: int = 101, codebooks: int = 2) -> dict[int, dict[str, int]]:
     """Return by step what would have made the host wait for a device; steps at which nothing would are left out."""
-    model, guard = _guarded(codebooks, 64, observing_every(every), D=8)
+    model, guard = guarded(codebooks, 64, observing_every(every), D=8)
     found = {}
     with guard:
         for step in range(1, steps + 1):

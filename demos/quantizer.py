@@ -3,7 +3,7 @@
 It is what people write from a paper in an afternoon. Its smoothed code counts are normalised to fractions and never
 multiplied back by the total n, so every code grows by a factor of about n until all inputs fall on the one that is
 still short. Its restart of dead codes writes the table only, which the next moving average overwrites.
-`repaired=True` puts the factor back.
+`repaired=True` puts the factor back. The other options are what its owner would have tuned; see `bench_ablation`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ class ReferenceQuantizer(nn.Module):
         decay: of the moving averages.
         commitment: weight of the loss that pulls the encoder towards its codes.
         restart_every: steps between restarts of codes that starve.
+        starved_below: a code with a lower moving-average count starves.
+        restarts_averages: a restart writes count and sum as well, and so outlasts the next update.
+        normalised: whether inputs are L2-normalised.
         repaired: multiply the smoothed counts back by n.
     """
 
@@ -42,6 +45,9 @@ class ReferenceQuantizer(nn.Module):
         decay: float = 0.95,
         commitment: float = 0.4,
         restart_every: int = 100,
+        starved_below: float = 0.1,
+        restarts_averages: bool = False,
+        normalised: bool = True,
         repaired: bool = False,
     ) -> None:
         """Start from random codes; the first training batch replaces them by its own latents."""
@@ -49,6 +55,9 @@ class ReferenceQuantizer(nn.Module):
         self.decay = decay
         self.commitment = commitment
         self.restart_every = restart_every
+        self.starved_below = starved_below
+        self.restarts_averages = restarts_averages
+        self.normalised = normalised
         self.repaired = repaired
         start = functional.normalize(torch.randn(K, D), dim=-1)
         self.register_buffer("codebook", start)
@@ -65,7 +74,7 @@ class ReferenceQuantizer(nn.Module):
         Returns:
             Straight-through output (..., D), codes (...) and the weighted commitment loss.
         """
-        latents = functional.normalize(inputs, dim=-1)
+        latents = functional.normalize(inputs, dim=-1) if self.normalised else inputs
         flat = latents.reshape(-1, latents.shape[-1])
         if self.training and self.steps == 0:
             self._start_from(flat.detach())
@@ -98,9 +107,12 @@ class ReferenceQuantizer(nn.Module):
         self.codebook.copy_(self.accumulated / smoothed.unsqueeze(-1))
 
     def _restart(self, flat: Tensor) -> None:
-        starved = self.usage < 0.1
+        starved = self.usage < self.starved_below
         chosen = flat[torch.randint(len(flat), (int(starved.sum()),))]
         self.codebook[starved] = chosen
+        if self.restarts_averages:
+            self.usage[starved] = 1.0
+            self.accumulated[starved] = chosen
 
     def perplexity(self, codes: Tensor) -> float:
         """Return the perplexity of some codes under this codebook's size; for tables, not for the guard."""

@@ -6,44 +6,24 @@ and the one with the missing factor put back, which is guarded too and must be l
 
 from __future__ import annotations
 
-import logging
 import statistics
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-import lightning.pytorch as pl
 import torch
 from rich import box, get_console
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from collapse_guard import Event, Sink
-from collapse_guard.callbacks import CollapseGuard
-
-from .digits import DigitsClassifier, digits_loaders
 from .quantizer import ReferenceQuantizer
+from .training import Arm, Trained, quiet, train_arm
 
-__all__ = ["ARMS", "Arm", "ArmResult", "quiet", "run_arm", "run_reference"]
+__all__ = ["ARMS", "ArmResult", "run_arm", "run_reference"]
 
 
 def _repaired() -> ReferenceQuantizer:
     return ReferenceQuantizer(repaired=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """One way to train: which quantizer, and whether guarded."""
-
-    name: str
-    meaning: str
-    quantizer: Callable[[], ReferenceQuantizer] | None
-    guarded: bool = False
 
 
 ARMS: dict[str, Arm] = {
@@ -82,26 +62,6 @@ class ArmResult:
     seconds: float
 
 
-class _Recorder(pl.Callback):
-    """Keeps the codes of the newest epoch, and, as a sink, what the guard told."""
-
-    def __init__(self) -> None:
-        self.codes: list[Tensor] = []
-        self.events: list[Event] = []
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.codes.clear()
-
-    def hook(self, module: torch.nn.Module, args: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
-        self.codes.append(output[1].detach())
-
-    def write(self, event: Event) -> None:
-        self.events.append(event)
-
-    def close(self) -> None:
-        pass
-
-
 def run_arm(
     arm: Arm,
     seed: int,
@@ -109,7 +69,6 @@ def run_arm(
     epochs: int = 30,
     log_dir: Path | None = None,
     console: bool = False,
-    policy: str = "default",
 ) -> ArmResult:
     """Train one arm and measure it.
 
@@ -119,50 +78,22 @@ def run_arm(
         epochs: training epochs.
         log_dir: where a guarded run writes its event log.
         console: whether the guard prints.
-        policy: of a guarded run.
     """
-    start = time.perf_counter()
-    pl.seed_everything(seed, verbose=False)
-    quantizer = arm.quantizer() if arm.quantizer is not None else None
-    model = DigitsClassifier(quantizer)
-    recorder = _Recorder()
-    callbacks: list[pl.Callback] = [recorder]
-    if arm.guarded:
-        sinks: Sequence[Sink] = [recorder]
-        callbacks.append(CollapseGuard(policy=policy, log_dir=log_dir, console=console, sinks=sinks, seed=seed))
-    if quantizer is not None:
-        quantizer.register_forward_hook(recorder.hook)
-    train, test = digits_loaders(seed)
-    trainer = pl.Trainer(
-        max_epochs=epochs,
-        callbacks=callbacks,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=log_dir or Path("runs"),
-    )
-    trainer.fit(model, train)
-    return _measure(model, quantizer, next(iter(test)), recorder, time.perf_counter() - start)
+    return _measure(train_arm(arm, seed, epochs=epochs, log_dir=log_dir, console=console))
 
 
 @torch.no_grad()
-def _measure(
-    model: DigitsClassifier,
-    quantizer: ReferenceQuantizer | None,
-    test: tuple[Tensor, Tensor],
-    recorder: _Recorder,
-    seconds: float,
-) -> ArmResult:
-    trained = [quantizer.perplexity(codes) for codes in recorder.codes] if quantizer is not None else []
-    logits, codes, _ = model.eval()(test[0])
-    alerts = [event.fields for event in recorder.events if event.event == "alert"]
-    steps = [event.step for event in recorder.events if event.event == "alert"]
-    summary = next((event.fields for event in recorder.events if event.event == "summary"), None)
+def _measure(run: Trained) -> ArmResult:
+    quantizer = cast("ReferenceQuantizer | None", run.model.quantizer)
+    images, labels = run.test
+    trained = [quantizer.perplexity(codes) for codes in run.codes] if quantizer is not None else []
+    logits, codes, _ = run.model.eval()(images)
+    alerts = [event.fields for event in run.events if event.event == "alert"]
+    steps = [event.step for event in run.events if event.event == "alert"]
+    summary = next((event.fields for event in run.events if event.event == "summary"), None)
     done = summary["interventions"] if summary is not None else []
     return ArmResult(
-        accuracy=float((logits.argmax(dim=-1) == test[1]).float().mean()),
+        accuracy=float((logits.argmax(dim=-1) == labels).float().mean()),
         train_perplexity=statistics.median(trained) if trained else None,
         eval_perplexity=quantizer.perplexity(codes) if quantizer is not None and codes is not None else None,
         usage=len(codes.unique()) / len(quantizer.codebook) if quantizer is not None and codes is not None else None,
@@ -170,7 +101,7 @@ def _measure(
         alert_step=min(steps, default=None),
         norm_ratio=max((alert["reading"]["norm_ratio"] or 0.0 for alert in alerts), default=None),
         guard_share=summary["guard_share"] if summary is not None else None,
-        seconds=seconds,
+        seconds=run.seconds,
     )
 
 
@@ -207,20 +138,6 @@ def run_reference(
     _print_table(console, results, epochs)
     console.print(_conclude(results), soft_wrap=True)
     return results
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence Lightning's hints about hardware, loggers and workers; they are not what a demo is about."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
 
 
 def _progress(seed: int, results: dict[str, list[ArmResult]]) -> str:

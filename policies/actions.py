@@ -18,19 +18,7 @@ from .action import Action
 from .announced import announced_actions
 from .duration import Duration, PositiveSteps
 from .errors import suggest
-from .remedies import (
-    ClipGradients,
-    DisableNormalisation,
-    FastEma,
-    FreezeEncoder,
-    LowerLr,
-    RaiseCodebookLr,
-    Rollback,
-    ScaleLossWeight,
-    SlowEma,
-    Substitute,
-    TakeOverUpdates,
-)
+from .remedies import REMEDIES
 
 __all__ = [
     "Action",
@@ -157,17 +145,7 @@ _ACTIONS: dict[str, type[Action]] = {
         DecayCommitment,
         FallbackTokenizer,
         Upkeep,
-        SlowEma,
-        FastEma,
-        ScaleLossWeight,
-        DisableNormalisation,
-        ClipGradients,
-        FreezeEncoder,
-        LowerLr,
-        RaiseCodebookLr,
-        TakeOverUpdates,
-        Substitute,
-        Rollback,
+        *REMEDIES,
         EvalFix,
         Alert,
         SaveCheckpoint,

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from .errors import MismatchError, MismatchesError, Place, quote, suggest
+from .errors import MismatchError, MismatchesError, Place, no_text_key, quote, suggest
 
 __all__ = ["mismatches_of"]
 
@@ -59,6 +59,8 @@ def mismatches_of(error: ValidationError, model: type[BaseModel], place: Place =
 def _mismatch(detail: ErrorDetails, model: type[BaseModel], place: Place) -> MismatchError:
     """Translate one error of pydantic's own."""
     kind, value = detail["type"], detail["input"]
+    if kind == "invalid_key":
+        return no_text_key(value, place[:-1])
     fields = _fields(_model_at(model, place[:-1])) if place else {}
     name = str(place[-1]) if place else ""
     if kind == "extra_forbidden":

@@ -10,7 +10,17 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["MismatchError", "MismatchesError", "Place", "PolicyError", "Problem", "dotted", "quote", "suggest"]
+__all__ = [
+    "MismatchError",
+    "MismatchesError",
+    "Place",
+    "PolicyError",
+    "Problem",
+    "dotted",
+    "no_text_key",
+    "quote",
+    "suggest",
+]
 
 Place = tuple[str | int, ...]
 """Where a value lies inside nested mappings and lists: keys and indices from the top."""
@@ -83,6 +93,19 @@ class MismatchesError(ValueError):
     def __init__(self, mismatches: Iterable[MismatchError]) -> None:
         self.mismatches = tuple(mismatches)
         super().__init__("; ".join(str(mismatch) for mismatch in self.mismatches))
+
+
+def no_text_key(key: object, place: Place = ()) -> MismatchError:
+    """Return what is wrong with a mapping that has a key other than text, as mappings read elsewhere may.
+
+    Args:
+        key: that is none. place: of the mapping.
+    """
+    words = {True: "on, yes or true", False: "off, no or false"}.get(key) if isinstance(key, bool) else None
+    hint = "Put the key in quotes, or give `load_policy` the path of the file."
+    if words is not None:
+        hint = f"YAML 1.1, which PyYAML reads, takes a bare {words} for a truth value. {hint}"
+    return MismatchError("keys of text", f"the key {quote(key)}", hint, place=place)
 
 
 def quote(value: object) -> str:

@@ -24,7 +24,7 @@ from .causes import LEADING, Cause, Diagnosis, leads
 from .condition import ConditionField
 from .diagnosis import mismatches_of
 from .duration import Duration, DurationField, PositiveDuration, PositiveSteps, StepsOrNever
-from .errors import MismatchError, MismatchesError, quote, suggest
+from .errors import MismatchError, MismatchesError, no_text_key, quote, suggest
 
 __all__ = ["Budget", "Clear", "Cooldown", "Count", "LossBound", "OfCause", "Part", "Rung", "Sample", "Verify"]
 
@@ -261,7 +261,9 @@ def _only_action(rung: Mapping[str, Any]) -> str:
         raise MismatchError("an action beside its options", quote(rung), f"Known: {', '.join(actions())}.")
     action = next((key for key in candidates if key in actions()), None)
 
-    def wrong(key: str) -> MismatchError:
+    def wrong(key: object) -> MismatchError:
+        if not isinstance(key, str):
+            return no_text_key(key)
         if action is None:
             expected, hint = "an action", suggest(key, actions())
         elif key in actions():

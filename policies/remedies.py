@@ -11,6 +11,7 @@ from .duration import Duration, PositiveSteps, StepsOrNever
 from .errors import MismatchError, quote
 
 __all__ = [
+    "REMEDIES",
     "ClipGradients",
     "DisableNormalisation",
     "FastEma",
@@ -185,3 +186,19 @@ class Rollback(Action):
 
     every: PositiveSteps = Duration(500, "steps")
     keep_on: Literal["auto", "cpu", "device"] = "auto"
+
+
+REMEDIES: tuple[type[Action], ...] = (
+    SlowEma,
+    FastEma,
+    ScaleLossWeight,
+    DisableNormalisation,
+    ClipGradients,
+    FreezeEncoder,
+    LowerLr,
+    RaiseCodebookLr,
+    TakeOverUpdates,
+    Substitute,
+    Rollback,
+)
+"""All of this module, in the order in which actions are listed."""

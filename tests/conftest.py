@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
 from tests.checkout import install_finder
+from tests.crew import Crew
+from tests.terminal import Terminal
 
 install_finder()
 
@@ -30,6 +33,22 @@ def fresh_compiler() -> Iterator[None]:
     yield
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    """A shell in the test's folder, in a terminal of 80 columns; the test is marked with `needs_tmux`."""
+    it = Terminal(tmp_path)
+    yield it
+    it.close()
+
+
+@pytest.fixture(scope="session")
+def crew() -> Iterator[Crew]:
+    """Processes that stay for all tests of several ranks: to start one takes longer than most tests."""
+    crew = Crew()
+    yield crew
+    crew.dismiss()
 
 
 @pytest.fixture(autouse=True)

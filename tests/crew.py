@@ -25,10 +25,14 @@ class Crew:
     """Up to four processes; those that are needed are started when they are first needed.
 
     A function is called on each rank with `rank`, `size` and what else was given; the default process group is there.
+    They are forks of a server that has imported what they need: torch is loaded once, not once for each of them.
     """
 
     def __init__(self) -> None:
-        self._context = multiprocessing.get_context("spawn")
+        self._context: Any = multiprocessing.get_context("spawn")
+        if "forkserver" in multiprocessing.get_all_start_methods():
+            self._context = multiprocessing.get_context("forkserver")
+            self._context.set_forkserver_preload(["tests.ranks.trainers"])
         self._orders: list[Any] = []
         self._processes: list[Any] = []
         self._ready: list[Any] = []
@@ -42,8 +46,11 @@ class Crew:
         """
         while len(self._processes) < size:
             self._start()
-        for is_ready in self._ready:  # to import torch takes long on a busy machine, and is no hang
-            assert is_ready.wait(_BOOT_SECONDS), "a process did not start"
+        until = time.monotonic() + _BOOT_SECONDS  # to import torch takes long on a busy machine, and is no hang
+        for process, is_ready in zip(self._processes, self._ready, strict=True):
+            while not is_ready.wait(1):
+                assert process.is_alive(), "a process ended before it could begin"
+                assert time.monotonic() < until, "a process did not start"
         with tempfile.TemporaryDirectory() as folder:
             store = f"{folder}/store"
             for rank in range(size):
@@ -91,7 +98,7 @@ def _serve(orders: Any, results: Any, is_ready: Any) -> None:
     import torch
     import torch.distributed as dist
 
-    import tests.ranks.loops  # noqa: F401 - most of what is run needs it, and to load it takes longest
+    import tests.ranks.trainers  # noqa: F401 - most of what is run needs it, and to load it takes longest
 
     torch.set_num_threads(1)
     is_ready.set()

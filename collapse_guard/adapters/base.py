@@ -24,6 +24,8 @@ from .refs import Derived, Knob, Quotient, Switch, TensorRef
 __all__ = [
     "CAPABILITIES",
     "K_OF_ONE",
+    "SHARDED",
+    "SHARDED_MAKER",
     "CodebookView",
     "Confidence",
     "Metric",
@@ -38,10 +40,15 @@ CAPABILITIES = ("monitor", "reset", "commitment", "freeze", "fallback")
 K_OF_ONE = "its codebook has K = 1 code: one code cannot collapse"
 """Why a quantizer with a single code is not watched."""
 
-_SHARDED = (
-    "its table is sharded over the ranks (DTensor): codes are counted, vectors neither read nor written. Leave the "
-    "quantizer out of it: fully_shard(model, ignored_params=set(quantizer.parameters()))"
+_LEAVE_OUT = "Leave the quantizer out of it: fully_shard(model, ignored_params=set(quantizer.parameters()))"
+
+SHARDED = (
+    "its table is sharded over the ranks (DTensor): codes are counted, vectors neither read nor written. " + _LEAVE_OUT
 )
+"""Why a codebook that lies in parts on the ranks is not written to."""
+
+SHARDED_MAKER = "what its table is computed from is sharded over the ranks (DTensor). " + _LEAVE_OUT
+"""Why a quantizer that computes its table from such parts is not watched."""
 
 Metric: TypeAlias = Literal["l2", "cosine"]
 """How latents and codes are compared."""
@@ -141,6 +148,7 @@ class CodebookView:
         optimizers: those that the quantizer itself holds to move its table.
         group: name of the residual of which the codebook is a level, if it is one.
         level: which level it is, from 0, the coarsest; set together with `group` or not at all.
+        is_captured: whether a forward of it went into a CUDA graph, whose replays call no hook and read no attribute.
     """
 
     name: str
@@ -165,6 +173,7 @@ class CodebookView:
     optimizers: Sequence[Optimizer] = ()
     group: str | None = None
     level: int | None = None
+    is_captured: bool = field(default=False, init=False)
     _freeze: Freeze | None = field(default=None, init=False)
     _native: Mapping[str, Any] | None = field(default=None, init=False)
     _normalised: tuple[Metric, Mapping[str, Any]] | None = field(default=None, init=False)
@@ -189,7 +198,7 @@ class CodebookView:
     @property
     def is_sharded(self) -> bool:
         """Whether every rank holds a part of the table only: it is then neither read nor written here."""
-        return isinstance(self.table, TensorRef) and type(self.table.whole()).__name__ == "DTensor"
+        return self.table.is_sharded
 
     def codebook(self) -> Tensor:
         """Return the effective (K, D) table, detached, as it is now."""
@@ -209,7 +218,7 @@ class CodebookView:
     def why_not(self, capability: str) -> str | None:
         """Return why a capability is missing, or `None` where it is there."""
         if capability in ("reset", "freeze", "fallback") and self.is_sharded:
-            return _SHARDED
+            return SHARDED
         if capability == "commitment" and self.commitment is None:
             return self.lacks.get(capability, "this quantizer exposes no commitment weight")
         return self.lacks.get(capability)
@@ -258,7 +267,8 @@ class CodebookView:
             parts = list(self.refs().values())
             whole = all(part.head is None or len(part.whole()) == 1 for part in parts)
             diverts = self.ema_sum is not None and whole
-            self._freeze = Freeze(self.module, parts, diverts=diverts, outside=self.moves_outside)
+            outside = self.moves_outside or self.is_captured
+            self._freeze = Freeze(self.module, parts, diverts=diverts, outside=outside)
             self._freeze.install()
 
     def unfreeze(self) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from .base import K_OF_ONE, CodebookView, Unrecognised
+from .base import K_OF_ONE, SHARDED_MAKER, CodebookView, Unrecognised
 from .explicit import GenericVQ
 from .families.factorised import weigh_by_configuration
 from .levels import assign_levels
@@ -91,6 +91,8 @@ def survey(model: nn.Module, explicit: Mapping[str, GenericVQ] | None = None) ->
         for item in found if path else [_below_the_top(each, modules) for each in found]:
             if isinstance(item, Unrecognised):
                 unrecognised.append(item)
+            elif item.is_sharded and not isinstance(item.table, TensorRef):  # nobody can say what it is
+                unrecognised.append(Unrecognised(item.name, SHARDED_MAKER))
             elif item.K < 2:
                 unrecognised.append(Unrecognised(item.name, K_OF_ONE))
             elif all(item.table != known.table for known in views):

@@ -75,9 +75,11 @@ class Freeze:
 
     def rebase(self) -> None:
         """Take what such tensors hold now as what is kept."""
-        self._kept = {
-            index: part.get().clone() for index, part in enumerate(self._parts) if self._outside or part.is_parameter
-        }
+        for index, part in enumerate(self._parts):
+            if index in self._kept:  # in place: a CUDA graph may have been captured with it
+                self._kept[index].copy_(part.get())
+            elif self._outside or part.is_parameter:
+                self._kept[index] = part.get().clone()
 
     def _begin(self, *_: Any) -> None:
         self._depth += 1

@@ -15,6 +15,10 @@ from torch import Tensor, nn
 __all__ = ["Derived", "Knob", "Quotient", "Switch", "TensorRef"]
 
 
+def _is_shard(tensor: Tensor) -> bool:
+    return type(tensor).__name__ == "DTensor"  # by name: to import it takes long
+
+
 @dataclass(frozen=True, slots=True)
 class TensorRef:
     """Where a tensor lives: `owner.attribute`, one head of it, possibly stored as (D, K).
@@ -52,6 +56,11 @@ class TensorRef:
         """Whether an optimizer may be moving this tensor."""
         return isinstance(self.whole(), nn.Parameter) and self.whole().requires_grad
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether every rank holds a part of it only."""
+        return _is_shard(self.whole())
+
 
 @dataclass(frozen=True, slots=True)
 class Quotient:
@@ -82,6 +91,11 @@ class Quotient:
         """No optimizer moves it."""
         return False
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether every rank holds a part of it only."""
+        return self.sum.is_sharded
+
 
 @dataclass(frozen=True, slots=True)
 class Derived:
@@ -110,6 +124,11 @@ class Derived:
     def is_parameter(self) -> bool:
         """Whether an optimizer may be moving what computes it."""
         return any(parameter.requires_grad for parameter in self.maker.parameters())
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether every rank holds a part only of what it is computed from."""
+        return any(map(_is_shard, self.maker.parameters()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ class Clinic:
         for name, probe in probes.items():
             self._memories[name] = Memory()
             try:
-                if probe.view.is_initialised():
+                if not probe.view.is_sharded and probe.view.is_initialised():
                     self._memories[name].add(mark_of(probe.view))
             except Exception as error:  # a codebook that cannot be read is told by its probe
                 self._fail(name, error)
@@ -75,6 +75,8 @@ class Clinic:
         """
         probe = self._probes[reading.codebook]
         self._counts[reading.codebook] = counts
+        if probe.view.is_sharded:  # no rank has the vectors that latents are compared with
+            return
         try:
             mark = mark_of(probe.view, probe.window, reading, counts, beat=probe.pulse.take(), version=version)
             self._memories[reading.codebook].add(mark)

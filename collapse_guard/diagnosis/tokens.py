@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from collapse_guard.kmeans import totals
 from collapse_guard.policies import Cause, Diagnosis
 
 from .facts import Facts, ramp
@@ -168,5 +169,5 @@ def _kmeans_error(latents: Tensor, k: int) -> float:
     for _ in range(6):
         codes = torch.cdist(points, table).argmin(dim=1)
         counts = torch.bincount(codes, minlength=k).clamp(min=1)
-        table = torch.zeros_like(table).index_add_(0, codes, points) / counts.unsqueeze(-1)
+        table = totals(points, codes, k) / counts.unsqueeze(-1)
     return float(torch.cdist(points, table).min(dim=1).values.square().mean()) / total

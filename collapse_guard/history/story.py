@@ -6,6 +6,7 @@ Memory: four numbers for each reading (about 40 bytes), at most `MOST_COLUMNS` h
 
 from __future__ import annotations
 
+import json
 import math
 from array import array
 from collections import Counter
@@ -20,6 +21,7 @@ from collapse_guard.sinks import locate_log, older_parts
 
 from .follow import Lost, parsed
 from .rules import number as finite
+from .shapes import Shapes
 
 __all__ = ["FIELDS", "MOST_KEPT", "Series", "Story", "read_story", "thinned", "visible"]
 
@@ -134,8 +136,7 @@ class Story:
         kind = visible(record.get("event")) or "(no event)"
         self.counts[kind] += 1
         if kind == "reading":
-            those_readings = self.evaluated if record.get("stage") == "eval" else self.series
-            those_readings.setdefault(visible(record.get("codebook")) or "(no name)", Series()).add(record)
+            self.series_of(record.get("codebook"), record.get("stage")).add(record)
         elif kind == "attached":
             self.attached = record
         elif kind == "summary":
@@ -146,6 +147,14 @@ class Story:
                 those.append(record)
             else:
                 self.dropped += 1
+
+    def series_of(self, codebook: Any, stage: Any) -> Series:
+        """Return the readings of a codebook in training or evaluation, which may just begin."""
+        those = self.evaluated if stage == "eval" else self.series
+        name = visible(codebook) or "(no name)"
+        if name not in those:
+            those[name] = Series()
+        return those[name]
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """Return the kept events of a kind."""
@@ -164,20 +173,73 @@ def read_story(path: Path) -> Story:
         FileNotFoundError: there is no event log.
         ValueError: a record has a newer schema than this version reads.
     """
-    log, lost, lineage = locate_log(path), Lost(), _lineage_of(locate_log(path))
-    last_steps = lineage.last_steps(lineage.latest) if lineage.latest is not None else {}
-    latest, reading, seen = Story(lineage.latest[0] if lineage.latest else ""), Lineage(), set[str]()
-    for record in parsed(_lines(log), lost):
-        name = str(record.get("run"))
-        segment = reading.note(record)
-        is_told_again = bool(record.get("repeated")) and name in seen
-        seen.add(name)
-        if segment in last_steps and not is_told_again and counts(record, last_steps[segment]):
-            latest.add(record)
+    log, lost = locate_log(path), Lost()
+    telling = _Telling(_lineage_of(log))
+    shapes = Shapes(texts=("codebook", "stage", "health", "run"), numbers=("step", *FIELDS))
+    for line in _lines(log):
+        if (known := shapes.take(line)) is not None:
+            telling.add_alike(known)
+            continue
+        for record in parsed([line], lost):
+            telling.add(record)
+            shapes.learn(record)
     if lost.newer:
         raise ValueError(f"expected schema {SCHEMA} or older, got {lost.newer} newer lines; upgrade collapse_guard.")
-    latest.runs, latest.skipped = max(1, lineage.runs_count), lost.malformed
-    return latest
+    telling.story.skipped = lost.malformed
+    return telling.story
+
+
+class _Telling:
+    """Folds the records that count into the story of the latest run.
+
+    Args:
+        lineage: of the whole log.
+    """
+
+    def __init__(self, lineage: Lineage) -> None:
+        self.story = Story(lineage.latest[0] if lineage.latest else "", max(1, lineage.runs_count))
+        self._last_steps = lineage.last_steps(lineage.latest) if lineage.latest is not None else {}
+        self._reading = Lineage()
+        self._seen: set[str] = set()
+        self._places: dict[tuple[bytes, ...], tuple[Series, str, float] | None] = {}
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Take one record."""
+        name = str(record.get("run"))
+        segment = self._reading.note(record)
+        is_told_again = bool(record.get("repeated")) and name in self._seen
+        self._seen.add(name)
+        if segment in self._last_steps and not is_told_again and counts(record, self._last_steps[segment]):
+            self.story.add(record)
+        if record.get("event") != "reading":  # from here on, a run may have begun anew
+            self._places.clear()
+
+    def add_alike(self, known: tuple[bytes, ...]) -> None:
+        """Take a reading as `Shapes` takes it apart: codebook, stage, health, run, then step and `FIELDS`."""
+        texts = known[:4]
+        if texts not in self._places:
+            self._places[texts] = self._place(*(json.loads(each.decode("utf-8", "replace")) for each in texts))
+        if (place := self._places[texts]) is None:
+            return
+        series, health, last = place
+        try:
+            step, *values = map(float, known[4:])
+        except ValueError:
+            step, *values = (math.nan if each == b"null" else float(each) for each in known[4:])
+        if last == math.inf or step <= last:
+            series.steps.append(step)
+            for kept, value in zip(series.values.values(), values, strict=True):
+                kept.append(value)
+            series.health = health
+            self.story.counts["reading"] += 1
+
+    def _place(self, codebook: str, stage: str, health: str, run: str) -> tuple[Series, str, float] | None:
+        """Return where such readings go, their health, and the last step that counts; `None` where none counts."""
+        self._seen.add(run)
+        segment = self._reading.note({"run": run, "event": "reading"})
+        if segment not in self._last_steps:
+            return None
+        return self.story.series_of(codebook, stage), visible(health), self._last_steps[segment]
 
 
 def _lines(log: Path) -> Iterator[bytes]:
@@ -211,11 +273,9 @@ def thinned(steps: array[float], values: array[float], most: int) -> tuple[list[
     picked: list[int] = []
     width = -(-size // max(1, most // 2))
     for start in range(0, size, width):
-        known = [at for at in range(start, min(start + width, size)) if math.isfinite(values[at])]
-        if not known:
-            picked.append(start)
-            continue
-        ends = {min(known, key=values.__getitem__), max(known, key=values.__getitem__)}
+        stretch = values[start : start + width]
+        known = stretch if math.isfinite(sum(stretch)) else [each for each in stretch if math.isfinite(each)]
+        ends = {start + stretch.index(min(known)), start + stretch.index(max(known))} if known else {start}
         picked += sorted(ends)
     return [_or_none(steps[at]) for at in picked], [_or_none(values[at]) for at in picked]
 

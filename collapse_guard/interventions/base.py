@@ -29,6 +29,11 @@ __all__ = ["Intervention", "InterventionError", "Site", "Transaction", "clear_mo
 
 Params = TypeVar("Params")
 
+_CAPTURED = (
+    "the quantizer's forward is replayed as a CUDA graph, which calls no hook and reads no number anew: what works "
+    "there is `reset_codes`, `upkeep`, `fallback_tokenizer` and `rollback`, which write to tensors"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -86,6 +91,8 @@ class Intervention(ABC, Generic[Params]):
     """Capabilities that a codebook must have; the reason of the first that it lacks is told."""
     stays: ClassVar[bool] = False
     """Whether it stays in force after it recovered the codebook, and wants `tend` at each step before it is read."""
+    reaches_graphs: ClassVar[bool] = False
+    """Whether it works where the forward is replayed as a CUDA graph: by writing to tensors, at step boundaries."""
     tends: ClassVar[bool] = False
     """Whether it ends with its outcome, and until then wants `tend` after each reading."""
 
@@ -107,6 +114,8 @@ class Intervention(ABC, Generic[Params]):
 
     def refusal(self) -> str | None:
         """Say why this cannot be done here and now; `None` where it can."""
+        if self.site.view.is_captured and not self.reaches_graphs:
+            return _CAPTURED
         return self.why_unsupported(self.site.view)
 
     def parts(self) -> list[Part]:

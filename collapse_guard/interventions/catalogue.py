@@ -28,6 +28,8 @@ __all__ = ["INTERVENTIONS", "find_intervention"]
 class AlertIntervention(Intervention[Alert]):
     """A rung that only tells: the ladder waits there for a human, and its verification sees whether one came."""
 
+    reaches_graphs = True
+
     def apply(self) -> str:
         """Do nothing to the model."""
         return "nothing was touched; a human is asked to look"
@@ -35,6 +37,8 @@ class AlertIntervention(Intervention[Alert]):
 
 class RequestIntervention(Intervention[SaveCheckpoint | StopTraining]):
     """A rung that only asks: the loop carries it out after this step, or says why it could not."""
+
+    reaches_graphs = True
 
     def apply(self) -> str:
         """Ask the training loop; nothing is done to the model."""

@@ -27,6 +27,7 @@ class FallbackTokenizerIntervention(Intervention[FallbackTokenizer]):
     """Right when what updates the codebook is broken, so that no reset can hold."""
 
     touches = frozenset({"codebook"})
+    reaches_graphs = True
     needs = ("reset", "freeze", "fallback")
     stays = True
 

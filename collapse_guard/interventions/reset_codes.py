@@ -32,6 +32,7 @@ class ResetCodesIntervention(Intervention[ResetCodes]):
     """Right when the codebook is bad and what updates it is sound. It permutes token ids."""
 
     touches = frozenset({"codebook"})
+    reaches_graphs = True
     needs = ("reset",)
 
     def refusal(self) -> str | None:

@@ -86,6 +86,7 @@ class RollbackIntervention(Intervention[Rollback]):
     """Right when something passing, such as a bad batch, threw a sound run off its course."""
 
     touches = frozenset({"model"})
+    reaches_graphs = True
 
     def refusal(self) -> str | None:
         """Refuse where there is nothing to go back to."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from collapse_guard.kmeans import fit_codebook
+from collapse_guard.kmeans import fit_codebook, totals
 from collapse_guard.policies import TakeOverUpdates
 from collapse_guard.window import Window
 
@@ -89,10 +89,10 @@ class _Tap(Hold):
         if self._sums is None or self._counts is None:
             self._sums = torch.zeros(self._window.K, latents.shape[-1], device=latents.device)
             self._counts = torch.zeros(self._window.K, device=latents.device)
-        use = (codes >= 0).float()
+        use = codes >= 0
         rows = codes.clamp(min=0)
-        self._sums.index_add_(0, rows, torch.where(use.bool().unsqueeze(-1), latents, 0.0))
-        self._counts.index_add_(0, rows, use)
+        self._sums += totals(torch.where(use.unsqueeze(-1), latents, 0.0), rows, self._window.K)
+        self._counts.scatter_add_(0, rows, use.float())
 
 
 class TakeOverUpdatesIntervention(Intervention[TakeOverUpdates]):

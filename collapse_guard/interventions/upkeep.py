@@ -27,6 +27,7 @@ class UpkeepIntervention(Intervention[Upkeep]):
     """Right when many codes are dead at a healthy geometry. Each move permutes a few token ids."""
 
     touches = frozenset({"codebook"})
+    reaches_graphs = True
     needs = ("reset",)
     tends = True
 

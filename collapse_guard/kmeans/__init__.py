@@ -12,6 +12,7 @@ from .matching import Matching, match, match_codes
 from .relocation import mean_rows
 from .search import Metric, assign, squared_errors, unit_rows
 from .tokenizer import KMeansTokenizer, Refit
+from .totals import totals
 
 __all__ = [
     "ApproximateIndex",
@@ -30,6 +31,7 @@ __all__ = [
     "mean_rows",
     "spread_out",
     "squared_errors",
+    "totals",
     "unit_rows",
     "with_lengths",
 ]

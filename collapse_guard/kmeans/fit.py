@@ -102,8 +102,8 @@ def fit_codebook(
 
     A backend gives the start; Lloyd's algorithm ("Least squares quantization in PCM", 1982) and jumps of useless codes
     to where the error is (`relocation`) take turns from there. The same latents, seed, backend and number of threads
-    give the same codebook, bit for bit (on CUDA: with `torch.use_deterministic_algorithms`). The module docstring lists
-    what happens with few, equal, constant or non-finite latents.
+    give the same codebook, bit for bit, on CUDA too. The module docstring lists what happens with few, equal, constant
+    or non-finite latents.
 
     Args:
         latents: (N, D) floating point, on any device.
@@ -153,13 +153,18 @@ def fit_codebook(
     return CodebookFit(
         codebook=table,
         counts=counts,
-        inertia=float((errors if weighing is None else errors * weighing).cpu().double().sum()) * unit,
+        inertia=_sum(errors if weighing is None else errors * weighing) * unit,
         iterations=math.ceil(allowance.spent - 1e-6),
         seconds=time.perf_counter() - began,
         backend=name,
         distinct=int((counts > 0).sum()),
         moved=moved,
     )
+
+
+def _sum(values: Tensor) -> float:
+    """Return a sum in double precision, on the device where that has any."""
+    return float((values if values.device.type == "cuda" else values.cpu()).double().sum())
 
 
 def _check_arguments(latents: Tensor, K: int, metric: str, init: Init | Tensor, weights: Tensor | None) -> None:

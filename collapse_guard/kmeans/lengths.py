@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .search import assign, unit_rows
+from .totals import totals
 
 __all__ = ["with_lengths"]
 
@@ -30,7 +31,7 @@ def with_lengths(directions: Tensor, latents: Tensor, living: Tensor | None = No
     codes = assign(latents, torch.cat([units, others]), "cosine")
     mine = codes < m
     own, codes = latents[mine], codes[mine]
-    sums = torch.zeros(m, device=units.device).index_add_(0, codes, (own * units[codes]).sum(dim=-1))
+    sums = totals((own * units[codes]).sum(dim=-1), codes, m)
     counts = torch.bincount(codes, minlength=m)
     lengths = torch.where(counts > 0, sums / counts.clamp(min=1), 0.0)
     return units * torch.where(lengths > 0, lengths, latents.norm(dim=-1).mean()).unsqueeze(-1)

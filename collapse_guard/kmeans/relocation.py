@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .budget import Allowance
 from .search import Comparison, Metric, unit_rows
+from .totals import totals
 
 __all__ = ["Refinement", "mean_rows", "refine"]
 
@@ -138,8 +139,9 @@ def mean_rows(
     sums = torch.zeros_like(table)
     for start in range(0, len(points), _SUMMED):  # one by one, a sum of millions would lose its last digits
         part = slice(start, start + _SUMMED)
-        sums += torch.zeros_like(table).index_add_(0, codes[part], weighed[part])
-    counts = torch.bincount(codes, weights, minlength=K).to(table.dtype).unsqueeze(-1)
+        sums += totals(weighed[part], codes[part], K)
+    mass = torch.bincount(codes, minlength=K) if weights is None else totals(weights, codes, K)
+    counts = mass.to(table.dtype).unsqueeze(-1)
     means = torch.where(counts > 0, sums / counts.clamp(min=torch.finfo(table.dtype).tiny), table)
     return _projected(means, table, metric)
 
@@ -160,8 +162,7 @@ def _relocated(points: Comparison, table: Tensor, metric: Metric) -> tuple[Tenso
     errors = nearest
     if points.weights is not None:
         lost, errors = lost * points.weights, errors * points.weights
-    utility = torch.zeros(K, device=table.device).index_add_(0, codes, lost)
-    error = torch.zeros(K, device=table.device).index_add_(0, codes, errors)
+    utility, error = totals(lost, codes, K), totals(errors, codes, K)
     table = mean_rows(points.points, codes, table, metric, points.weights)
     gain, halves = _split(points, codes, table, error > utility.min())  # a split gains less than the error
     taken, split = _pair(utility, gain, pairs)
@@ -203,8 +204,8 @@ def _split(points: Comparison, codes: Tensor, table: Tensor, wanted: Tensor) -> 
     for _ in range(1 + _SPLIT_STEPS):
         along = (offsets * direction[mine]).sum(dim=1) - (middle * direction).sum(dim=1)[mine]
         half = 2 * mine + (along > 0)
-        mass = torch.zeros(2 * K, device=table.device).index_add_(0, half, weight)
-        sums = torch.zeros_like(mean).index_add_(0, half, offsets * weight.unsqueeze(-1))
+        mass = totals(weight, half, 2 * K)
+        sums = totals(offsets * weight.unsqueeze(-1), half, 2 * K)
         mean = sums / mass.clamp(min=torch.finfo(mass.dtype).tiny).unsqueeze(-1)
         direction, middle = mean[1::2] - mean[0::2], (mean[1::2] + mean[0::2]) / 2
     both = (mass.view(K, 2) > 0).all(dim=1) & wanted

@@ -32,6 +32,7 @@ Metric: TypeAlias = Literal["l2", "cosine"]
 METRICS: tuple[Metric, ...] = ("l2", "cosine")
 
 _BLOCK = 1 << 22  # scores held at once: 16 MiB
+_DEVICE_BLOCK = 1 << 25  # on an accelerator, which small blocks leave idle: 128 MiB
 _CENTRE_ROWS = 1024  # rows that decide where the origin is put
 _FAISS_ROWS = 1 << 18  # latents given to FAISS at once
 _LEAST_FAISS_CODES = 64
@@ -155,7 +156,8 @@ def _parts(device: torch.device, N: int, K: int, backend: str = "auto") -> tuple
     """
     is_large = N * K >= _WORTH_FAISS and K >= _LEAST_FAISS_CODES
     through_faiss = backend == "auto" and device.type == "cpu" and is_large and _has_faiss()
-    step = _FAISS_ROWS if through_faiss else max(1, _BLOCK // K)
+    block = _BLOCK if device.type == "cpu" else _DEVICE_BLOCK
+    step = _FAISS_ROWS if through_faiss else max(1, block // K)
     return through_faiss, (slice(start, start + step) for start in range(0, N, step))
 
 

@@ -94,12 +94,11 @@ class ConsoleSink:
         folded: list[Line] = [*self._folding.told(event)]
         if lines := folded + (self._lines(event) if self._wants(event) else []):
             console = self._given or get_console()
-            with _between_bars():
-                for line in lines:
-                    if isinstance(line, Entry):
-                        _print_entry(console, line)
-                    else:
-                        _print_grid(console, line)
+            parts = [
+                _entry_lines(console, line) if isinstance(line, Entry) else _grid_lines(console, line) for line in lines
+            ]
+            with _between_bars():  # at once: a live bar is drawn anew once, and a notebook counts one output
+                console.print(Text("\n").join(each for part in parts for each in part), soft_wrap=True)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -137,14 +136,14 @@ def _between_bars() -> Iterator[None]:
         yield
 
 
-def _print_entry(console: Console, entry: Entry) -> None:
-    """Print one line; on a terminal a narrow one has the time below the step."""
+def _entry_lines(console: Console, entry: Entry) -> Iterator[Text]:
+    """Yield the lines of one entry; on a terminal a narrow one has the time below the step."""
     label = _padded(plain(entry.label), _LABEL_WIDTH, STYLES.get(entry.tone, "bold" if entry.step is not None else ""))
     step, date = ("" if entry.step is None else f"step {entry.step:>6}"), local_time(entry.time)
     time = date[11:]
     if not console.is_terminal:
         head = Text((f"{date}  " if date else "") + step.ljust(_STEP_WIDTH))
-        console.print(Text("  ").join([head, label, Text(plain(entry.text))]), soft_wrap=True)
+        yield Text("  ").join([head, label, Text(plain(entry.text))])
         return
     beside = console.width >= _WIDE
     margins = [f"{time:<8}  {step:<{_STEP_WIDTH}}"] if beside else [step, time] if time else [step]
@@ -156,41 +155,46 @@ def _print_entry(console: Console, entry: Entry) -> None:
         mark = label if at == 0 else Text(" " * _LABEL_WIDTH)
         line = Text.assemble(margin, mark, " " * _GAP, texts[at] if at < len(texts) else "")
         line.rstrip()
-        console.print(line, soft_wrap=True)
+        yield line
 
 
 def _padded(text: str, width: int, style: str = "") -> Text:
     return Text.assemble((text, style), " " * max(0, width - cell_len(text)))
 
 
-def _print_grid(console: Console, grid: Grid) -> None:
-    """Print a table; where it does not fit without breaking a word, each row as a block of its own."""
-    console.print(Text(plain(grid.title), style="bold"), soft_wrap=True)
-    console.print()
+def _grid_lines(console: Console, grid: Grid) -> Iterator[Text]:
+    """Yield the lines of a table; where it does not fit without breaking a word, each row is a block of its own."""
+    yield Text(plain(grid.title), style="bold")
+    yield Text()
     rows = [tuple(plain(cell) for cell in row) for row in grid.rows]
     widths = _widths([grid.heads, *rows], console.width - 2)
     if widths is None:
-        room = console.width - 2 - max(map(len, grid.heads)) - _GAP
-        for row in rows:
-            for head, cell in zip(grid.heads, row, strict=True):
-                for index, line in enumerate(wrapped(cell, max(16, room))):
-                    margin = f"  {'' if index else head:<{max(map(len, grid.heads)) + _GAP}}"
-                    console.print(Text.assemble(margin, _toned(line, head == _head(grid))), soft_wrap=True)
-            console.print()
+        yield from _blocks(grid, rows, console.width - 2)
         return
     for index, row in enumerate([grid.heads, *rows]):
         cells = [wrapped(cell, width) for cell, width in zip(row, widths, strict=True)]
         for at in range(max(map(len, cells))):
-            printed = Text("  ")
+            line = Text("  ")
             for column, (lines, width) in enumerate(zip(cells, widths, strict=True)):
                 text = lines[at] if at < len(lines) else ""
-                printed.append_text(_toned(text, index > 0 and column == grid.toned))
-                printed.append(" " * (width - cell_len(text) + _GAP))
-            printed.rstrip()
-            console.print(printed, soft_wrap=True)
+                line.append_text(_toned(text, index > 0 and column == grid.toned))
+                line.append(" " * (width - cell_len(text) + _GAP))
+            line.rstrip()
+            yield line
         if index == 0:
-            console.print("  " + "─" * (sum(widths) + _GAP * (len(widths) - 1)), soft_wrap=True)
-    console.print()
+            yield Text("  " + "─" * (sum(widths) + _GAP * (len(widths) - 1)))
+    yield Text()
+
+
+def _blocks(grid: Grid, rows: Sequence[Sequence[str]], room: int) -> Iterator[Text]:
+    """Yield the rows of a table as blocks: a line for each cell, with its head before it."""
+    margin = max(map(len, grid.heads)) + _GAP
+    for row in rows:
+        for head, cell in zip(grid.heads, row, strict=True):
+            for index, line in enumerate(wrapped(cell, max(16, room - margin))):
+                start = f"  {'' if index else head:<{margin}}"
+                yield Text.assemble(start, _toned(line, head == _head(grid)))
+        yield Text()
 
 
 def _head(grid: Grid) -> str:

@@ -224,19 +224,6 @@ def test_scalars_reach_the_loggers(tmp_path: Path) -> None:
     assert "codebook_usage/quantizer" in (tmp_path / "csv" / "metrics.csv").read_text()
 
 
-@pytest.mark.parametrize("bar", ["rich", "tqdm"])
-def test_progress_bars_survive_the_alert_log(tmp_path: Path, capsys: Any, bar: str) -> None:
-    from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
-
-    progress = RichProgressBar() if bar == "rich" else TQDMProgressBar()
-    pl.seed_everything(0, verbose=False)
-    run = trainer(tmp_path, progress, CollapseGuard("default"), enable_progress_bar=True, max_steps=90)
-    run.fit(digits_model(), digits_loaders(0)[0])
-    captured = capsys.readouterr()
-    assert "CRITICAL" in captured.out
-    assert "Epoch" in captured.out + captured.err
-
-
 def test_learnable_vector_quantize_is_reset_with_its_optimizer_rows(tmp_path: Path) -> None:
     """A codebook far from all latents collapses at once; the reset holds and clears the moments of every row."""
     from vector_quantize_pytorch import VectorQuantize

@@ -1,18 +1,47 @@
-"""Lightning's DDP on two spawned CPU processes: one log, the same interventions on both ranks, a stop for both."""
+"""Lightning's DDP on two CPU ranks: one log, the same interventions on both and as in a plain loop, a stop for both."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 
+from collapse_guard import read_events
 from collapse_guard.callbacks import CollapseGuard
 from tests.callbacks.models import QUIET_TRAINER
 from tests.callbacks.test_lightning_requests import same_batches
+from tests.crew import Crew
 from tests.loops import digits_model
+from tests.ranks import loops, trainers
 from tests.test_requests import giving_up
+
+PARTS = ("readings", "story", "marks", "end")
+
+
+def without_epoch(told: dict[str, Any]) -> dict[str, Any]:
+    """Return what was told, but for what a Trainer says and a plain loop does not."""
+    readings = [(step, {**fields, "epoch": None}) for step, fields in told["readings"]]
+    return {name: told[name] for name in PARTS} | {"readings": readings}
+
+
+def test_under_ddp_a_trainer_decides_and_does_on_both_ranks_what_a_plain_loop_does(crew: Crew, tmp_path: Path) -> None:
+    plain = crew.run(loops.ddp_run, 2, steps=24)[0]
+    first, second = crew.run(trainers.ddp_fit, 2, folder=str(tmp_path))
+    assert [fields["action"] for _, event, fields in first["story"] if event == "intervention"] == ["reset_codes"]
+    assert first == second
+    assert without_epoch(first) == without_epoch(plain)
+    (attached,) = (record for record in read_events(tmp_path) if record["event"] == "attached")
+    assert attached["ranks"] == 2
+
+
+def test_under_ddp_both_ranks_stop_where_the_policy_asks_for_it(crew: Crew, tmp_path: Path) -> None:
+    policy = loops.POLICY | {"rules": [loops.POLICY["rules"][0] | {"ladder": ["stop_training"]}]}
+    first, second = crew.run(trainers.ddp_fit, 2, folder=str(tmp_path), policy=policy)
+    assert (first["steps"], second["steps"]) == (12, 12)
+    assert sum(record["event"] == "carried_out" for record in read_events(tmp_path)) == 1
 
 
 class Telling(CollapseGuard):
@@ -32,7 +61,7 @@ class Telling(CollapseGuard):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_under_ddp_both_ranks_do_the_same_and_the_first_writes_it_down(tmp_path: Path) -> None:
+def test_processes_that_lightning_spawns_do_the_same_and_the_first_writes_it_down(tmp_path: Path) -> None:
     run = pl.Trainer(
         max_steps=100,
         callbacks=[Telling(giving_up("stop_training"), console=False, log_dir=tmp_path)],

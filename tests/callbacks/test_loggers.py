@@ -104,6 +104,19 @@ def test_mlflow_stores_scalars_and_what_happened_as_tags(run: Any) -> None:
     assert any(text.startswith("reset_codes #1 failed on quantizer") for text in told)
 
 
+@pytest.mark.slow  # a database takes seconds to set up
+def test_mlflow_stores_the_same_in_a_database(tmp_path: Path) -> None:
+    """As MLflow wants it by now: its file store must be asked for by name."""
+    for package in ("mlflow", "sqlalchemy", "alembic"):
+        pytest.importorskip(package)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        mlflow = MLFlowLogger("guarded", tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+        events = guarded(tmp_path, mlflow)
+    test_mlflow_stores_scalars_and_what_happened_as_tags((tmp_path, events, mlflow))
+    assert (tmp_path / "mlflow.db").read_bytes().startswith(b"SQLite format 3")
+
+
 def test_wandb_offline_stores_scalars_text_histograms_and_alerts(run: Any) -> None:
     folder, events, _ = run
     history, alerts = wandb_records(next((folder / "wandb").glob("offline-run-*/*.wandb")))

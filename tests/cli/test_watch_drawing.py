@@ -102,6 +102,20 @@ def test_a_sparkline_shows_the_lowest_reading_of_each_column(tmp_path: Path) -> 
     assert row.count("▁") == 1
 
 
+def test_what_was_read_is_bright_and_only_what_lies_between_readings_is_dim(tmp_path: Path) -> None:
+    records = [attached("vq"), *(reading(step, 60.0) for step in (0, 10, 1000)), alert(1000)]
+    with screen(write(tmp_path, records)) as it:
+        lines = draw(it, 80, 24, NOW)
+    console = Console()
+    charted = [line for line in lines if line.plain.rstrip().endswith("█" * 20)]
+    for line in charted:
+        dims = [bool(line.get_style_at_offset(console, at).dim) for at in (8, 9, 40, 79)]
+        assert dims == [False, True, True, False]
+    assert len(charted) >= 3
+    (rules,) = [line for line in lines if line.plain.startswith("rules")]
+    assert not rules.get_style_at_offset(console, rules.plain.index("firing")).dim
+
+
 def test_a_mark_stands_below_the_column_of_its_step(tmp_path: Path) -> None:
     records = [attached("vq"), *(reading(step, 50.0) for step in range(0, 720, 10)), alert(360)]
     lines = text_of(tmp_path, records, (80, 24)).split("\n")

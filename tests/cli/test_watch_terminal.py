@@ -2,79 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
-import shutil
 import subprocess
-import sys
-import time
-import uuid
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.checkout import prelude
 from tests.cli.test_watch_drawing import story
 from tests.history.records import attached, lines, reading, write
+from tests.terminal import Terminal, needs_tmux
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("tmux") is None,
-    reason="needs tmux to give `watch` a terminal: apt-get install tmux (macOS: brew install tmux)",
-)
-_PATIENCE = 30.0  # seconds until a screen that does not come is taken for a failure
-
-
-class Terminal:
-    """A terminal of its own, in a tmux server of its own."""
-
-    def __init__(self, folder: Path, width: int = 80, height: int = 24) -> None:
-        """Start a shell."""
-        self._server = f"cg-{uuid.uuid4().hex[:8]}"
-        size = ("-x", str(width), "-y", str(height))
-        shell = "env -u COLUMNS -u LINES LC_ALL=C.UTF-8 PS1='ready$ ' TERM=screen-256color bash --norc --noprofile"
-        self._tmux("-f", "/dev/null", "new-session", "-d", *size, "-c", str(folder), shell)
-        self.until(lambda text: "ready$" in text)
-
-    def _tmux(self, *arguments: str) -> str:
-        command = ["tmux", "-u", "-L", self._server, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-    def watch(self, *arguments: str) -> None:
-        typed = ["collapse-guard", "watch", *arguments]
-        code = f"{prelude()}sys.argv = {typed!r}\nimport collapse_guard.cli as c\nc.main()"
-        (Path(self._tmux("display", "-p", "#{pane_current_path}").strip()) / "watch.py").write_text(code)
-        self.type(f"{shlex.quote(sys.executable)} -W ignore watch.py; echo left with $?", "Enter")
-
-    def type(self, *keys: str) -> None:
-        self._tmux("send-keys", *keys)
-
-    def resize(self, width: int, height: int) -> None:
-        self._tmux("resize-window", "-x", str(width), "-y", str(height))
-
-    def screen(self) -> str:
-        return self._tmux("capture-pane", "-p")
-
-    def is_taken(self) -> bool:
-        """Whether a program has the alternate screen."""
-        return self._tmux("display", "-p", "#{alternate_on}").strip() == "1"
-
-    def until(self, holds: Callable[[str], bool]) -> str:
-        """Return the screen as soon as something holds of it."""
-        end = time.monotonic() + _PATIENCE
-        while not holds(text := self.screen()):
-            assert time.monotonic() < end, f"what was waited for did not come; the screen:\n{text}"
-            time.sleep(0.05)
-        return text
-
-    def close(self) -> None:
-        self._tmux("kill-server")
-
-
-@pytest.fixture
-def terminal(tmp_path: Path) -> Iterator[Terminal]:
-    it = Terminal(tmp_path)
-    yield it
-    it.close()
+pytestmark = needs_tmux
 
 
 def assert_restored(terminal: Terminal) -> None:
@@ -85,7 +22,7 @@ def assert_restored(terminal: Terminal) -> None:
     text = terminal.until(lambda text: len(text.split("ready$")) > 2)
     assert "grep -oE" in text  # typed, and seen
     assert text.partition("\n")[2].split()[:2] == ["icanon", "echo"]
-    assert terminal._tmux("display", "-p", "#{cursor_flag}").strip() == "1"
+    assert terminal.tmux("display", "-p", "#{cursor_flag}").strip() == "1"
 
 
 def test_a_codebook_is_selected_with_the_arrows_and_q_gives_the_terminal_back(
@@ -160,7 +97,7 @@ def test_an_interrupt_and_a_signal_give_the_terminal_back(
     if send == "C-c":
         terminal.type(send)
     else:
-        shell = terminal._tmux("display", "-p", "#{pane_pid}").strip()
+        shell = terminal.tmux("display", "-p", "#{pane_pid}").strip()
         subprocess.run(["pkill", send, "-P", shell], check=True)
     text = terminal.until(lambda text: "\nleft with" in text)
     assert f"left with {code}" in text

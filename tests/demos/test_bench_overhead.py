@@ -11,11 +11,16 @@ from torch import Tensor
 
 from collapse_guard.demos import (
     Costs,
+    DeviceLine,
+    SmallModel,
     SyncCounter,
     cost_of_guarding,
     count_syncs,
+    device_as_markdown,
     one_hot_perplexity,
     overhead_as_markdown,
+    own_cost,
+    time_arms,
 )
 
 
@@ -71,3 +76,22 @@ def test_the_cost_of_a_setting_is_measured_and_told() -> None:
     assert "| 16 | 2 | 32 | 300 | 200 | 100 | 2000 | 20 | 3.0 MiB |" in page
     assert "| Guard | 3.00 ms | 1.500 |" in page
     assert "are at steps 1 (2), and at no other" in page
+
+
+def test_the_section_of_a_gpu_is_measured_and_told() -> None:
+    arms = list(time_arms(lambda: SmallModel(16), 16, "cpu", rounds=1))
+    assert [each["arm"] for each in arms] == ["plain", "plain again", "one-hot", "guard 1", "guard 10", "guard 50"]
+    assert all(each["value"] > 0 for each in arms)
+    own = list(own_cost(16, 2, "cpu", rounds=1))
+    assert [each["arm"] for each in own] == ["plain", "guard 1", "guard 10", "guard 50", "one-hot"]
+    seconds = {"plain": 0.01, "plain again": 0.0101, "one-hot": 0.012, "guard 1": 0.011, "guard 10": 0.0101}
+    seconds["guard 50"] = 0.01
+    lines = [DeviceLine("card", "2.0", "models", "tiny", arm, value) for arm, value in seconds.items()]
+    lines += [DeviceLine("card", "2.0", "own", "16 | 2", arm, 0.01 + value) for arm, value in seconds.items()]
+    lines.append(DeviceLine("card", "2.0", "own", "16 | 2", "guard 1", 0.0223, held=3 * 2**20, peak=2**20))
+    lines.append(DeviceLine("card", "2.0", "waits", "two", "50", 4.0))
+    page = device_as_markdown(lines)
+    assert "| tiny | 10.00 ms | +1.0% | +10.0% | +1.0% | +0.0% | +20.0% |" in page
+    assert "| 16 | 2 | 2300 | 100 | 0 | 22000 | 3.0 | 1.0 |" in page
+    assert "one card, torch 2.0" in page
+    assert "at steps 50 (4), and at no" in page

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -147,6 +148,23 @@ def test_a_hostile_file_ends_in_a_problem(text: str, tmp_path: Path) -> None:
     assert problems_of(tmp_path / "hostile.yaml")
 
 
+def test_a_bare_on_that_pyyaml_read_as_true_is_told_as_such() -> None:
+    text = "ladder: [{decay_commitment: {}, on: {cause: encoder_collapse}}, {off: 1}, {alert: {no: 1}}]"
+    mapping = {"version": 1, 3: 4, "rules": [rule(**yaml.safe_load(text))]}
+    on = (
+        "expected keys of text, got the key true. YAML 1.1, which PyYAML reads, takes a bare on, yes or true for a "
+        "truth value. Put the key in quotes, or give `load_policy` the path of the file."
+    )
+    off = on.replace("key true", "key false").replace("on, yes or true", "off, no or false")
+    assert problems_of(mapping) == [
+        f"<mapping>: rule 'collapsed': ladder[0]: {on}",
+        f"<mapping>: rule 'collapsed': ladder[1]: {off}",
+        f"<mapping>: rule 'collapsed': ladder[2].alert: {off}",
+        "<mapping>: the policy: expected keys of text, got the key 3. Put the key in quotes, or give `load_policy` the "
+        "path of the file.",
+    ]
+
+
 @given(st.text(max_size=60))
 def test_any_text_is_a_policy_or_a_policy_error(text: str) -> None:
     path = DATA / "empty.bad.yaml"
@@ -166,7 +184,7 @@ plain = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["name", "when", "any", "for", "ladder", "alert", "repeat"]), inner, max_size=4
+            st.sampled_from(["name", "when", "any", "for", "ladder", "alert", "repeat", True, 3]), inner, max_size=4
         )
     ),
     max_leaves=12,

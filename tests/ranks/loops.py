@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from vector_quantize_pytorch import ResidualVQ, VectorQuantize
 
@@ -110,11 +111,11 @@ class Marks(Recorder):
 
 
 def marks_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    """Return a fingerprint of every tensor, by name."""
+    """Return a fingerprint of every tensor, by name; of what is sharded, of which each rank has its own part, none."""
     tensors = dict(model.state_dict())
     for index, state in enumerate(optimizer.state.values()):
         tensors |= {f"state{index}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
-    return {name: int(fingerprint(tensor)) for name, tensor in tensors.items()}
+    return {name: int(fingerprint(tensor)) for name, tensor in tensors.items() if not isinstance(tensor, DTensor)}
 
 
 def told(recorder: Recorder) -> dict[str, Any]:

@@ -170,6 +170,24 @@ def test_a_guard_that_breaks_on_one_rank_stops_on_all_and_the_run_goes_on(crew: 
     ]
 
 
+def broken_at_the_end(step: int, rank: int, guard: Guard, model: nn.Module) -> None:
+    if step == 7 and rank == 1:
+
+        def hold(*_: Any) -> Any:
+            raise MemoryError("full")
+
+        guard._ledger.hold = hold  # type: ignore[union-attr, method-assign]
+
+
+def test_a_guard_that_breaks_after_the_last_reading_is_missed_when_the_others_end(crew: Crew) -> None:
+    told = crew.run(loops.ddp_run, 2, during=broken_at_the_end, spoil_at=(), steps=9)
+    assert [step for step, _ in told[0]["readings"]] == [2, 6]
+    ((where, reason),) = faults(told[0])
+    assert where == "ranks"
+    assert reason.startswith("an exchange with the other ranks failed")
+    assert [where for where, _ in faults(told[1])] == ["guard", "ranks"]
+
+
 def unsynchronised(step: int, rank: int) -> Tensor:
     return loops.batch(step, rank)
 

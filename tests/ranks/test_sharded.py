@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,14 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from collapse_guard import Guard
-from collapse_guard.adapters import NoQuantizerError
+from collapse_guard.adapters import CodebookView, NoQuantizerError, TensorRef
+from collapse_guard.adapters.refs import Derived
 from collapse_guard.testing import Recorder
+from tests.contract.all_cases import CASES
+from tests.contract.case import Case
 from tests.crew import Crew
-from tests.ranks import loops
-from tests.ranks.test_acting_together import acts
+from tests.ranks import loops, trainers
+from tests.ranks.test_acting_together import acts, faults
+from tests.test_execution import BUSY
 
 
 class Learnable(nn.Module):
@@ -81,3 +87,109 @@ def test_a_codebook_that_is_left_out_of_the_sharding_is_repaired_alike(crew: Cre
     told = crew.run(left_out_run, 2)
     assert told[0] == told[1]
     assert [each[1:] for each in acts(told[0])][:1] == [("reset_codes", "applied")]
+
+
+@pytest.mark.parametrize("kind", ["ema", "learnable"])
+def test_under_lightnings_model_parallel_strategy_a_quantizer_that_is_left_out_is_repaired_alike(
+    crew: Crew, tmp_path: Path, kind: str
+) -> None:
+    told = crew.run(trainers.sharded_fit, 2, kind=kind, folder=str(tmp_path))
+    assert told[0] == told[1]
+    assert [each[1:] for each in acts(told[0])] == [("reset_codes", "applied"), ("reset_codes", "recovered")]
+    assert faults(told[0]) == []
+    assert told[0]["sharded"] == ["encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"]
+
+
+OFTEN = {**BUSY, "rules": [{**BUSY["rules"][0], "ladder": [*BUSY["rules"][0]["ladder"], "fallback_tokenizer"]}]}
+IN_BRIEF = (
+    "encodec VectorQuantization",
+    "moshi VectorQuantization",
+    "descript-audio-codec VectorQuantize",
+    "taming-transformers VectorQuantizer2",
+    "transformers ChameleonVQVAEVectorQuantizer",
+    "nsvq NSVQ",
+    "vector-quantize-pytorch VectorQuantize learnable",
+    "vector-quantize-pytorch VectorQuantize bridge",
+    "vector-quantize-pytorch SimVQ",
+)
+"""One case or more of every family of adapters; the others are slow for their number."""
+
+
+class Scaled(nn.Module):
+    """A case's quantizer behind an encoder of one weight, which can be sharded."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.quantizer = case.build()
+        self._case = (case,)  # in a tuple: no part of the module's state
+
+    def forward(self, x: Tensor) -> Tensor:
+        run = self._case[0].run(self.quantizer, x * self.scale)
+        return self.scale.square().sum() + (run.loss if run.loss is not None else 0.0)
+
+
+def holds_shards(view: CodebookView) -> bool:
+    """Whether this rank holds a part only of what the table is, or is computed from."""
+    if isinstance(view.table, Derived):
+        return any(isinstance(each, DTensor) for each in view.table.maker.parameters())
+    ref = view.table if isinstance(view.table, TensorRef) else view.table.sum
+    return isinstance(ref.whole(), DTensor)
+
+
+def sharded_whole(rank: int, size: int, *, place: int) -> dict[str, Any]:
+    """Shard everything, the quantizer too, and train with a guard that acts as often as it can."""
+    case = CASES[place]
+    torch.manual_seed(0)
+    model = Scaled(case).train()
+    fully_shard(model, mesh=init_device_mesh("cpu", (size,)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)  # nothing but the guard would move a parameter
+    recorder = Recorder()
+    guard = Guard(OFTEN, console=False, sinks=[recorder], adapters=case.adapters)
+    try:
+        guard.attach(model, optimizer)
+    except NoQuantizerError as error:
+        return {"unrecognised": str(error)}
+    with guard:
+        views = [probe.view for probe in guard._watch.probes.values()]
+        held = {view.name: holds_shards(view) for view in views}
+        before = [parameter.to_local().clone() for parameter in model.parameters()]
+        for _ in range(12):
+            optimizer.zero_grad()
+            model(case.batch()).backward()
+            optimizer.step()
+            guard.step()
+        moved = [not torch.equal(old, new.to_local()) for old, new in zip(before, model.parameters(), strict=True)]
+    return loops.told(recorder) | {"held": held, "moved": any(moved)}
+
+
+def assert_shards_are_left_alone(told: list[dict[str, Any]]) -> None:
+    """What lies in parts on the ranks is refused with what to do, by every action, on all of them."""
+    first, second = told
+    assert first == second
+    if "unrecognised" in first:
+        assert first["unrecognised"].endswith("fully_shard(model, ignored_params=set(quantizer.parameters()))")
+        return
+    done = [fields for _, event, fields in first["story"] if event == "intervention"]
+    assert done != []
+    for fields in done:
+        if any(first["held"][name] for name in fields.get("codebooks") or [fields["codebook"]]):
+            assert fields["result"] == "refused"
+            assert "its table is sharded over the ranks (DTensor)" in fields["summary"]
+    if any(first["held"].values()):
+        assert {fields["action"] for fields in done} == {"reset_codes", "fallback_tokenizer"}
+        assert not first["moved"]
+        assert faults(first) == []
+        assert len(first["readings"]) >= 6  # codes are counted all the while
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(place, id=case.id, marks=() if case.id in IN_BRIEF else pytest.mark.slow)
+        for place, case in enumerate(CASES)
+    ],
+)
+def test_of_a_quantizer_that_is_sharded_codes_are_counted_and_nothing_is_written(crew: Crew, place: int) -> None:
+    assert_shards_are_left_alone(crew.run(sharded_whole, 2, place=place))

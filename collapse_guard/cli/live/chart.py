@@ -84,8 +84,9 @@ def chart(book: Book, bounds: Sequence[Bound], width: int, height: int, glyphs: 
     lines = []
     for index in range(height - 1, -1, -1):
         bound = lined.get(index)
-        line = Text(labels.get(index, "").rjust(_AXIS - 1) + " ", _COLOURS.get(bound.severity, "") if bound else "dim")
-        line.append(glyphs.axis, "dim")
+        label = labels.get(index, "").rjust(_AXIS - 1) + " "
+        colour = _COLOURS.get(bound.severity, "") if bound else "dim"
+        line = Text.assemble((label, colour), (glyphs.axis, "dim"))  # of the label alone, not of the whole line
         for stretch, is_read in columns:
             line.append(*_cell(stretch, is_read, index, height, top, bounds, bound, glyphs))
         lines.append(fit(line, width, glyphs))

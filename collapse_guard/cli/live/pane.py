@@ -164,12 +164,12 @@ class Pane:
         parts = [size, plain(book.kind)[:60], f"level of {plain(book.group)[:30]}" if book.group else ""]
         told = ", ".join(part for part in parts if part)
         name = ended(book.name, max(10, width - len(told) - 8), self.glyphs)
-        heading = Text(f"{self.glyphs.line * 2} {name} ", "bold").append(f"{told} ", "dim")
+        heading = Text.assemble((f"{self.glyphs.line * 2} {name} ", "bold"), (f"{told} ", "dim"))
         heading.append(self.glyphs.line * max(0, width - heading.cell_len), "dim")
         lines = [heading]
         rules = [*self._rules(run, book).wrap(Console(width=width), width)][: max(1, room // 6)]
         left = room - len(lines) - len(rules)
-        numbers = [Text("numbers ", "dim").append(_numbers(book))] if left >= 10 else []
+        numbers = [Text.assemble(("numbers ", "dim"), _numbers(book))] if left >= 10 else []
         events = self._happenings(run, book, width, max(2, left * 2 // 5 - len(numbers)))
         bars = max(2, min(_CHART, left - 2 - len(numbers) - len(events)))
         if len(book.series):
@@ -186,7 +186,7 @@ class Pane:
             parts.append(Text(f"armed: {', '.join(map(plain, armed))}", "dim"))
         if not run.facts.rules:
             parts.append(Text("others unknown: the log does not hold the policy", "dim"))
-        return Text("rules   ", "dim").append_text(Text("; ").join(parts) if parts else Text(_AT_REST, "dim"))
+        return Text.assemble(("rules   ", "dim"), Text("; ").join(parts) if parts else Text(_AT_REST, "dim"))
 
     def _happenings(self, run: Run, book: Book | None, width: int, room: int) -> list[Text]:
         """Return the latest events, newest last: of one codebook and of the run as a whole, or all."""

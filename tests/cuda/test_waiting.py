@@ -1,0 +1,83 @@
+"""When the host waits for the device: at readings, once for each codebook and a few times more, and never between."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from collapse_guard import Guard
+from collapse_guard.testing import Recorder
+from tests import quantizers
+
+from .scenes import D, K, batch, observing
+
+EVERY = 10
+
+
+class Model(nn.Module):
+    """Two codebooks that wait for nothing themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(D, D)
+        self.one, self.two = quantizers.Plain(K, D), quantizers.Learnable(K, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the loss."""
+        z = self.encoder(x)
+        (q, loss, _), (r, further, _) = self.one(z), self.two(z)
+        return functional.mse_loss(q + r, x) + loss + further
+
+
+@contextmanager
+def waiting(how: str) -> Iterator[list[str]]:
+    """Let what waits for the device raise ("error"), or be counted ("warn")."""
+    found: list[str] = []
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode(how)
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            yield found
+        found += [str(each.message) for each in seen if "synchroniz" in str(each.message)]
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def step(model: Model, optimizer: torch.optim.Optimizer, guard: Guard | None, x: Tensor) -> None:
+    optimizer.zero_grad()
+    loss = model(x)
+    loss.backward()
+    optimizer.step()
+    if guard is not None:
+        guard.step(loss=loss)
+
+
+@pytest.mark.parametrize("mode", ["observe", "act"])
+def test_no_step_without_a_reading_waits(cuda: torch.device, mode: str) -> None:
+    model, recorder = Model().to(cuda).train(), Recorder()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    inputs = [batch(each, cuda) for each in range(3 * EVERY)]
+    with waiting("error"):  # else the test would be about the model
+        step(model, optimizer, None, inputs[0])
+    policy = observing(EVERY) | {"mode": mode}
+    counted = dict[int, int]()
+    with Guard(policy, console=False, sinks=[recorder]) as guard:
+        guard.attach(model, optimizer)
+        for number, x in enumerate(inputs, 1):
+            is_reading = number == 1 or number % EVERY == 0  # at the first step codes are checked to be in range
+            with waiting("warn" if is_reading else "error") as found:
+                step(model, optimizer, guard, x)
+            counted[number] = len(found)
+        assert len(guard._watch.probes) == 2
+    assert not recorder.of("fault")
+    assert len(recorder.of("reading")) == 3 * 2
+    assert {number for number, count in counted.items() if count} <= {1, *range(EVERY, 3 * EVERY + 1, EVERY)}
+    # One copy for each codebook, one number for the loss; the first reading also asks whether the codebooks have begun.
+    assert max(counted[2 * EVERY], counted[3 * EVERY]) <= 2 * 2 + 1, counted

@@ -1,0 +1,33 @@
+"""The page of remedies names every built-in action, with what it needs and touches."""
+
+from __future__ import annotations
+
+from collapse_guard.interventions import INTERVENTIONS
+from collapse_guard.policies import actions
+from tests.checkout import ROOT
+
+PAGE = (ROOT / "docs" / "remedies.md").read_text(encoding="utf-8")
+SECTION = PAGE.split("## All of them")[1].split("\n## ")[0]
+
+
+def rows() -> dict[str, list[str]]:
+    """Action -> right when, needs, refused also where, touches."""
+    lines = [line.strip("| ").split(" | ") for line in SECTION.splitlines() if line.startswith("| `")]
+    return {name.strip("`"): cells for name, *cells in lines}
+
+
+def test_every_built_in_action_is_listed_and_no_other() -> None:
+    built_in = {name for name, model in actions().items() if model.__module__.startswith("collapse_guard.")}
+    assert set(rows()) == built_in == set(INTERVENTIONS) & built_in
+    assert len(built_in) == 19
+
+
+def test_needs_and_touches_are_those_of_the_code() -> None:
+    def listed(words: str) -> set[str]:
+        return set() if words == "-" else set(words.split(", "))
+
+    for name, (right_when, needs, refused, touches) in rows().items():
+        assert right_when, name
+        assert refused, name
+        assert listed(needs) == set(INTERVENTIONS[name].needs), name
+        assert listed(touches) == INTERVENTIONS[name].touches, name
