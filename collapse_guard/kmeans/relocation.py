@@ -134,7 +134,11 @@ def mean_rows(
     for start in range(0, len(points), _SUMMED):  # one by one, a sum of millions would lose its last digits
         part = slice(start, start + _SUMMED)
         sums += torch.zeros_like(table).index_add_(0, codes[part], weighed[part])
-    counts = torch.bincount(codes, weights, minlength=K).to(table.dtype).unsqueeze(-1)
+    if weights is None:
+        counts = torch.bincount(codes, minlength=K).to(table.dtype).unsqueeze(-1)
+    else:  # CUDA has no deterministic sum of weights by bincount
+        counts = torch.zeros(K, 1, dtype=table.dtype, device=table.device)
+        counts.index_add_(0, codes, weights.to(table.dtype).unsqueeze(-1))
     means = torch.where(counts > 0, sums / counts.clamp(min=torch.finfo(table.dtype).tiny), table)
     return _projected(means, table, metric)
 

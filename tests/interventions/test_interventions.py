@@ -15,7 +15,13 @@ from vector_quantize_pytorch import VectorQuantize
 from collapse_guard import GenericVQ, discover
 from collapse_guard.adapters import CodebookView
 from collapse_guard.interventions import InterventionError, Site, Transaction, find_intervention
-from collapse_guard.policies import DecayCommitment, DisableNormalisation, FallbackTokenizer, ResetCodes, TakeOverUpdates
+from collapse_guard.policies import (
+    DecayCommitment,
+    DisableNormalisation,
+    FallbackTokenizer,
+    ResetCodes,
+    TakeOverUpdates,
+)
 from collapse_guard.window import Window
 from tests import quantizers
 
