@@ -216,7 +216,8 @@ class KMeansTokenizer(nn.Module):
         self.codebook.copy_(new)
         self._index = index
         self.version += 1
-        self.provenance = _provenance(found, seed)
+        origin = self.provenance.get("origin", self.provenance)
+        self.provenance = _provenance(found, seed) | {"start": start, "origin": origin}
         before, after = assign(rows, old, self.metric), assign(rows, self.codebook, self.metric)
         return Refit(
             unchanged=1 - matching.changed / matching.tokens,
