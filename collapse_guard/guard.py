@@ -299,7 +299,7 @@ class Guard:
         self._log.closing = True
         self._ledger.carry_out(self._engine.finish(self._step), self._engine, self._watch.probes)
         self.requests.remind(self._step)
-        self._kept = tokenizers_of(self._ledger, self._watch.probes, self._fault)
+        self._kept = tokenizers_of(self._ledger, self._watch.probes, self._step, self._fault)
         file = self._file
         saved = {} if file is None else save_tokenizers(self._kept, file.path.parent, file.run, self._fault)
         total = time.perf_counter() - self._attached_at
@@ -370,7 +370,7 @@ class Guard:
         """
         kept = self._kept
         if self.is_attached and self._ledger is not None:
-            kept = tokenizers_of(self._ledger, self._watch.probes, self._fault)
+            kept = tokenizers_of(self._ledger, self._watch.probes, self._step, self._fault)
         if codebook not in kept:
             raise ValueError(
                 f"codebook: expected one on which a fallback tokenizer is in force ({', '.join(kept) or 'none here'}), "

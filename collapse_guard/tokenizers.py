@@ -23,10 +23,11 @@ Fault = Callable[[str, str], None]
 """(where, reason): told once of each thing that went wrong."""
 
 
-def tokenizers_of(ledger: Ledger, probes: Mapping[str, Probe], fault: Fault) -> dict[str, KMeansTokenizer]:
+def tokenizers_of(ledger: Ledger, probes: Mapping[str, Probe], step: int, fault: Fault) -> dict[str, KMeansTokenizer]:
     """Return a tokenizer for each codebook on which a fallback is in force, by name.
 
-    Its version is the codebook's in the event log. One that cannot be made is told and left out.
+    Its version is the codebook's in the event log, its provenance the fallback, the steps that it has stood, and which
+    level of which residual it codes. One that cannot be made is told and left out.
     """
     made = {}
     for standing in ledger.in_force():
@@ -34,7 +35,9 @@ def tokenizers_of(ledger: Ledger, probes: Mapping[str, Probe], fault: Fault) -> 
         if standing["action"] != _FALLBACK or name not in probes:
             continue
         view = probes[name].view
-        origin = {"made_by": standing["action"], "codebook": name, "since_step": standing["step"]}
+        origin = {"made_by": standing["action"], "codebook": name, "since_step": standing["step"], "until_step": step}
+        if view.group is not None:
+            origin |= {"residual": view.group, "level": view.level}
         try:
             made[name] = KMeansTokenizer(
                 view.codebook(), metric=view.metric, version=ledger.version_of(name), provenance=origin

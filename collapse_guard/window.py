@@ -2,8 +2,9 @@
 
 All of it stays on the device where the quantizer runs. Recording adds to tensors in place and asks the device
 nothing, so it costs no synchronisation. The latents live in a ring of fixed size which outlasts a window, so that a
-repair may draw on more than the last few steps. Beside each latent stands its code and the forward that it came from,
-which tells the tokens of one residual level from those of another.
+repair may draw on more than the last few steps. Beside each latent stands its code, the forward that it came from,
+which tells the tokens of one residual level from those of another, and the share of that forward that was kept, by
+which tokens of forwards of any size become equally likely (`thinning`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .thinning import evenly_among, fair_rows
 
 __all__ = ["Rows", "Window", "ring_capacity"]
 
@@ -34,12 +37,14 @@ class Rows:
         latents: (n, D) float32.
         codes: (n,) int64. forwards: (n,) int64, which forward each came from, counted from 0.
         valid: (n,) bool, which are tokens.
+        shares: (n,) float32, what share of its forward's latents was kept, in (0, 1].
     """
 
     latents: Tensor
     codes: Tensor
     forwards: Tensor
     valid: Tensor
+    shares: Tensor
 
 
 class Window:
@@ -63,6 +68,9 @@ class Window:
         self._latents: Tensor | None = None
         self._valid: Tensor | None = None
         self._origins: Tensor | None = None
+        self._shares: Tensor | None = None
+        self._share = 1.0  # of the newest forward
+        self._even_since = 0  # latents added before the first of those that were kept at that share without a break
         self._forwards = 0
         self._generator: torch.Generator | None = None
         self.tap: Callable[[Tensor, Tensor], None] | None = None
@@ -98,10 +106,11 @@ class Window:
         self._counts[self.K + 1] += (valid & ~finite).sum()
         if self.tap is not None:
             self.tap(torch.where(valid & finite, codes, -1), latents)
-        if in_graph and len(latents) > _PER_FORWARD:
-            even = slice(None, None, -(-len(latents) // _PER_FORWARD))
+        of = len(latents)
+        if in_graph and of > _PER_FORWARD:
+            even = slice(None, None, -(-of // _PER_FORWARD))
             latents, codes, valid = latents[even], codes[even], valid[even]
-        self._keep(latents, codes, valid)
+        self._keep(latents, codes, valid, of)
         self._forwards += 1
         self._replayed = min(self._replayed + len(latents), self.capacity) if in_graph else self._replayed
 
@@ -119,14 +128,18 @@ class Window:
             self._latents = torch.zeros(self.capacity, self.D, dtype=torch.float32, device=device)
             self._valid = torch.zeros(self.capacity, dtype=torch.bool, device=device)
             self._origins = torch.zeros(2, self.capacity, dtype=torch.int64, device=device)
+            self._shares = torch.ones(self.capacity, dtype=torch.float32, device=device)
             self._generator = torch.Generator(device=device).manual_seed(self._seed)
-            self._added = self._added_before = self._forwards = self._replayed = 0
+            self._added = self._added_before = self._forwards = self._replayed = self._even_since = 0
 
-    def _keep(self, latents: Tensor, codes: Tensor, valid: Tensor) -> None:
+    def _keep(self, latents: Tensor, codes: Tensor, valid: Tensor, of: int) -> None:
         assert self._latents is not None
         assert self._valid is not None
         assert self._origins is not None
+        assert self._shares is not None
         n, most = latents.shape[0], min(_PER_FORWARD, self.capacity)
+        if (share := min(n, most) / of) != self._share:
+            self._share, self._even_since = share, self._added
         if n > most:
             chosen = torch.randperm(n, generator=self._generator, device=latents.device)[:most]
             latents, codes, valid, n = latents[chosen], codes[chosen], valid[chosen], most
@@ -136,11 +149,13 @@ class Window:
         self._valid[start : start + head] = valid[:head]
         self._origins[0, start : start + head] = codes[:head]
         self._origins[1, start : start + head] = self._forwards
+        self._shares[start : start + head] = share
         if head < n:
             self._latents[: n - head] = latents[head:]
             self._valid[: n - head] = valid[head:]
             self._origins[0, : n - head] = codes[head:]
             self._origins[1, : n - head] = self._forwards
+            self._shares[: n - head] = share
         self._added += n
 
     @property
@@ -153,7 +168,7 @@ class Window:
         """Bytes that the window takes on the device, once something was observed."""
         latents = self.capacity * self.D * torch.float32.itemsize
         origins_and_counts = (2 * self.capacity + 2 * self.K + 2) * torch.int64.itemsize
-        return latents + origins_and_counts + self.capacity * torch.bool.itemsize
+        return latents + origins_and_counts + self.capacity * (torch.bool.itemsize + torch.float32.itemsize)
 
     @property
     def tallies(self) -> Tensor | None:
@@ -161,47 +176,75 @@ class Window:
         return self._counts
 
     def spread(self, most: int) -> tuple[Tensor, Tensor]:
-        """Return up to `most` latents spread evenly over this window, (n, D), and which are tokens, (n,) bool."""
+        """Return up to `most` latents spread evenly over this window, (n, D), and which are tokens, (n,) bool.
+
+        Every token whose forward the ring still holds is equally likely to be among them.
+        """
         if self._latents is None or self._valid is None:
             return torch.zeros(0, self.D), torch.zeros(0, dtype=torch.bool)
         available = min(self._added - self._added_before, self.capacity)
         n = min(most, available)
-        offsets = torch.arange(n, device=self._latents.device) * available // max(n, 1)
-        rows = (self._added - available + offsets) % self.capacity
-        return self._latents[rows], self._valid[rows]
+        if self._is_even(available):
+            offsets = torch.arange(n, device=self._latents.device) * available // max(n, 1)
+            rows = (self._added - available + offsets) % self.capacity
+            return self._latents[rows], self._valid[rows]
+        rows = self._newest(available)
+        places, stand = evenly_among(self._fair(rows), n)
+        return self._latents[rows[places]], self._valid[rows[places]] & stand
 
     def sample(self) -> Tensor:
-        """Return every finite latent in the ring that belongs to a token, (n, D). Waits for the device."""
+        """Return the finite latents in the ring that belong to a token, (n, D). Waits for the device.
+
+        All of them where forwards were of one size; of several sizes as many as leave every token equally likely.
+        """
         if self._latents is None or self._valid is None:
             return torch.zeros(0, self.D)
         held = min(self._added, self.capacity)
-        latents, valid = self._latents[:held], self._valid[:held]
-        return latents[valid & latents.isfinite().all(dim=-1)]
+        latents, use = self._latents[:held], self._valid[:held] & self._latents[:held].isfinite().all(dim=-1)
+        if not self._is_even(held):
+            use &= self._fair(torch.arange(held, device=latents.device))
+        return latents[use]
 
     def latest(self, most: int) -> Tensor:
-        """Return the finite latents of tokens among the last `most` that came in, (n, D). Waits for the device."""
+        """Return what `sample` would, from among the last `most` that came in, oldest first. Waits for the device."""
         if self._latents is None or self._valid is None:
             return torch.zeros(0, self.D)
-        held = min(self._added, self.capacity, most)
-        rows = (self._added - held + torch.arange(held, device=self._latents.device)) % self.capacity
-        latents, valid = self._latents[rows], self._valid[rows]
-        return latents[valid & latents.isfinite().all(dim=-1)]
+        rows = self._newest(min(self._added, self.capacity, most))
+        latents, use = self._latents[rows], self._valid[rows]
+        if not self._is_even(len(rows)):
+            use &= self._fair(rows)
+        return latents[use & latents.isfinite().all(dim=-1)]
+
+    def _newest(self, n: int) -> Tensor:
+        """Return where the last `n` latents stand, (n,) int64, the oldest first."""
+        assert self._latents is not None
+        return (self._added - n + torch.arange(n, device=self._latents.device)) % self.capacity
+
+    def _is_even(self, n: int) -> bool:
+        """Whether the same share was kept of all forwards that the last `n` latents are of; asks no device."""
+        return self._even_since <= self._added - n
+
+    def _fair(self, rows: Tensor) -> Tensor:
+        assert self._shares is not None
+        assert self._valid is not None
+        turns = self._added - 1 - (self._added - 1 - rows) % self.capacity
+        return fair_rows(self._shares[rows], self._valid[rows], turns, self._seed)
 
     def rows(self) -> Rows | None:
         """Return what the ring holds, or `None` before the first observation."""
-        if self._latents is None or self._valid is None or self._origins is None:
+        if self._latents is None or self._valid is None or self._origins is None or self._shares is None:
             return None
         held = min(self._added, self.capacity)
-        return Rows(self._latents[:held], self._origins[0, :held], self._origins[1, :held], self._valid[:held])
+        codes, forwards = self._origins[:, :held]
+        return Rows(self._latents[:held], codes, forwards, self._valid[:held], self._shares[:held])
 
     def recent(self, most: int) -> Rows | None:
         """Return a copy of the last `most` rows that came in, oldest first; `None` before the first observation."""
-        if self._latents is None or self._valid is None or self._origins is None:
+        if self._latents is None or self._valid is None or self._origins is None or self._shares is None:
             return None
-        held = min(self._added, self.capacity, most)
-        places = (self._added - held + torch.arange(held, device=self._latents.device)) % self.capacity
-        codes, forwards = self._origins[0, places], self._origins[1, places]
-        return Rows(self._latents[places], codes, forwards, self._valid[places])
+        places = self._newest(min(self._added, self.capacity, most))
+        codes, forwards = self._origins[:, places]
+        return Rows(self._latents[places], codes, forwards, self._valid[places], self._shares[places])
 
     def forget(self) -> None:
         """Take nothing in the ring for a token: it is not what the codebook is compared with any more. Counts stay."""
@@ -237,9 +280,10 @@ class Window:
         if self._counts is not None and self._latents is not None and self._valid is not None:
             assert self._generator is not None
             assert self._origins is not None
+            assert self._shares is not None
             assert self._before is not None
             tensors = {"counts": self._counts, "latents": self._latents, "valid": self._valid}
-            tensors |= {"origins": self._origins, "before": self._before}
+            tensors |= {"origins": self._origins, "shares": self._shares, "before": self._before}
             state |= {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
             state["generator"] = self._generator.get_state()
         return state
@@ -262,13 +306,16 @@ class Window:
         assert self._latents is not None
         assert self._valid is not None
         assert self._origins is not None
+        assert self._shares is not None
         assert self._before is not None
         self._counts.copy_(state["counts"])
         self._before.copy_(state["before"])
         self._latents.copy_(state["latents"])
         self._valid.copy_(state["valid"])
         self._origins.copy_(state["origins"])
+        self._shares.copy_(state.get("shares", torch.ones(())))
         if self._generator is not None and state["generator"].numel() == self._generator.get_state().numel():
             self._generator.set_state(state["generator"])
         self._added, self._added_before = int(state["added"]), int(state["added_before"])
         self._forwards = int(state["forwards"])
+        self._share, self._even_since = 0.0, self._added  # whether what came before is even, its rows tell

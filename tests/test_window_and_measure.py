@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chi2
 from torch import Tensor, nn
 
 from collapse_guard import GenericVQ, discover
@@ -135,11 +136,73 @@ def test_large_forwards_are_thinned_by_the_windows_own_stream() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+RAGGED = (60, 700, 3, 300, 256)
+
+
+def ragged(window: Window, sizes: tuple[int, ...] = RAGGED, padding: int = 0) -> int:
+    """Show a window forwards of these sizes, of which the first ones are padding; the latents are 0, 1, 2, ..."""
+    first = 0
+    for size in sizes:
+        codes = torch.zeros(size, dtype=torch.long)
+        codes[: min(padding, size - 1)] = -1
+        window.add(codes, torch.arange(first, first + size, dtype=torch.float32).unsqueeze(1))
+        first += size
+    return first
+
+
+@pytest.mark.parametrize("taken", ["sample", "latest", "spread"])
+def test_tokens_of_forwards_of_any_size_are_equally_likely_to_be_kept(taken: str) -> None:
+    """By a chi-square test over tokens, and by the mean of each forward. 256 of each fail by far."""
+    seen, trials = np.zeros(sum(RAGGED)), 300
+    for seed in range(trials):
+        window = Window(4, 1, seed=seed)
+        ragged(window)
+        if taken == "spread":
+            latents, valid = window.spread(200)
+            kept = latents[valid]
+        else:
+            kept = window.sample() if taken == "sample" else window.latest(4096)
+        assert len(kept) == len(kept.unique()) == (200 if taken == "spread" else pytest.approx(1319 * 256 / 700, abs=5))
+        seen[kept.flatten().long().numpy()] += 1
+    expected = seen.sum() / len(seen)
+    statistic = float(((seen - expected) ** 2).sum() / (expected * (1 - expected / trials)))
+    if taken != "spread":  # which begins at the same place each time
+        assert statistic < chi2.ppf(0.999, len(seen) - 1)
+    for first, size in zip(np.cumsum((0, *RAGGED)), RAGGED, strict=False):
+        assert size == 3 or seen[first : first + size].mean() == pytest.approx(expected, rel=0.1)
+
+
+def test_forwards_of_which_nothing_is_a_token_do_not_thin_the_others() -> None:
+    window = Window(4, 1)
+    window.add(torch.full((100_000,), -1), torch.zeros(100_000, 1))
+    window.add(torch.zeros(200, dtype=torch.long), torch.ones(200, 1))
+    assert window.sample().flatten().tolist() == [1.0] * 200
+
+
+def test_padded_forwards_give_tokens_alone_and_each_as_likely() -> None:
+    window = Window(4, 1)
+    ragged(window, padding=30)
+    kept = window.sample().flatten()
+    starts = np.cumsum((0, *RAGGED))[:-1]
+    for first, size in zip(starts, RAGGED, strict=True):
+        assert not bool(((kept >= first) & (kept < first + min(30, size - 1))).any())
+
+
+def test_where_forwards_are_of_one_size_all_that_is_held_is_given_in_the_order_of_the_ring() -> None:
+    """Also after forwards of another size have left it."""
+    window = Window(4, 1, capacity=512)
+    ragged(window)
+    for value in range(3):
+        window.add(torch.zeros(300, dtype=torch.long), torch.full((300, 1), float(value)))
+    assert sorted(window.sample().flatten().tolist()) == [1.0] * 256 + [2.0] * 256
+
+
 def test_a_restored_window_goes_on_bit_equal() -> None:
     first, second = Window(K, D, seed=3), Window(K, D, seed=3)
     for index in range(30):
-        codes = torch.randint(K, (300,), generator=torch.Generator().manual_seed(index))
-        latents = torch.randn(300, D, generator=torch.Generator().manual_seed(index))
+        size = 300 + 40 * (index % 3)
+        codes = torch.randint(K, (size,), generator=torch.Generator().manual_seed(index))
+        latents = torch.randn(size, D, generator=torch.Generator().manual_seed(index))
         if index == 17:
             state = first.state_dict()
             second.load_state_dict(state, torch.device("cpu"))
@@ -147,6 +210,8 @@ def test_a_restored_window_goes_on_bit_equal() -> None:
         if index >= 17:
             second.add(codes, latents)
     assert torch.equal(first.sample(), second.sample())
+    assert torch.equal(first.latest(700), second.latest(700))
+    assert torch.equal(first.spread(500)[0], second.spread(500)[0])
     assert first.tallies is not None
     assert second.tallies is not None
     assert torch.equal(first.tallies, second.tallies)

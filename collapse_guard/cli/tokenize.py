@@ -88,7 +88,6 @@ def _latents(path: Path, key: str | None) -> Any:
 
     if path.suffix not in _SUFFIXES:
         complain(f"{path}: expected latents in a file that ends in {' or '.join(_SUFFIXES)}.")
-    wrong = None
     try:
         if path.suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -97,14 +96,13 @@ def _latents(path: Path, key: str | None) -> Any:
         with safe_open(path, framework="pt") as file:
             names = sorted(file.keys())
             name = names[0] if key is None and len(names) == 1 else key
-            if name in names:
-                tensor = file.get_tensor(name)
-                return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-            wrong = "name the tensor by --key" if key is None else f"there is no tensor {key!r}"
-            wrong += f"; it has: {', '.join(names) or 'none'}"
+            tensor = file.get_tensor(name) if name in names else None
     except Exception as error:  # what a damaged file makes the readers raise is not one kind
-        wrong = f"cannot be read: {type(error).__name__}: {error}"
-    complain(f"{path}: {wrong}.")
+        complain(f"{path}: cannot be read: {type(error).__name__}: {error}.")
+    if tensor is None:
+        wanted = "name the tensor by --key" if key is None else f"there is no tensor {key!r}"
+        complain(f"{path}: {wanted}; it has: {', '.join(names) or 'none'}.")
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
 def _native(rows: Any) -> Any:

@@ -36,10 +36,13 @@ def write_tokenizer(tokenizer: KMeansTokenizer, directory: Path) -> Path:
         OSError: it cannot be written there.
         TypeError: the provenance is nothing that JSON can hold.
     """
+    from collapse_guard import __version__
+
     numbers = bytes_of({"codebook": tokenizer.codebook.detach().cpu().contiguous()})
     description: dict[str, Any] = {
         "format": FORMAT,
         "kind": "collapse_guard k-means tokenizer",
+        "written_by": f"collapse_guard {__version__}",
         "K": tokenizer.K,
         "D": tokenizer.D,
         "metric": tokenizer.metric,

@@ -170,9 +170,7 @@ def _sum(values: Tensor) -> float:
 def _check_arguments(latents: Tensor, K: int, metric: str, init: Init | Tensor, weights: Tensor | None) -> None:
     if not isinstance(latents, Tensor) or latents.is_complex():
         kind = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
-        raise TypeError(
-            f"latents: expected a tensor of real numbers, got {kind}; torch.as_tensor makes one of an array"
-        )
+        raise TypeError(f"latents: expected a tensor of real numbers, got {kind}; see torch.as_tensor")
     if latents.ndim != 2 or latents.shape[1] == 0:
         raise ValueError(
             f"latents: expected shape (N, D) with D at least 1, got {tuple(latents.shape)}; "

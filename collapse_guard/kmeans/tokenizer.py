@@ -154,7 +154,7 @@ class KMeansTokenizer(nn.Module):
             ValueError: latents of another width, or NaN or Inf among them, which have no nearest code.
         """
         rows = self._rows(latents)
-        if not bool((finite := finite_rows(rows.float())).all()):
+        if not bool((finite := _finite_in_float32(rows)).all()):
             bad = int((~finite).sum())
             raise ValueError(f"latents: {bad} of {len(rows)} have NaN or Inf and no nearest code; leave them out")
         if self._index is not None and search == "auto":
@@ -206,7 +206,7 @@ class KMeansTokenizer(nn.Module):
             metric "cosine" they have length 1 if the old ones had, else the lengths that reconstruct best.
         """
         rows = self._rows(latents)
-        rows = rows[finite_rows(rows.float())]
+        rows = rows[_finite_in_float32(rows)]
         init: Tensor | Literal["k-means++"] = self.codebook if start == "warm" else "k-means++"
         found = fit_codebook(rows, self.K, metric=self.metric, backend=backend, budget=iterations, seed=seed, init=init)
         old = self.codebook.clone()
@@ -219,7 +219,8 @@ class KMeansTokenizer(nn.Module):
         self.codebook.copy_(new)
         self._index = index
         self.version += 1
-        self.provenance = _provenance(found, seed)
+        origin = self.provenance.get("origin", self.provenance)
+        self.provenance = _provenance(found, seed) | {"start": start, "origin": origin}
         before, after = assign(rows, old, self.metric), assign(rows, self.codebook, self.metric)
         return Refit(
             unchanged=1 - matching.changed / matching.tokens,
@@ -282,6 +283,10 @@ class KMeansTokenizer(nn.Module):
         if self.metric == "cosine":
             points, table = unit_rows(points), unit_rows(table)
         return float(squared_errors(points, table.to(points.device), codes).double().mean())
+
+
+def _finite_in_float32(rows: Tensor) -> Tensor:
+    return finite_rows(rows.float() if rows.dtype is torch.float64 else rows)
 
 
 def _is_unit(rows: Tensor) -> bool:

@@ -48,8 +48,8 @@ class SharedWindow(Window):
         """Begin empty."""
         super().__init__(own.K, own.D)
         self._size = size
-        self._share = max(self.capacity // size, 1)
-        self.capacity = self._share * size
+        self._per_rank = max(self.capacity // size, 1)
+        self.capacity = self._per_rank * size
         self.own = own
 
     @property
@@ -63,13 +63,14 @@ class SharedWindow(Window):
         if self.own.tallies is not None and self.own.uses is not None:
             counts = torch.cat([self.own.tallies, self.own.uses - self.own.tallies[: self.K]]).cpu()
         begun = torch.tensor([int(self.own.has_begun)])
-        n = self._share  # what is missing of it comes first, and is no token
+        n = self._per_rank  # what is missing of it comes first, and is no token
         codes, forwards = torch.full((n,), -1, dtype=torch.int64), torch.full((n,), -1, dtype=torch.int64)
-        latents, valid = torch.zeros(n, self.D), torch.zeros(n, dtype=torch.uint8)
+        latents, valid = torch.zeros(n, self.D + 1), torch.zeros(n, dtype=torch.uint8)
+        latents[:, -1] = 1.0  # of its forward, what share was kept
         rows = self.own.recent(n)
         if rows is not None and (held := len(rows.valid)):
             codes[-held:], forwards[-held:] = rows.codes, rows.forwards
-            latents[-held:], valid[-held:] = rows.latents, rows.valid
+            latents[-held:, :-1], latents[-held:, -1], valid[-held:] = rows.latents, rows.shares, rows.valid
         parts = (torch.cat([counts, begun, codes, forwards]), latents, valid)
         return torch.cat([part.view(torch.uint8).flatten() for part in parts])
 
@@ -81,20 +82,24 @@ class SharedWindow(Window):
         assert self._latents is not None
         assert self._origins is not None
         assert self._valid is not None
-        K, n = self.K, self._share
+        assert self._shares is not None
+        K, n = self.K, self._per_rank
         split = (2 * K + 3 + 2 * n) * 8
         whole = torch.stack([each[:split].clone().view(torch.int64) for each in packed])
-        latents = [each[split : split + n * self.D * 4].clone().view(torch.float32) for each in packed]
-        valid = torch.stack([each[split + n * self.D * 4 :] for each in packed])
+        wide = n * (self.D + 1) * 4
+        found = torch.stack([each[split : split + wide].clone().view(torch.float32) for each in packed])
+        rows = found.view(self._size, n, self.D + 1).transpose(0, 1).flatten(0, 1)
+        valid = torch.stack([each[split + wide :] for each in packed])
         codes, forwards = whole[:, 2 * K + 3 : 2 * K + 3 + n], whole[:, 2 * K + 3 + n :]
         # A forward is one of one rank: their numbers must not meet.
         forwards = forwards * self._size + torch.arange(self._size).unsqueeze(-1)
         self._counts.copy_(whole[:, : K + 2].sum(dim=0))
         self._before.copy_(whole[:, K + 2 : 2 * K + 2].sum(dim=0))
-        self._latents.copy_(torch.stack(latents).view(self._size, n, self.D).transpose(0, 1).flatten(0, 1))
+        self._latents.copy_(rows[:, :-1])
+        self._shares.copy_(rows[:, -1])
         self._valid.copy_(valid.t().flatten().bool())
         self._origins.copy_(torch.stack([codes.t().flatten(), forwards.t().flatten()]))
-        self._added = self.capacity
+        self._added = self._even_since = self.capacity  # ranks may differ: each row is looked at
         self._added_before = 0 if bool(whole[:, 2 * K + 2].any()) else self._added
 
     def restart(self) -> None:

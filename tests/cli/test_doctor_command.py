@@ -116,7 +116,7 @@ def test_json_holds_codebooks_ladders_and_bytes(models: Path) -> None:
     names = [book["name"] for book in report["codebooks"]]
     assert names == ["rvq.layers.0", "rvq.layers.1", "rvq.layers.2", "fsq"]
     # 4096 latents of 8 float32, a code, a forward and a flag each, 18 counters and 16 sums
-    assert report["codebooks"][0]["bytes"] == 4096 * (8 * 4 + 2 * 8 + 1) + (18 + 16) * 8
+    assert report["codebooks"][0]["bytes"] == 4096 * (8 * 4 + 2 * 8 + 4 + 1) + (18 + 16) * 8
     by_rule = {ladder["rule"]: ladder for ladder in report["ladders"]}
     assert by_rule["collapsed"]["powerless_on"] == ["fsq"]
     assert by_rule["non_finite"]["rungs"] == []

@@ -297,13 +297,13 @@ class TestWeights:
         assert scaled.inertia / scale == pytest.approx(plain.inertia, rel=0.1)  # of 2^-1070 few bits are left
 
     def test_latents_of_weight_zero_alone_are_none(self) -> None:
-        with pytest.raises(ValueError, match="none of the 4 can be used .*weight 0"):
+        with pytest.raises(ValueError, match=r"none of the 4 can be used .*weight 0"):
             fit_codebook(normal(4, 2), 2, weights=torch.zeros(4))
 
 
 def test_what_is_no_tensor_of_real_numbers_is_refused_with_the_next_move() -> None:
     for latents in (np.zeros((4, 2)), [[1.0]], torch.zeros(4, 2, dtype=torch.complex64)):
-        with pytest.raises(TypeError, match="expected a tensor of real numbers, got .*as_tensor"):
+        with pytest.raises(TypeError, match=r"expected a tensor of real numbers, got .*as_tensor"):
             fit_codebook(latents, 2)  # type: ignore[arg-type]
 
 

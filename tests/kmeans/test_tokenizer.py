@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from collapse_guard import __version__
 from collapse_guard.kmeans import KMeansTokenizer, assign, fit_codebook
 
 
@@ -144,7 +145,11 @@ def test_codes_searched_by_angle_keep_having_a_length_over_a_refit() -> None:
     for code in ids.unique():  # the best length for a direction u is the mean of z.u
         mine, row = latents[ids == code].double(), tokenizer.codebook[code].double()
         assert row.norm() == pytest.approx(float((mine @ (row / row.norm())).mean()), rel=1e-4)
-    directions.refit(latents)
+    before_ids = directions.encode(latents + 0.2)
+    refit = directions.refit(latents + 0.2, start="fresh", seed=3)
+    kept = float((directions.encode(latents + 0.2) == before_ids).double().mean())
+    assert refit.unchanged == pytest.approx(kept)
+    assert kept > 0.5  # of 16 directions in an order of its own a sixteenth would
     torch.testing.assert_close(directions.codebook.norm(dim=1), torch.ones(16))
 
 
@@ -158,7 +163,12 @@ def test_a_saved_tokenizer_gives_the_same_ids_and_says_where_it_came_from(tmp_pa
     assert (loaded.metric, loaded.version, loaded.provenance) == ("cosine", 2, tokenizer.provenance)
     description = json.loads((tmp_path / "deep" / "tokenizer" / "tokenizer.json").read_text())
     assert {"K": 16, "D": 48, "metric": "cosine", "version": 2}.items() <= description.items()
+    assert description["written_by"] == f"collapse_guard {__version__}"
     assert description["provenance"]["latents"] == 1000
+    tokenizer.refit(latents, start="fresh")
+    assert tokenizer.provenance["start"] == "fresh"
+    assert tokenizer.provenance["origin"] == loaded.provenance["origin"]
+    assert {"seed": 4, "latents": 1000, "backend": "faiss"}.items() <= tokenizer.provenance["origin"].items()
     assert sorted(path.name for path in (tmp_path / "deep" / "tokenizer").iterdir()) == [
         "codebook.safetensors",
         "tokenizer.json",

@@ -13,7 +13,7 @@ from collapse_guard.adapters import CodebookView, TensorRef
 from collapse_guard.measure import read_window, reading_of
 from collapse_guard.policies import Reading
 from collapse_guard.ranks import Part, Word, call_roll, fingerprint, join_ranks
-from collapse_guard.ranks.recorded import Pool
+from collapse_guard.ranks.recorded import Pool, SharedWindow
 from collapse_guard.sums import Sums, sum_up
 from collapse_guard.window import Window
 from tests.crew import Crew
@@ -138,3 +138,19 @@ def test_what_all_ranks_recorded_is_the_same_on_each_and_holds_everybodys_latent
     assert told[0]["uses"] == counts.tolist()
     assert told[0]["forwards"] == [0, 2, 3, 5, 6, 8]
     assert (told[0]["begun"], told[0]["own begun"]) == (True, False)
+
+
+def test_ranks_with_longer_forwards_count_for_as_many_tokens_as_they_have() -> None:
+    """Of 1000 tokens a forward on one rank and 100 on the other, 256 and 100 are kept."""
+    owns = [Window(16, 1), Window(16, 1)]
+    for rank, size in enumerate((1000, 100)):
+        for _ in range(8):
+            owns[rank].add(torch.zeros(size, dtype=torch.long), torch.full((size, 1), float(rank)))
+    shared = [SharedWindow(own, 2) for own in owns]
+    packed = [each.pack() for each in shared]
+    for each in shared:
+        each.fill(packed, torch.device("cpu"))
+    first, second = (each.sample().flatten() for each in shared)
+    assert torch.equal(first, second)
+    assert int((first == 0).sum()) == 2048
+    assert int((first == 1).sum()) == pytest.approx(2048 / 10, abs=4)
