@@ -155,7 +155,7 @@ def test_codes_searched_by_angle_keep_having_a_length_over_a_refit() -> None:
 
 def test_a_saved_tokenizer_gives_the_same_ids_and_says_where_it_came_from(tmp_path: Path) -> None:
     latents = patches(1000)
-    tokenizer = KMeansTokenizer.fit(latents, 16, metric="cosine", seed=4)
+    tokenizer = KMeansTokenizer.fit(latents, 16, metric="cosine", seed=np.int64(4))  # type: ignore[arg-type]
     tokenizer.refit(latents + 0.01)
     loaded = KMeansTokenizer.load(tokenizer.save(tmp_path / "deep" / "tokenizer"))
     assert torch.equal(loaded.encode(latents), tokenizer.encode(latents))
