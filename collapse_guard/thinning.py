@@ -31,8 +31,8 @@ def fair_rows(shares: Tensor, valid: Tensor, turns: Tensor, seed: int) -> Tensor
     """
     least = torch.where(valid, shares, torch.inf).amin() if len(shares) else shares.sum()
     begin = seed * _ROOT % 2**32
-    lots = (((turns & _TURNS) * _GOLDEN + begin) % 2**32).double() / 2**32
-    return lots < least.double() / shares.double()
+    lots = ((((turns & _TURNS) * _GOLDEN + begin) % 2**32) >> 8).float() / 2**24  # exact, hence below 1
+    return lots < least / shares
 
 
 def evenly_among(taken: Tensor, most: int) -> tuple[Tensor, Tensor]:

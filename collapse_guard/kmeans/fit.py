@@ -168,8 +168,9 @@ def _sum(values: Tensor) -> float:
 
 
 def _check_arguments(latents: Tensor, K: int, metric: str, init: Init | Tensor, weights: Tensor | None) -> None:
-    if not isinstance(latents, Tensor) or latents.is_complex():
-        kind = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
+    given: object = latents  # whatever the annotation says
+    if not isinstance(given, Tensor) or given.is_complex():
+        kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
         raise TypeError(f"latents: expected a tensor of real numbers, got {kind}; see torch.as_tensor")
     if latents.ndim != 2 or latents.shape[1] == 0:
         raise ValueError(

@@ -197,7 +197,8 @@ class KMeansTokenizer(nn.Module):
         """Fit the codebook anew, in place, and keep ids as far as that goes.
 
         Args:
-            latents: (N, D) recent latents; those with NaN or Inf are left out.
+            latents: (N, D) recent latents; those with NaN or Inf are left out. As many as for a fit: codes that none of
+                them comes near move to where the others are.
             start: "warm" from the present codebook, which keeps most ids, or "fresh", which may find a better one.
             backend, iterations, seed: as for `fit_codebook`.
 
@@ -297,7 +298,7 @@ def _provenance(found: CodebookFit, seed: int) -> dict[str, Any]:
     return {
         "backend": found.backend,
         "latents": int(found.counts.sum()),
-        "seed": seed,
+        "seed": int(seed),
         "iterations": found.iterations,
         "inertia": found.inertia,
         "distinct": found.distinct,

@@ -6,7 +6,7 @@ import doctest
 import random
 import subprocess
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -61,11 +61,15 @@ class TestEveryBackend:
         assert same(first, second)
         assert not same(first, other)
 
-    def test_no_other_generator_is_touched_and_nothing_is_printed(
+    def test_no_other_generator_or_thread_setting_is_touched_and_nothing_is_printed(
         self, backend: Literal["faiss", "sklearn", "torch"], capfd: pytest.CaptureFixture[str]
     ) -> None:
         def state() -> list[object]:
-            return [torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()]  # type: ignore[index]
+            numpys: Any = np.random.get_state()
+            threads = [torch.get_num_threads(), faiss.omp_get_max_threads()]
+            return [torch.get_rng_state().tolist(), numpys[1].tolist(), numpys[2], random.getstate(), *threads]
+
+        import faiss
 
         before = state()
         fit_codebook(normal(80, 4, seed=1), 64, backend=backend)

@@ -155,7 +155,7 @@ def test_codes_searched_by_angle_keep_having_a_length_over_a_refit() -> None:
 
 def test_a_saved_tokenizer_gives_the_same_ids_and_says_where_it_came_from(tmp_path: Path) -> None:
     latents = patches(1000)
-    tokenizer = KMeansTokenizer.fit(latents, 16, metric="cosine", seed=4)
+    tokenizer = KMeansTokenizer.fit(latents, 16, metric="cosine", seed=np.int64(4))  # type: ignore[arg-type]
     tokenizer.refit(latents + 0.01)
     loaded = KMeansTokenizer.load(tokenizer.save(tmp_path / "deep" / "tokenizer"))
     assert torch.equal(loaded.encode(latents), tokenizer.encode(latents))
@@ -307,7 +307,8 @@ def test_a_recall_is_measured_on_latents_that_have_a_nearest_code() -> None:
     alone = KMeansTokenizer(codebook, metric="cosine").build_index(latents).settings
     broken = torch.cat([latents, torch.full((3000, 16), torch.nan), torch.zeros(3000, 16)])
     among = KMeansTokenizer(codebook, metric="cosine").build_index(broken).settings
-    assert (among.tried, among.probes) == (alone.tried, pytest.approx(alone.probes, abs=1))
+    assert among.tried == alone.tried
+    assert abs(among.probes - alone.probes) <= 1
     with pytest.raises(ValueError, match="expected finite latents to measure on"):
         KMeansTokenizer(codebook).build_index(broken[6000:9000])
 
