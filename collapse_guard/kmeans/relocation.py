@@ -74,17 +74,18 @@ def refine(
         reserve: iterations over all latents to leave for later.
         is_rough: end with the first round in which few codes jump, since more points are looked at afterwards.
     """
-    moved = 0
+    moved, is_settled = 0, False
     relocate = relocate and len(table) > 1
 
     def lloyd(most: int | None = None) -> None:
-        nonlocal table, moved
+        nonlocal table, moved, is_settled
         while (most is None or most > 0) and allowance.left(share, reserve):
             table, jumps, shift = _lloyd_step(points, table, metric)
             allowance.spent += share
             moved += jumps
             most = None if most is None else most - 1
-            if not jumps and shift < _CONVERGED:
+            is_settled = not jumps and shift < _CONVERGED
+            if is_settled:
                 break
 
     if relocate:
@@ -96,7 +97,7 @@ def refine(
         lloyd(_LLOYD_AFTER)
         if jumps <= (_FEW_ROUGHLY if is_rough else _FEW) * len(table):
             break
-    if not is_rough:
+    if not is_rough and not is_settled:
         lloyd()
     return Refinement(table, moved)
 
