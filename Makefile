@@ -11,7 +11,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format docs bench bench-overhead bench-log zoo bench-kmeans bench-upkeep bench-evaluation bench-diagnosis peers chaos-ranks readme support bench-endurance kill chaos coverage clean
+.PHONY: help demo test test-all lint format docs bench bench-overhead bench-log zoo bench-kmeans bench-upkeep bench-evaluation bench-diagnosis peers chaos-ranks pictures readme support bench-endurance kill chaos coverage clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -67,6 +67,9 @@ peers: $(STAMP)  ## compare encodec's own replacement of dead codes with the gua
 
 chaos-ranks: $(STAMP)  ## a hundred runs of 2 to 4 ranks in which things go wrong; none may hang
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.ranks.chaos 100
+
+pictures: $(STAMP)  ## make the pictures of docs/see.md from a run of the demo; needs chromium
+	OMP_NUM_THREADS=1 $(BIN)/python docs/pictures.py
 
 readme: $(STAMP)  ## run the demo and write its output into the README
 	$(BIN)/python -m tests.update_readme

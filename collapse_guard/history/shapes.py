@@ -41,7 +41,7 @@ class Shapes:
 
     def __init__(self, *, texts: Sequence[str], numbers: Sequence[str]) -> None:
         """Begin without any."""
-        self._wanted = {name: _TEXT for name in texts} | {name: _FINITE for name in numbers}
+        self._wanted = dict.fromkeys(texts, _TEXT) | dict.fromkeys(numbers, _FINITE)
         self._known: dict[tuple[str, ...], re.Pattern[bytes]] = {}
 
     def take(self, line: bytes) -> tuple[bytes, ...] | None:

@@ -14,6 +14,9 @@ from .story import Series, Story, number, visible
 __all__ = ["as_data", "compared", "five_lines"]
 
 
+_MOST_IN_FORCE = 3
+"""Interventions still in force that the five lines name."""
+
 _MOST_COMPARED = 16
 """Codebooks of a run whose ends are compared."""
 
@@ -125,7 +128,21 @@ def _held(story: Story) -> str:
         parts.append(f"{name} {series.health or 'of unknown health'} at step {_short(series.steps[-1])} ({at})")
     healthy = sum(each.health == "healthy" for each in story.series.values())
     count = f"; {healthy} of {len(names)} codebooks healthy" if len(names) > 3 else ""
-    return f"{'; '.join(parts)}{count}."
+    return f"{'; '.join(parts)}{count}.{_in_force(story)}"
+
+
+def _in_force(story: Story) -> str:
+    """Say what the run needs to stay as it is, as its summary tells: a healthy codebook may be a stand-in."""
+    standing = _records(story.summary.get("in_force"))
+    parts = []
+    for item in standing[:_MOST_IN_FORCE]:
+        since = f"since step {_get(item, 'step')}"
+        if item.get("meaning"):
+            parts.append(f"{_get(item, 'action')} for {_get(item, 'codebook')} {since}: {_get(item, 'meaning')}")
+        else:
+            parts.append(f"{_get(item, 'codebook')} stands on the codebook of {_get(item, 'action')} {since}")
+    more = f"; and {len(standing) - _MOST_IN_FORCE} more" if len(standing) > _MOST_IN_FORCE else ""
+    return f" In force: {'; '.join(parts)}{more}." if parts else ""
 
 
 def _cost(story: Story) -> str:
