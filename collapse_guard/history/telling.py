@@ -27,7 +27,8 @@ def five_lines(story: Story) -> list[tuple[str, str]]:
     first = alerts[0] if alerts else {}
     what = "No alert in this log."
     if alerts:
-        more = f"; {story.counts['alert'] - 1} more alerts" if story.counts["alert"] > 1 else ""
+        others = story.counts["alert"] - 1
+        more = f"; {others} more alert{'' if others == 1 else 's'}" if others else ""
         who, when = _get(first, "codebook"), _get(first, "step")
         what = f"{who} at step {when}: {_get(first, 'rule')}, {_get(first, 'reason')}{more}."
     why = _get(first, "why") if first.get("why") else "The log names no cause."
@@ -118,7 +119,7 @@ def _done(story: Story) -> str:
 def _held(story: Story) -> str:
     if not story.series:
         return "Unknown: no reading in this log."
-    names = list(story.series)
+    names = sorted(story.series, key=lambda name: story.series[name].health == "healthy")  # those in trouble first
     parts = []
     for name in names[:3]:
         series = story.series[name]

@@ -91,6 +91,18 @@ def test_the_story_says_what_a_healthy_codebook_stands_on(tmp_path: Path) -> Non
     )
 
 
+def test_of_many_codebooks_those_in_trouble_are_named_first(tmp_path: Path) -> None:
+    health = {5: "collapsed", 7: "degraded"}
+    where = log(tmp_path, *(reading(10, f"q.{n}", health=health.get(n, "healthy")) for n in range(9)))
+    held = as_json(where)["story"]["held"]
+    assert [part.partition(" at ")[0] for part in held.split("; ")] == [
+        "q.5 collapsed",
+        "q.7 degraded",
+        "q.0 healthy",
+        "7 of 9 codebooks healthy.",
+    ]
+
+
 def test_a_plot_holds_the_readings_the_threshold_and_the_intervention(tmp_path: Path) -> None:
     text = page(tmp_path, log(tmp_path, attached(), reading(10), *act(), reading(80, perplexity=None)))
     (figure,) = figures(text)
