@@ -50,7 +50,7 @@ def watch(
                 show(screen, console)
             return
         for view in views:
-            if whole:
+            if whole or view.is_whole:  # one that is not long is read to its end, however busy the machine is
                 view.read_all()
             else:
                 view.advance(_FIRST_SCREEN)

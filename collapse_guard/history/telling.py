@@ -14,6 +14,9 @@ from .story import Series, Story, number, visible
 __all__ = ["as_data", "compared", "five_lines"]
 
 
+_MOST_IN_FORCE = 3
+"""Interventions still in force that the five lines name."""
+
 _MOST_COMPARED = 16
 """Codebooks of a run whose ends are compared."""
 
@@ -24,7 +27,8 @@ def five_lines(story: Story) -> list[tuple[str, str]]:
     first = alerts[0] if alerts else {}
     what = "No alert in this log."
     if alerts:
-        more = f"; {story.counts['alert'] - 1} more alerts" if story.counts["alert"] > 1 else ""
+        others = story.counts["alert"] - 1
+        more = f"; {others} more alert{'' if others == 1 else 's'}" if others else ""
         who, when = _get(first, "codebook"), _get(first, "step")
         what = f"{who} at step {when}: {_get(first, 'rule')}, {_get(first, 'reason')}{more}."
     why = _get(first, "why") if first.get("why") else "The log names no cause."
@@ -115,7 +119,7 @@ def _done(story: Story) -> str:
 def _held(story: Story) -> str:
     if not story.series:
         return "Unknown: no reading in this log."
-    names = list(story.series)
+    names = sorted(story.series, key=lambda name: story.series[name].health == "healthy")  # those in trouble first
     parts = []
     for name in names[:3]:
         series = story.series[name]
@@ -125,7 +129,21 @@ def _held(story: Story) -> str:
         parts.append(f"{name} {series.health or 'of unknown health'} at step {_short(series.steps[-1])} ({at})")
     healthy = sum(each.health == "healthy" for each in story.series.values())
     count = f"; {healthy} of {len(names)} codebooks healthy" if len(names) > 3 else ""
-    return f"{'; '.join(parts)}{count}."
+    return f"{'; '.join(parts)}{count}.{_in_force(story)}"
+
+
+def _in_force(story: Story) -> str:
+    """Say what the run needs to stay as it is, as its summary tells: a healthy codebook may be a stand-in."""
+    standing = _records(story.summary.get("in_force"))
+    parts = []
+    for item in standing[:_MOST_IN_FORCE]:
+        since = f"since step {_get(item, 'step')}"
+        if item.get("meaning"):
+            parts.append(f"{_get(item, 'action')} for {_get(item, 'codebook')} {since}: {_get(item, 'meaning')}")
+        else:
+            parts.append(f"{_get(item, 'codebook')} stands on the codebook of {_get(item, 'action')} {since}")
+    more = f"; and {len(standing) - _MOST_IN_FORCE} more" if len(standing) > _MOST_IN_FORCE else ""
+    return f" In force: {'; '.join(parts)}{more}." if parts else ""
 
 
 def _cost(story: Story) -> str:

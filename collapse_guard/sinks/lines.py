@@ -14,7 +14,7 @@ from typing import Any
 from collapse_guard.events import Event
 from collapse_guard.policies import LEADING, levels_text
 
-__all__ = ["Entry", "Grid", "Line", "lines_of", "local_time", "who"]
+__all__ = ["Entry", "Grid", "Line", "causes_told", "lines_of", "local_time", "who"]
 
 _CLOSE = 0.2  # a second cause that is so much less sure is told, too
 _MOST_NAMED = 3
@@ -145,10 +145,10 @@ def _alert(event: Event) -> list[Line]:
     if "why" in fields:
         whose = f"level {fields['levels'][0]}: " if "levels" in fields else ""
         lines.append(Entry("why", whose + fields["why"]))
-    return [*lines, *_causes(fields.get("causes", ()))]
+    return [*lines, *causes_told(fields.get("causes", ()))]
 
 
-def _causes(causes: Sequence[Mapping[str, Any]]) -> Iterator[Entry]:
+def causes_told(causes: Sequence[Mapping[str, Any]]) -> Iterator[Entry]:
     """Say what to do about the likeliest cause, with the line to change, and name a second one that is close."""
     if not causes or causes[0]["confidence"] < LEADING:
         return

@@ -13,12 +13,15 @@ from typing import Any
 
 from collapse_guard.events import Event
 
-from .lines import Entry, Grid, Line, who
+from .lines import Entry, Grid, Line, causes_told, who
 
 __all__ = ["Chronicle", "share_of_time"]
 
 _MOST_TOLD = 12
 """Alerts and interventions that the summary tells one by one."""
+
+_MOST_CAUSES = 3
+"""Different likely causes that it says what to do about."""
 
 _MOST_BOOKS = 4
 """Codebooks whose numbers the paragraph gives one by one."""
@@ -98,7 +101,7 @@ class Chronicle:
     def summary(self, event: Event) -> list[Line]:
         """Return the summary: a table, what happened in order, what stays in force, and the paragraph."""
         fields = event.fields
-        lines: list[Line] = [self._table(event), *self._happened(fields)]
+        lines: list[Line] = [self._table(event), *self._happened(fields), *self._causes()]
         lines += [Entry("in force", _standing(alike)) for alike in _alike(fields["in_force"])]
         lines += _beside(fields)
         return [*lines, Entry("words", _GLOSS), Entry("for a paper", " ".join(self._paragraph(event)))]
@@ -135,6 +138,15 @@ class Chronicle:
             yield Entry("", f"and {more} more alerts and interventions: see the event log")
         if not told and not more:
             yield Entry("happened", "nothing: no rule fired")
+
+    def _causes(self) -> Iterator[Entry]:
+        """Say what to do about what the alerts were likely caused by, each cause once."""
+        likeliest: dict[str, Sequence[Mapping[str, Any]]] = {}
+        for alert in self.alerts:
+            if causes := alert.fields.get("causes"):
+                likeliest.setdefault(causes[0]["cause"], causes)
+        for causes in [*likeliest.values()][:_MOST_CAUSES]:
+            yield from causes_told(causes[:1])
 
     def _acted(self, levels: Sequence[Mapping[str, Any]]) -> str:
         """Tell one intervention, on one codebook or on several levels, and what became of it."""

@@ -79,6 +79,30 @@ def test_the_story_says_what_why_what_was_done_whether_it_held_and_the_cost(tmp_
     assert story["cost"] == "25.0% of the run's time in the guard (3.0 s); 0 faults."
 
 
+def test_the_story_says_what_a_healthy_codebook_stands_on(tmp_path: Path) -> None:
+    standing = [{"codebook": f"q.{n}", "action": "fallback_tokenizer", "attempt": 2, "step": 80} for n in range(4)]
+    standing[1]["meaning"] = "its updates are kept out"
+    end = {"run": "a", "event": "summary", "step": 90, "guard_share": 0.25, "guard_seconds": 3.0, "in_force": standing}
+    held = as_json(log(tmp_path, reading(10), end))["story"]["held"]
+    assert held.endswith(
+        " In force: q.0 stands on the codebook of fallback_tokenizer since step 80; "
+        "fallback_tokenizer for q.1 since step 80: its updates are kept out; "
+        "q.2 stands on the codebook of fallback_tokenizer since step 80; and 1 more."
+    )
+
+
+def test_of_many_codebooks_those_in_trouble_are_named_first(tmp_path: Path) -> None:
+    health = {5: "collapsed", 7: "degraded"}
+    where = log(tmp_path, *(reading(10, f"q.{n}", health=health.get(n, "healthy")) for n in range(9)))
+    held = as_json(where)["story"]["held"]
+    assert [part.partition(" at ")[0] for part in held.split("; ")] == [
+        "q.5 collapsed",
+        "q.7 degraded",
+        "q.0 healthy",
+        "7 of 9 codebooks healthy.",
+    ]
+
+
 def test_a_plot_holds_the_readings_the_threshold_and_the_intervention(tmp_path: Path) -> None:
     text = page(tmp_path, log(tmp_path, attached(), reading(10), *act(), reading(80, perplexity=None)))
     (figure,) = figures(text)
@@ -129,7 +153,7 @@ def test_torn_foreign_old_and_empty_lines_and_missing_fields_are_survived(tmp_pa
 
 def test_no_event_and_one_reading_each_give_a_page(tmp_path: Path) -> None:
     assert "No reading in this log." in page(tmp_path, log(tmp_path, ""))
-    assert "1 readings" in page(tmp_path, log(tmp_path, reading(10)))
+    assert "1 reading." in page(tmp_path, log(tmp_path, reading(10)))
 
 
 def test_sixty_four_codebooks_have_a_plot_each_and_the_library_is_there_once(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ The screens lie in `screens/`; `python -m tests.cli.test_watch_drawing` writes t
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -16,7 +17,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 from rich.text import Text
+from typer.testing import CliRunner
 
+from collapse_guard.cli import app
 from collapse_guard.cli.live.frame import Screen, draw
 from collapse_guard.cli.live.words import ASCII, UNICODE, Glyphs
 from collapse_guard.history.view import LogView
@@ -100,6 +103,15 @@ def test_a_sparkline_shows_the_lowest_reading_of_each_column(tmp_path: Path) -> 
     row = next(line for line in text_of(tmp_path, records, (80, 24)).split("\n") if "▸" in line)
     assert set(re.findall("[▁▂▃▄▅▆▇█]", row)) == {"▁", "█"}
     assert row.count("▁") == 1
+
+
+def test_one_frame_of_a_log_that_is_not_long_tells_its_end_however_busy_the_machine_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["collapse_guard.cli.watch"], "_FIRST_SCREEN", -1.0)  # no time at all
+    log = write(tmp_path, [attached("vq"), *(reading(step, 60.0) for step in range(2000))])
+    assert log.stat().st_size > 600_000  # more than is read at once
+    assert "step 1999" in CliRunner().invoke(app, ["watch", "--once", str(log)]).output
 
 
 def test_what_was_read_is_bright_and_only_what_lies_between_readings_is_dim(tmp_path: Path) -> None:

@@ -75,11 +75,14 @@ def test_a_newcomer_reads_in_the_summary_alone_what_happened_and_why() -> None:
     for told in (
         "rule collapsed fired on quantizer (critical): perplexity 1.00 < 1.5",
         "Likely cause: code norms are 127 times the latents' norm",
-        "reset_codes (codes placed anew on recent latents). At step 80, with perplexity 14.55",
+        "reset_codes (codes placed anew on recent latents). At step 80, with perplexity 12.21",
         "it did not hold, and was undone",
         "a k-means codebook put in the place of the quantizer's own",
         "perplexity: how many of the K codes are in use",
-        "under policy default (5c7f3400f05b) in mode act",
+        "cause         runaway_codebook (98% sure): multiply the smoothed cluster size back by n",
+        "no reset can hold before",
+        "change        in ReferenceQuantizer: n = self.usage.sum();",
+        "under policy default (b0a2d56fca05) in mode act",
         "1 alert, 2 interventions (1 failed, 1 recovered)",
     ):
         assert told in summary
