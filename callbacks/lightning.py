@@ -320,8 +320,11 @@ class CollapseGuard(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Return the guard's state, also after training: plain data and tensors, loadable with `weights_only`."""
-        return self.guard.state_dict() if self.guard is not None else {}
+        """Return the guard's state, also after training: plain data and tensors, loadable with `weights_only`.
+
+        A Trainer saves on all ranks together: that of the first holds what all recorded.
+        """
+        return self.guard.state_dict(together=True) if self.guard is not None else {}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ from .interventions import ladders_on
 from .kmeans import KMeansTokenizer
 from .ledger import Ledger
 from .measure import Loss, number_of
-from .ranks import Alone, PartedError, Word, join_ranks
+from .ranks import Alone, OtherRankError, PartedError, Word, join_ranks
 from .reports import (
     describe_environment,
     describe_idle_rules,
@@ -266,8 +266,7 @@ class Guard:
         if not self.is_attached:
             return
         try:
-            self._say_farewell(ended_by)
-            self._summarise(ended_by)
+            self._summarise(ended_by, together=self._say_farewell(ended_by))
         except Exception as error:
             _logger.warning("the summary could not be written: %s: %s", type(error).__name__, error)
         finally:
@@ -283,19 +282,24 @@ class Guard:
         self._is_attached = False
         self._log.close()
 
-    def _say_farewell(self, ended_by: str | None) -> None:
-        """Let ranks that go on know that this one does not; after an exception nobody is waited for."""
+    def _say_farewell(self, ended_by: str | None) -> bool:
+        """Let ranks that go on know that this one does not; after an exception nobody is waited for.
+
+        Returns:
+            Whether all ranks end here.
+        """
         if self._ranks.size == 1 or self._ranks.parted or ended_by is not None:
-            return
+            return False
         try:
-            self._watch.farewell(self._step)
+            return self._watch.farewell(self._step)
         except PartedError as error:  # a rank failed after the last reading: nobody would know it otherwise
             self._part(str(error))
+            return False
 
-    def _summarise(self, ended_by: str | None) -> None:
+    def _summarise(self, ended_by: str | None, *, together: bool) -> None:
         assert self._ledger is not None
         # What is saved after the end must be able to go on: with verifications open, not settled for the summary.
-        self._state_at_close = self.state_dict()
+        self._state_at_close = self.state_dict(together=together)
         self._log.closing = True
         self._ledger.carry_out(self._engine.finish(self._step), self._engine, self._watch.probes)
         self.requests.remind(self._step)
@@ -587,10 +591,14 @@ class Guard:
 
     # State
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, together: bool = False) -> dict[str, Any]:
         """Return all state as plain data and tensors; a checkpoint with it still loads with `weights_only=True`.
 
         After `close` it is the state that the run ended in, verifications still open: a resumed run goes on from there.
+
+        Args:
+            together: every rank calls this, after the same step. The first rank's state then also holds what the others
+                recorded, and the run goes on from it exactly on as many ranks.
         """
         if self._state_at_close is not None:
             return self._state_at_close
@@ -601,12 +609,23 @@ class Guard:
             "read_at": self._read_at,
             "policy": {"name": self.policy.name, "fingerprint": self.policy.fingerprint()},
             "engine": self._engine.state_dict(),
-            "watch": self._watch.state_dict(),
+            "watch": self._watch_state(together=together),
             "clinic": self._clinic.state_dict(),
             "ledger": self._ledger.state_dict(self._watch.probes) if self._ledger is not None else {},
             "requests": self.requests.state_dict(),
             "snapshot": self._snapshots.state_dict() if self._snapshots is not None else None,
         }
+
+    def _watch_state(self, *, together: bool) -> dict[str, Any]:
+        """Return what was recorded, by all ranks where they can still be asked."""
+        if together and self._ranks.size > 1 and not self._ranks.parted:
+            try:
+                return self._watch.state_dict(together=True)
+            except PartedError as error:
+                self._part(str(error))
+            except OtherRankError as error:
+                self._fault("state", f"{error}; what other ranks recorded is not in it")
+        return self._watch.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a saved guard stood. Call it after `attach`, with the model's own weights restored.

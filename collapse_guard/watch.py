@@ -17,7 +17,7 @@ from .adapters import CodebookView
 from .execution import Capture, explain_compiled, has_compiled
 from .measure import reading_of
 from .probe import Probe
-from .ranks import Alone, Part, PartedError, Roll, Word, call_roll, fingerprint, say_farewell
+from .ranks import Alone, Part, PartedError, Roll, Word, bring_together, call_roll, fingerprint, say_farewell
 from .sums import Sums, sum_up
 
 __all__ = ["Watch"]
@@ -155,9 +155,9 @@ class Watch:
             self.first.setdefault(name, reading)
             yield reading, counts
 
-    def farewell(self, step: int) -> None:
-        """Tell the other ranks that this one takes no reading any more."""
-        say_farewell(self._ranks, step, {name: probe.view for name, probe in self.probes.items()})
+    def farewell(self, step: int) -> bool:
+        """Tell the other ranks that this one takes no reading any more; return whether none of them does."""
+        return say_farewell(self._ranks, step, {name: probe.view for name, probe in self.probes.items()})
 
     def _tell(self, probe: Probe) -> tuple[Part, Sums | None]:
         """Return what this rank says of one codebook; one that cannot be read must not keep the others from it."""
@@ -232,10 +232,20 @@ class Watch:
 
         return failed
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return windows, first and latest readings, and what is known of each codebook, as plain data and tensors."""
+    def state_dict(self, *, together: bool = False) -> dict[str, Any]:
+        """Return windows, first and latest readings, and what is known of each codebook, as plain data and tensors.
+
+        Args:
+            together: all ranks call it; the first one's state then holds the windows of all.
+
+        Raises:
+            PartedError, OtherRankError: the windows of the others could not be had.
+        """
+        windows = {name: probe.window.state_dict() for name, probe in self.probes.items()}
         return {
-            "windows": {name: probe.window.state_dict() for name, probe in self.probes.items()},
+            "rank": self._ranks.index,
+            "windows": windows,
+            "elsewhere": bring_together(self._ranks, windows)[1:] if together else [],
             "first": {name: reading.as_dict() for name, reading in self.first.items()},
             "readings": {name: reading.as_dict() for name, reading in self.readings.items()},
             "started": dict(self._is_started),
@@ -248,15 +258,22 @@ class Watch:
         self.readings = {name: Reading.from_dict(record) for name, record in state.get("readings", {}).items()}
         self._is_started = {name: bool(started) for name, started in state.get("started", {}).items()}
         self._empty = {name: int(count) for name, count in state.get("empty", {}).items()}
-        if not self._ranks.is_first:  # a checkpoint holds what the first rank recorded; it must not count twice
-            return
-        for name, window in state["windows"].items():
+        for name, window in self._windows_of_mine(state).items():
             try:
                 probe = self.probes[name]
                 probe.window.load_state_dict(window, probe.view.codebook().device)
             except (KeyError, ValueError) as error:
                 why = "the model has no such codebook" if isinstance(error, KeyError) else error
                 self._fault("resume", f"window of {name!r}: {why}; it begins empty")
+
+    def _windows_of_mine(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the windows of this rank; none where only another's were kept, which must not count twice."""
+        whose, index, elsewhere = state.get("rank", 0), self._ranks.index, state.get("elsewhere", [])
+        if whose == index:
+            found: Mapping[str, Any] = state["windows"]
+        else:
+            found = elsewhere[index - 1] if len(elsewhere) == self._ranks.size - 1 and whose == 0 else {}
+        return found
 
     def begin_afresh(self) -> None:
         """Forget what was recorded and leave the quantizers to themselves, as if nothing had been restored."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .group import Alone, OtherRankError, PartedError, Ranks, join_ranks
+from .keeping import bring_together
 from .recorded import Pool, Recorded
 from .roll import Part, Roll, Word, call_roll, say_farewell
 from .tensors import fingerprint, share
@@ -17,6 +18,7 @@ __all__ = [
     "Recorded",
     "Roll",
     "Word",
+    "bring_together",
     "call_roll",
     "fingerprint",
     "join_ranks",

@@ -69,6 +69,10 @@ class Alone:
         """Return the tensor of every rank, by rank; all have one shape and type and lie in host memory."""
         return [mine]
 
+    def collect(self, mine: Tensor) -> list[Tensor]:
+        """Return on the first rank the (n,) bytes of every rank, by rank, each of its own length; elsewhere nothing."""
+        return [mine]
+
     def spread(self, tensor: Tensor) -> Tensor:
         """Return the first rank's tensor; all have one shape and type and lie in host memory."""
         return tensor
@@ -149,6 +153,15 @@ class Ranks(Alone):
         everyone = [torch.empty_like(mine) for _ in range(self.size)]
         self._exchange(lambda group: dist.all_gather(everyone, mine.contiguous(), group=group))
         return everyone
+
+    def collect(self, mine: Tensor) -> list[Tensor]:
+        """See `Alone`."""
+        lengths = [int(each) for each in self.gather(torch.tensor([len(mine)]))]
+        padded = torch.zeros(max(lengths), dtype=torch.uint8)
+        padded[: len(mine)] = mine
+        everyone = [torch.empty_like(padded) for _ in lengths] if self.is_first else None
+        self._exchange(lambda group: dist.gather(padded, everyone, group=group, group_dst=0))
+        return [each[:length] for each, length in zip(everyone or [], lengths, strict=False)]
 
     def spread(self, tensor: Tensor) -> Tensor:
         """See `Alone`."""

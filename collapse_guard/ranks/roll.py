@@ -133,10 +133,15 @@ def call_roll(
     return Roll(words, told, total)
 
 
-def say_farewell(ranks: Alone, step: int, views: Mapping[str, CodebookView]) -> None:
-    """Tell the others that this rank is at its end, in the place of a reading; they stop then, if they have not."""
+def say_farewell(ranks: Alone, step: int, views: Mapping[str, CodebookView]) -> bool:
+    """Tell the others that this rank is at its end, in the place of a reading; they stop then, if they have not.
+
+    Returns:
+        Whether all ranks are.
+    """
     word = Word(step, is_leaving=True)
-    call_roll(ranks, word, {name: (Part(), None) for name in views}, views, _FAREWELL)
+    roll = call_roll(ranks, word, {name: (Part(), None) for name in views}, views, _FAREWELL)
+    return all(each.is_leaving for each in roll.words)
 
 
 def _in_place(numbers: tuple[float, ...], ranks: Alone) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
 
 from collapse_guard import read_events
 from collapse_guard.callbacks import CollapseGuard
@@ -29,12 +30,15 @@ def without_epoch(told: dict[str, Any]) -> dict[str, Any]:
 
 def test_under_ddp_a_trainer_decides_and_does_on_both_ranks_what_a_plain_loop_does(crew: Crew, tmp_path: Path) -> None:
     plain = crew.run(loops.ddp_run, 2, steps=24)[0]
-    first, second = crew.run(trainers.ddp_fit, 2, folder=str(tmp_path))
+    file = str(tmp_path / "run.ckpt")
+    first, second = crew.run(trainers.ddp_fit, 2, folder=str(tmp_path), further=[trainers.Saving(file)])
     assert [fields["action"] for _, event, fields in first["story"] if event == "intervention"] == ["reset_codes"]
     assert first == second
     assert without_epoch(first) == without_epoch(plain)
     (attached,) = (record for record in read_events(tmp_path) if record["event"] == "attached")
     assert attached["ranks"] == 2
+    state = torch.load(file, weights_only=True)["callbacks"]["Marking"]
+    assert (state["step"], len(state["watch"]["elsewhere"])) == (9, 1)
 
 
 def test_under_ddp_both_ranks_stop_where_the_policy_asks_for_it(crew: Crew, tmp_path: Path) -> None:

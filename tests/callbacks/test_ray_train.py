@@ -43,5 +43,5 @@ def test_under_ray_train_two_workers_decide_and_do_what_plain_ddp_does(crew: Cre
         assert without_epoch(worker) == without_epoch(loop)
     events = [record["event"] for record in read_events(tmp_path / "log")]
     assert events.count("attached") == events.count("summary") == 1
-    checkpoint = torch.load(tmp_path / "state.ckpt", weights_only=True)
-    assert checkpoint["callbacks"]["Marking"]["step"] == 24
+    state = torch.load(tmp_path / "state.ckpt", weights_only=True)["callbacks"]["Marking"]
+    assert (state["step"], len(state["watch"]["elsewhere"])) == (24, 1)

@@ -267,37 +267,3 @@ def test_the_first_rank_alone_writes_the_log(crew: Crew, tmp_path: Path) -> None
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.jsonl")] == [
         "0/collapse_guard/events.jsonl"
     ]
-
-
-def resumed(rank: int, size: int, *, file: str) -> dict[str, Any]:
-    """Run to step 12, where something was just done; save on rank 0; go on in new guards from that file."""
-    model = loops.Autoencoder(loops.quantizer("ema"))
-    ddp = nn.parallel.DistributedDataParallel(model)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-
-    def go(guard: Guard, steps: range) -> None:
-        for step in steps:
-            if step == 6:
-                loops.spoil(model)
-            loss = ddp(loops.batch(step, rank))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            guard.step()
-
-    with Guard(dict(loops.POLICY), console=False).attach(model, optimizer) as guard:
-        go(guard, range(12))
-        if rank == 0:
-            torch.save(guard.state_dict(), file)
-        torch.distributed.barrier()
-    recorder = loops.Marks(model, optimizer)
-    with Guard(dict(loops.POLICY), console=False, sinks=[recorder]).attach(model, optimizer) as guard:
-        guard.load_state_dict(torch.load(file, weights_only=True))
-        go(guard, range(12, 24))
-    return loops.told(recorder) | {"marks": recorder.marks, "end": loops.marks_of(model, optimizer)}
-
-
-def test_ranks_resume_from_the_first_ranks_state(crew: Crew, tmp_path: Path) -> None:
-    told = crew.run(resumed, 2, file=str(tmp_path / "guard.pt"))
-    assert_alike(told)
-    assert acts(told[0]) == [(16, "reset_codes", "recovered")]

@@ -18,7 +18,7 @@ from collapse_guard.callbacks import CollapseGuard
 from tests.callbacks.models import QUIET_TRAINER
 from tests.ranks import loops
 
-__all__ = ["Sharded", "Started", "Trained", "ddp_fit", "fit", "sharded_fit"]
+__all__ = ["Saving", "Sharded", "Started", "Trained", "ddp_fit", "fit", "sharded_fit"]
 
 
 class Started(LightningEnvironment):
@@ -94,6 +94,17 @@ class Marking(CollapseGuard):
         self.recorder = loops.Marks(pl_module, trainer.optimizers[0])
         assert self.guard is not None
         self.guard._log.sinks = [*self.guard._log.sinks, self.recorder]
+
+
+class Saving(pl.Callback):
+    """Saves the run after step 9."""
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == 9:
+            trainer.save_checkpoint(self._file)
 
 
 def fit(
