@@ -7,7 +7,7 @@ from .ablation_arms import ABLATION_ARMS
 from .ablation_looks import LookRun
 from .ablation_plot import draw_ablation
 from .ablation_report import ablation_as_markdown, ablation_table, conclude_ablation
-from .ablation_runs import AblationRun, run_ablation_arm
+from .ablation_runs import AblationRun, measure_ablation, run_ablation_arm
 from .bench_ablation import run_ablation, tell_story
 from .bench_diagnosis import DiagnosisRun, diagnosis_as_markdown, read_diagnosis_runs, run_diagnosis
 from .bench_engine import DERIVED_POLICY, engine_readings
@@ -113,6 +113,7 @@ __all__ = [
     "large_as_markdown",
     "log_costs_as_markdown",
     "look_at",
+    "measure_ablation",
     "measure_assignments",
     "measure_cost",
     "measure_device_fits",

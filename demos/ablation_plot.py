@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .ablation_arms import ABLATION_ARMS
 from .ablation_runs import AblationRun
-from .svg import draw_frame, draw_line, draw_text
+from .zoo.svg import draw_frame, draw_line, draw_text
 
 __all__ = ["draw_ablation"]
 

@@ -138,20 +138,18 @@ class StopTraining(Action):
     action: ClassVar[str] = "stop_training"
 
 
-_ACTIONS: dict[str, type[Action]] = {
-    model.action: model
-    for model in (
-        ResetCodes,
-        DecayCommitment,
-        FallbackTokenizer,
-        Upkeep,
-        *REMEDIES,
-        EvalFix,
-        Alert,
-        SaveCheckpoint,
-        StopTraining,
-    )
-}
+_BUILT_IN: tuple[type[Action], ...] = (
+    ResetCodes,
+    DecayCommitment,
+    FallbackTokenizer,
+    Upkeep,
+    *REMEDIES,
+    EvalFix,
+    Alert,
+    SaveCheckpoint,
+    StopTraining,
+)
+_ACTIONS: dict[str, type[Action]] = {model.action: model for model in _BUILT_IN}
 
 _logger = logging.getLogger("collapse_guard")
 

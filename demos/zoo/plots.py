@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from collapse_guard.demos.svg import draw_frame, draw_line, draw_text
+from .svg import draw_frame, draw_line, draw_text
 
 __all__ = ["draw_error", "draw_recovery"]
 

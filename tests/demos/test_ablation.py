@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from collapse_guard.cli import app
 from collapse_guard.demos import (
     ABLATION_ARMS,
     AblationRun,
@@ -16,6 +18,7 @@ from collapse_guard.demos import (
     ablation_table,
     conclude_ablation,
     draw_ablation,
+    measure_ablation,
     read_lines,
     run_ablation_arm,
     tell_story,
@@ -90,10 +93,38 @@ def test_a_bypassed_quantizer_shows_no_codes_and_then_begins() -> None:
     arm = ABLATION_ARMS["warm-up", "put back"]
     assert arm.quantizer is not None
     quantizer = arm.quantizer()
-    quantizer.steps = 2  # type: ignore[assignment]
+    quantizer.steps = 2
     shown = [quantizer(torch.randn(4, 2, 64))[1] for _ in range(3)]
     assert [codes is None for codes in shown] == [True, True, False]
     assert quantizer.eval()(torch.randn(4, 2, 64))[1] is not None
+
+
+def test_a_study_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for factor in [key for key in ABLATION_ARMS if key != ("without", "-")]:
+        monkeypatch.delitem(ABLATION_ARMS, factor)
+    told: list[str] = []
+    path = tmp_path / "ablation.jsonl"
+    first = measure_ablation(path, seeds=1, epochs=1, log_dir=tmp_path, tell=told.append)
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"arm": "without", "fac')  # killed while it wrote
+    again = measure_ablation(path, seeds=2, epochs=1, log_dir=tmp_path, tell=told.append)
+    assert [run.seed for run in first] == [0]
+    assert [run.seed for run in again] == [0, 1]
+    assert again[0] == first[0]
+    assert len(told) == 2
+
+
+def test_the_command_line_knows_the_ablation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[tuple[Path, int, int]] = []
+
+    def pretend(folder: Path, *, seeds: int, epochs: int, log_dir: Path) -> str:
+        asked.append((folder, seeds, epochs))
+        return "the page"
+
+    monkeypatch.setattr("collapse_guard.demos.run_ablation", pretend)
+    result = CliRunner().invoke(app, ["demo", "--ablation", "--seeds", "2", "--log-dir", str(tmp_path)])
+    assert (result.exit_code, result.stdout) == (0, "the page\n")
+    assert asked == [(tmp_path, 2, 30)]
 
 
 def test_the_pages_are_what_the_command_writes() -> None:
