@@ -22,6 +22,7 @@ __all__ = ["Rows", "Window", "ring_capacity"]
 
 _PER_FORWARD = 256
 _RING_ELEMENTS = 1 << 24  # 64 MiB of float32
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 def ring_capacity(K: int, D: int) -> int:
@@ -35,7 +36,8 @@ class Rows:
 
     Attributes:
         latents: (n, D) float32.
-        codes: (n,) int64. forwards: (n,) int64, which forward each came from, counted from 0.
+        codes: (n,) int64, K where there is no token.
+        forwards: (n,) int64, which forward each came from, counted from 0.
         valid: (n,) bool, which are tokens.
         shares: (n,) float32, what share of its forward's latents was kept, in (0, 1].
     """
@@ -64,6 +66,7 @@ class Window:
         self.capacity = min(ring_capacity(K, D), capacity) if capacity is not None else ring_capacity(K, D)
         self._seed = seed
         self._counts: Tensor | None = None
+        self._one: Tensor | None = None
         self._before: Tensor | None = None  # uses of each code before this window
         self._latents: Tensor | None = None
         self._valid: Tensor | None = None
@@ -73,6 +76,7 @@ class Window:
         self._even_since = 0  # latents added before the first of those that were kept at that share without a break
         self._forwards = 0
         self._generator: torch.Generator | None = None
+        self._places: tuple[int, Tensor] | None = None  # for so many rows, which are kept where nothing is drawn anew
         self.tap: Callable[[Tensor, Tensor], None] | None = None
         """Shown the codes (n,) and latents (n, D) of every forward, for what needs all of them and not a sample."""
         self._added = 0  # latents ever added
@@ -94,25 +98,40 @@ class Window:
             return
         self._allocate(codes.device)
         assert self._counts is not None
-        codes = codes.long()
-        valid = (codes >= 0) & (codes < self.K)
-        # What is not a token lands in an extra bin: filtering would have to ask the device how many are left.
-        bins = torch.where(valid, codes, self.K)
-        tallies = self._counts[: self.K + 1]
-        tallies.scatter_add_(0, bins, torch.ones_like(bins))
+        assert self._one is not None
+        # What is not a token lands in an extra bin: filtering would have to ask the device how many are left. What a
+        # step costs on a GPU is the number of operations, not their size: hence remainders, and nothing said twice.
+        bins = codes.long().clamp(-1, self.K).remainder_(self.K + 1)
+        self._counts[: self.K + 1].scatter_add_(0, bins, self._one.expand_as(bins))
         if latents is None:
             return
-        finite = latents.sum(dim=-1, dtype=torch.float32).isfinite()
-        self._counts[self.K + 1] += (valid & ~finite).sum()
+        sums = latents.sum(dim=-1, dtype=torch.float32)
+        broken = sums.sub_(sums).ne(0).logical_and_(bins.ne(self.K))  # only of what is finite is x - x equal to 0
+        self._counts[self.K + 1 :].add_(broken.sum())
         if self.tap is not None:
-            self.tap(torch.where(valid & finite, codes, -1), latents)
-        of = len(latents)
-        if in_graph and of > _PER_FORWARD:
-            even = slice(None, None, -(-of // _PER_FORWARD))
-            latents, codes, valid = latents[even], codes[even], valid[even]
-        self._keep(latents, codes, valid, of)
+            self.tap(bins.add(1).remainder_(self.K + 1).sub_(1).masked_fill_(broken, -1), latents)
+        n, most = len(latents), min(_PER_FORWARD, self.capacity)
+        self._keep(latents, bins, self._drawn(n, most, in_graph) if n > most else None)
         self._forwards += 1
-        self._replayed = min(self._replayed + len(latents), self.capacity) if in_graph else self._replayed
+        self._replayed = min(self._replayed + min(n, most), self.capacity) if in_graph else self._replayed
+
+    def _drawn(self, n: int, most: int, in_graph: bool) -> Tensor:
+        """Return which of n rows to keep, (most,), no row likelier than another over many forwards.
+
+        On the CPU drawn anew each time. Elsewhere that would be ten operations, and forbidden in a graph: one row of
+        each stretch, drawn once for n, is moved on around by steps of the golden ratio (Weyl's sequence).
+        """
+        assert self._counts is not None
+        device = self._counts.device
+        if device.type == "cpu":
+            return torch.randperm(n, generator=self._generator)[:most]
+        if self._places is None or self._places[0] != n:
+            starts = torch.arange(most, device=device) * n // most
+            if in_graph:  # nothing can be drawn there
+                return starts
+            once = torch.Generator(device=device).manual_seed(self._seed)
+            self._places = n, starts + torch.randint(max(n // most, 1), (most,), generator=once, device=device)
+        return (self._places[1] + int(n * (self._forwards * _GOLDEN % 1))).remainder_(n)
 
     def is_ready(self, device: torch.device) -> bool:
         """Whether there is memory on a device to record into already."""
@@ -124,6 +143,7 @@ class Window:
         # Tensors made under inference mode could not be written to outside of it.
         with torch.inference_mode(False):
             self._counts = torch.zeros(self.K + 2, dtype=torch.int64, device=device)
+            self._one = torch.ones(1, dtype=torch.int64, device=device)
             self._before = torch.zeros(self.K, dtype=torch.int64, device=device)
             self._latents = torch.zeros(self.capacity, self.D, dtype=torch.float32, device=device)
             self._valid = torch.zeros(self.capacity, dtype=torch.bool, device=device)
@@ -131,31 +151,31 @@ class Window:
             self._shares = torch.ones(self.capacity, dtype=torch.float32, device=device)
             self._generator = torch.Generator(device=device).manual_seed(self._seed)
             self._added = self._added_before = self._forwards = self._replayed = self._even_since = 0
+            self._places = None
 
-    def _keep(self, latents: Tensor, codes: Tensor, valid: Tensor, of: int) -> None:
+    def _keep(self, latents: Tensor, bins: Tensor, chosen: Tensor | None) -> None:
+        """Put the chosen rows, or all, into the ring; they are at most as many as it has."""
         assert self._latents is not None
         assert self._valid is not None
         assert self._origins is not None
         assert self._shares is not None
-        n, most = latents.shape[0], min(_PER_FORWARD, self.capacity)
-        if (share := min(n, most) / of) != self._share:
+        n = len(latents) if chosen is None else len(chosen)
+        share = n / len(latents)
+        if share != self._share:
             self._share, self._even_since = share, self._added
-        if n > most:
-            chosen = torch.randperm(n, generator=self._generator, device=latents.device)[:most]
-            latents, codes, valid, n = latents[chosen], codes[chosen], valid[chosen], most
+        holds_share = self._added - self._even_since >= self.capacity or (share == 1.0 and self._even_since == 0)
         start = self._added % self.capacity
         head = min(n, self.capacity - start)
-        self._latents[start : start + head] = latents[:head]
-        self._valid[start : start + head] = valid[:head]
-        self._origins[0, start : start + head] = codes[:head]
-        self._origins[1, start : start + head] = self._forwards
-        self._shares[start : start + head] = share
-        if head < n:
-            self._latents[: n - head] = latents[head:]
-            self._valid[: n - head] = valid[head:]
-            self._origins[0, : n - head] = codes[head:]
-            self._origins[1, : n - head] = self._forwards
-            self._shares[: n - head] = share
+        for ring, rows in ((slice(start, start + head), slice(head)), (slice(n - head), slice(head, n))):
+            if rows.start == n:
+                break
+            codes = self._origins[0, ring]
+            _put(self._latents[ring], latents, chosen, rows)
+            _put(codes, bins, chosen, rows)
+            torch.ne(codes, self.K, out=self._valid[ring])
+            self._origins[1, ring] = self._forwards
+            if not holds_share:
+                self._shares[ring] = share
         self._added += n
 
     @property
@@ -319,3 +339,13 @@ class Window:
         self._added, self._added_before = int(state["added"]), int(state["added_before"])
         self._forwards = int(state["forwards"])
         self._share, self._even_since = 0.0, self._added  # whether what came before is even, its rows tell
+
+
+def _put(into: Tensor, values: Tensor, chosen: Tensor | None, rows: slice) -> None:
+    """Write some of the chosen rows of values, or of all, in one operation where the types agree."""
+    if chosen is None:
+        into.copy_(values[rows])
+    elif values.dtype == into.dtype:
+        torch.index_select(values, 0, chosen[rows], out=into)
+    else:
+        into.copy_(values.index_select(0, chosen[rows]))

@@ -26,6 +26,7 @@ from .overhead_models import Realistic, Trained
 __all__ = ["DEVICE_MODELS", "DeviceLine", "count_waits", "measure_on_device", "own_cost", "time_arms"]
 
 _BLOCK = CADENCES[-1]  # steps: each block of the slowest cadence holds one reading
+_WARM = 10
 _TOKENS = 4096
 
 DEVICE_MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
@@ -35,7 +36,6 @@ DEVICE_MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "conv VQ-VAE, K 8192, 32,768 tokens": (lambda: Realistic(8192, images=128), 8192),
     "conv VQ-VAE, K 65,536, 8192 tokens": (lambda: Realistic(65_536, images=32), 65_536),
     "conv VQ-VAE, 8 levels of K 512, 2048 tokens": (lambda: Realistic(512, 8), 512),
-    "conv VQ-VAE, 8 levels of K 512, 32,768 tokens": (lambda: Realistic(512, 8, images=128), 512),
 }
 """Name -> what builds it, and its K."""
 
@@ -140,25 +140,25 @@ def _bytes_of(step: Callable[[], object], device: str) -> dict[str, int]:
 def _in_turns(steps: dict[str, Callable[[], object]], device: str, rounds: int) -> Iterator[dict[str, Any]]:
     taken: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
-    for turn in range(rounds + 1):  # the first one warms up
+    for step in steps.values():
+        _block(step, device, steps=_WARM)
+    for turn in range(rounds):
         shift = turn % len(names)
         for name in [*names[shift:], *names[:shift]]:
-            seconds = _block(steps[name], device)
-            if turn:
-                taken[name].append(seconds)
+            taken[name].append(_block(steps[name], device))
     for name, seconds_of in taken.items():
         low, _, high = statistics.quantiles(seconds_of, n=4) if len(seconds_of) > 1 else (0.0, 0.0, 0.0)
         yield {"arm": name, "value": statistics.median(seconds_of), "spread": (high - low) / 2}
 
 
-def _block(step: Callable[[], object], device: str) -> float:
+def _block(step: Callable[[], object], device: str, *, steps: int = _BLOCK) -> float:
     """Return wall seconds of a step, the mean over a block."""
     _await(device)
     began = time.perf_counter()
-    for _ in range(_BLOCK):
+    for _ in range(steps):
         step()
     _await(device)
-    return (time.perf_counter() - began) / _BLOCK
+    return (time.perf_counter() - began) / steps
 
 
 def _await(device: str) -> None:

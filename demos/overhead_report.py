@@ -101,7 +101,8 @@ def device_as_markdown(lines: Sequence[DeviceLine]) -> str:
     """Return the section of a GPU, from what was measured there."""
     found = {(each.part, each.setting, each.arm): each for each in lines}
     models, own, waits = (
-        list(dict.fromkeys(each.setting for each in lines if each.part == part)) for part in ("models", "own", "waits")
+        list(dict.fromkeys(each.setting for each in lines if each.part == part and each.arm in last))
+        for part, last in (("models", _GUARDED[-1:]), ("own", ("one-hot",)), ("waits", ("1",)))
     )
     waited = [f"{each.arm} ({each.value:.0f})" for each in lines if each.part == "waits"]
     return "\n".join(
@@ -111,23 +112,17 @@ def device_as_markdown(lines: Sequence[DeviceLine]) -> str:
             f"Written by `make bench-overhead ARGS='--device cuda'` on one {lines[0].device}, torch {lines[0].torch};",
             "every figure is in `overhead-gpu.jsonl`. Wall time of blocks of 50 steps with the device awaited at their",
             "ends only, arms taking turns block by block in one process; medians. *Again* is a second unguarded run:",
-            "what it differs by is noise. One-hot is the perplexity that training scripts compute in each step and read",
-            "with `.item()`.",
+            "what it differs by is noise. One-hot is the perplexity that training scripts compute in each step and",
+            "read with `.item()`.",
             "",
             "| model | plain step | again | guard, 1 | guard, 10 | guard, 50 | one-hot |",
             "|---|---|---|---|---|---|---|",
             *(_device_row(setting, found) for setting in models),
             "",
-            "The guard's own cost: microseconds a step on quantizers that do nothing, D = 32, 4096 tokens for each",
-            "codebook; and MiB on the device: what the guard holds, and what a reading takes for a moment beside it.",
-            "",
-            "| K | codebooks | guard, 1 | guard, 10 | guard, 50 | one-hot | held | at a reading |",
-            "|---|---|---|---|---|---|---|---|",
-            *(_own_row(setting, found) for setting in own),
-            "",
+            *_own_table(own, found),
             *(
-                f"{setting}, 101 steps: the host waited for the device at steps {', '.join(waited)}, and at no other, as CUDA"
-                "\nitself reports it. The first step checks once that codes are in range.\n"
+                f"{setting}, 101 steps: the host waited for the device at steps {', '.join(waited)}, and at no\n"
+                "other, as CUDA itself reports it. The first step checks once that codes are in range.\n"
                 for setting in waits
             ),
         ]
@@ -139,6 +134,20 @@ def _device_row(setting: str, found: Mapping[tuple[str, str, str], DeviceLine]) 
     arms = ("plain again", *_GUARDED, "one-hot")
     cells = " | ".join(f"{found['models', setting, arm].value / plain - 1:+.1%}" for arm in arms)
     return f"| {setting} | {1e3 * plain:.2f} ms | {cells} |"
+
+
+def _own_table(settings: Sequence[str], found: Mapping[tuple[str, str, str], DeviceLine]) -> list[str]:
+    if not settings:
+        return []
+    return [
+        "The guard's own cost: microseconds a step on quantizers that do nothing, D = 32, 4096 tokens for each",
+        "codebook; and MiB on the device: what the guard holds, and what a reading takes for a moment beside it.",
+        "",
+        "| K | codebooks | guard, 1 | guard, 10 | guard, 50 | one-hot | held | at a reading |",
+        "|---|---|---|---|---|---|---|---|",
+        *(_own_row(setting, found) for setting in settings),
+        "",
+    ]
 
 
 def _own_row(setting: str, found: Mapping[tuple[str, str, str], DeviceLine]) -> str:

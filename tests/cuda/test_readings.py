@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from collapse_guard import GenericVQ, Guard
 from collapse_guard.measure import read_window
+from collapse_guard.window import Window
 
 from .scenes import KINDS, D, K, Run, acting, observing, same_bits
 
@@ -30,6 +31,20 @@ def test_probes_count_what_the_quantizer_returned(device: torch.device, kind: st
         assert window.tallies is not None
         assert window.tallies.device.type == device.type
         assert window.tallies.cpu().tolist() == [*np.bincount(codes[:, level], minlength=K).tolist(), 0, 0]
+
+
+@pytest.mark.parametrize("n", [300, 1000])
+def test_no_token_is_likelier_to_be_kept_than_another(device: torch.device, n: int) -> None:
+    window, steps = Window(K, 1), 1000
+    rows, codes = torch.arange(n, dtype=torch.float32, device=device).unsqueeze(1), torch.zeros(n, dtype=torch.int64)
+    kept = torch.zeros(n)
+    for _ in range(steps):
+        window.add(codes.to(device), rows)
+        newest = window.latest(256).flatten().long().cpu()
+        assert len(newest.unique()) == 256
+        kept += newest.bincount(minlength=n)
+    expected = steps * 256 / n
+    assert 0.75 * expected < float(kept.min()) <= float(kept.max()) < 1.25 * expected
 
 
 class Given(nn.Module):

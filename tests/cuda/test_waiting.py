@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from collapse_guard import Guard
+from collapse_guard.demos import SyncCounter
 from collapse_guard.testing import Recorder
 from tests import quantizers
 
@@ -39,15 +40,14 @@ class Model(nn.Module):
 def waiting(how: str) -> Iterator[list[str]]:
     """Let what waits for the device raise ("error"), or be counted ("warn")."""
     found: list[str] = []
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode(how)
-    try:
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")  # also of what the mode says of itself
+        torch.cuda.set_sync_debug_mode(how)
+        try:
             yield found
-        found += [str(each.message) for each in seen if "synchroniz" in str(each.message)]
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    found += [str(each.message) for each in seen if "called a synchronizing" in str(each.message)]
 
 
 def step(model: Model, optimizer: torch.optim.Optimizer, guard: Guard | None, x: Tensor) -> None:
@@ -57,6 +57,27 @@ def step(model: Model, optimizer: torch.optim.Optimizer, guard: Guard | None, x:
     optimizer.step()
     if guard is not None:
         guard.step(loss=loss)
+
+
+def counted_on_the_cpu(guard: Guard | None) -> dict[int, int]:
+    """Return by step what would have made the host wait for a device, the model's own doing included."""
+    model = Model().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    if guard is not None:
+        guard.attach(model, optimizer)
+    found = {}
+    for number in range(1, 2 * EVERY + 1):
+        with SyncCounter() as syncs:
+            step(model, optimizer, guard, batch(number, torch.device("cpu")))
+        found[number] = syncs.total
+    return found
+
+
+def test_gradients_that_are_felt_before_a_reading_wait_for_nothing() -> None:
+    with Guard(observing(EVERY), console=False) as guard:
+        watched = counted_on_the_cpu(guard)
+    plain = counted_on_the_cpu(None)
+    assert {number for number in plain if watched[number] > plain[number]} == {1, EVERY, 2 * EVERY}
 
 
 @pytest.mark.parametrize("mode", ["observe", "act"])

@@ -89,9 +89,9 @@ def test_the_section_of_a_gpu_is_measured_and_told() -> None:
     lines = [DeviceLine("card", "2.0", "models", "tiny", arm, value) for arm, value in seconds.items()]
     lines += [DeviceLine("card", "2.0", "own", "16 | 2", arm, 0.01 + value) for arm, value in seconds.items()]
     lines.append(DeviceLine("card", "2.0", "own", "16 | 2", "guard 1", 0.0223, held=3 * 2**20, peak=2**20))
-    lines.append(DeviceLine("card", "2.0", "waits", "two", "50", 4.0))
+    lines.append(DeviceLine("card", "2.0", "waits", "two", "1", 4.0))
     page = device_as_markdown(lines)
     assert "| tiny | 10.00 ms | +1.0% | +10.0% | +1.0% | +0.0% | +20.0% |" in page
     assert "| 16 | 2 | 2300 | 100 | 0 | 22000 | 3.0 | 1.0 |" in page
     assert "one card, torch 2.0" in page
-    assert "at steps 50 (4), and at no" in page
+    assert "at steps 1 (4), and at no" in page
