@@ -186,7 +186,7 @@ ABLATION_ARMS: dict[tuple[str, str], Arm] = {
     **_pair(
         "warm-up",
         "warm-up, quantizer bypassed",
-        f"the quantizer is left out of the first {_WARM_UP} steps, in which encoder and classifier learn without it",
+        f"the quantizer is left out of the first {_WARM_UP} steps of 1350, in which the model learns without it",
         _bypassed,
     ),
     **_pair(

@@ -29,7 +29,7 @@ class LookRun:
 
 
 def measure_looks(path: Path, *, seeds: int, tell: Callable[[str], object]) -> list[LookRun]:
-    """Take the looks that a file does not hold yet, append them, and return those of so many seeds."""
+    """Take the looks that a file does not hold yet, append them, and return all."""
     have = {(look.model, look.seed) for look in read_lines(path, LookRun)}
     for seed in range(seeds):
         for model in (name for name in LOOKS if (name, seed) not in have):
@@ -37,5 +37,5 @@ def measure_looks(path: Path, *, seeds: int, tell: Callable[[str], object]) -> l
             append_line(path, asdict(look))
             tell(f"seed {seed}, {model}: {look.training:.1f} / {look.evaluation:.1f} / {look.quantizer_training:.1f}")
     order = {name: place for place, name in enumerate(LOOKS)}
-    known = [look for look in read_lines(path, LookRun) if look.model in order and look.seed < seeds]
+    known = [look for look in read_lines(path, LookRun) if look.model in order]
     return sorted(known, key=lambda look: (order[look.model], look.seed))

@@ -105,7 +105,7 @@ def _missing(runs: Sequence[AblationRun], seeds: int, epochs: int) -> Iterator[t
 def measure_ablation(
     path: Path, *, seeds: int, epochs: int, log_dir: Path, tell: Callable[[str], object]
 ) -> list[AblationRun]:
-    """Run what a file does not hold yet, append it, and return all runs of so many seeds and epochs.
+    """Run what a file does not hold yet, append it, and return all runs of so many epochs.
 
     Args:
         path: of the file; JSON lines.
@@ -119,4 +119,4 @@ def measure_ablation(
         append_line(path, asdict(run))
         levels = "+".join(f"{value:.1f}" for value in run.eval_perplexity) or "-"
         tell(f"seed {seed}, {arm}, factor {factor}: accuracy {run.accuracy:.3f}, perplexity {levels}")
-    return [run for run in read_lines(path, AblationRun) if run.epochs == epochs and run.seed < seeds]
+    return [run for run in read_lines(path, AblationRun) if run.epochs == epochs]

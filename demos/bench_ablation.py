@@ -54,13 +54,13 @@ def tell_story(text: str, blocks: dict[str, str]) -> str:
     r"""Return a page with what stands between its markers `<!-- ablation:NAME -->` and `<!-- /ablation:NAME -->` new.
 
     >>> tell_story("a <!-- ablation:x -->old<!-- /ablation:x --> b", {"x": "new"})
-    'a <!-- ablation:x -->\nnew\n<!-- /ablation:x --> b'
+    'a <!-- ablation:x -->\n\nnew\n\n<!-- /ablation:x --> b'
     """
     for name, block in blocks.items():
         opening, closing = f"<!-- ablation:{name} -->", f"<!-- /ablation:{name} -->"
         before, found, rest = text.partition(opening)
         if found:
-            text = f"{before}{opening}\n{block}\n{closing}{rest.partition(closing)[2]}"
+            text = f"{before}{opening}\n\n{block}\n\n{closing}{rest.partition(closing)[2]}"
     return text
 
 
