@@ -95,7 +95,7 @@ readme: $(STAMP)  ## run the demo and write its output into the README
 support: $(STAMP)  ## write the table of supported quantizer classes into the README
 	$(BIN)/python -m tests.contract.support
 
-bench-endurance: $(STAMP)  ## memory, cost and log of 20,000 guarded steps
+bench-endurance: $(STAMP)  ## measure memory, cost and log of 20,000 guarded steps, and write docs/benchmarks/endurance.md; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -c "from collapse_guard.demos.bench_endurance import main; main()" $(ARGS)
 
 kill: $(STAMP)  ## kill training runs at fifty random moments each, resume them, compare bit for bit
