@@ -105,7 +105,10 @@ class Probe:
                 in_graph = observation is not None and is_capturing()
                 if observation is not None and (not in_graph or self._can_be_captured(window, observation)):
                     self._check(observation)
-                    window.add(observation.codes, observation.latents, in_graph=in_graph)
+                    if in_graph:
+                        window.add(observation.codes, observation.latents, in_graph=True)
+                    else:
+                        window.add(observation.codes, observation.latents)
             if in_graph:
                 return
             if observation is not None and window is self.window and self.pulse.is_armed and torch.is_grad_enabled():

@@ -91,7 +91,11 @@ def observations_of(model: Model, view: CodebookView) -> Iterator[list[Observati
     seen: list[Observation] = []
     (own,) = (each for each in found(model) if each.name == view.name)
     probe = Probe(own, seed=0, on_error=_raise)
-    probe.window.add = lambda codes, latents: seen.append(Observation(codes, latents))  # type: ignore[method-assign]
+
+    def add(codes: Tensor, latents: Tensor | None, *, in_graph: bool = False) -> None:
+        seen.append(Observation(codes, latents))
+
+    probe.window.add = add  # type: ignore[method-assign]
     probe.install()
     try:
         yield seen

@@ -169,7 +169,8 @@ def test_every_replay_of_a_graph_is_counted(cuda: torch.device, kind: str) -> No
     captured.run.recorder.events.clear()
     codes = captured.replay(22)  # readings at steps 5, 10, 15, 20 and 25
     run = captured.run
-    (probe,) = run.guard._watch.probes.values() if run.guard is not None else ()
+    assert run.guard is not None
+    (probe,) = run.guard._watch.probes.values()
     (fault,) = run.recorder.of("fault")
     assert "captured in a CUDA graph: every replay counts its codes" in fault.fields["reason"]
     readings = run.recorder.of("reading")
@@ -195,7 +196,11 @@ def test_observing_changes_no_bit_of_a_replayed_run(cuda: torch.device, kind: st
 
 @pytest.mark.parametrize("kind", ["home-made", "embedding"])
 def test_replays_see_what_is_written_and_a_fallback_holds(cuda: torch.device, kind: str) -> None:
-    ladder = (RESET, {"decay_commitment": {}}, {"fallback_tokenizer": {"refit_every": "100 steps"}})
+    ladder: tuple[dict[str, Any], ...] = (
+        RESET,
+        {"decay_commitment": {}},
+        {"fallback_tokenizer": {"refit_every": "100 steps"}},
+    )
     captured = Captured(kind, cuda, acting(*ladder, every=4))
     run = captured.run
     (view,) = run.views

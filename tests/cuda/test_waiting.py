@@ -33,7 +33,8 @@ class Model(nn.Module):
         """Return the loss."""
         z = self.encoder(x)
         (q, loss, _), (r, further, _) = self.one(z), self.two(z)
-        return functional.mse_loss(q + r, x) + loss + further
+        total: Tensor = functional.mse_loss(q + r, x) + loss + further
+        return total
 
 
 @contextmanager
