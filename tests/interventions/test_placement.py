@@ -44,3 +44,9 @@ def test_counts_keep_their_total_and_none_starts_near_death() -> None:
     torch.testing.assert_close(counts, torch.tensor([18.0, 2.5, 2.5, 2.5]))
     broken = scale_counts(torch.tensor([3, 1]), torch.tensor([float("nan"), 1.0]), 0.5)
     torch.testing.assert_close(broken, torch.tensor([3.0, 1.0]))
+
+
+def test_of_a_vector_that_is_there_many_times_a_draw_takes_one() -> None:
+    padded = torch.cat([islands(40), torch.zeros(400, 2)])
+    placed = place_beside(torch.empty(0, 2), padded, 41, source="reservoir", seed=1)
+    assert sorted(placed.tolist()) == sorted(torch.unique(padded, dim=0).tolist())
