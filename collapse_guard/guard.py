@@ -15,6 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -537,7 +538,8 @@ class Guard:
         readings = self._watch.read(word, dead_below=sample.dead_below, min_tokens=enough)
         taken: list[Reading] = []
         uses: dict[str, list[int]] = {}
-        for reading, counts in readings:
+        for taken_now, counts in readings:
+            reading = replace(taken_now, rewrites=self._ledger.version_of(taken_now.codebook))
             if is_told(self._readings_taken[reading.codebook]):
                 uses[reading.codebook] = uses_of(counts)
             self._readings_taken[reading.codebook] += 1

@@ -11,14 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .digits import DigitsClassifier, digits_loaders
 from .quantizer import ReferenceQuantizer
 
 __all__ = ["BENCH_DATA", "Points", "blobs", "latents", "patches", "photo_windows"]
@@ -67,6 +65,10 @@ class _Recording(nn.Module):
 
 def latents(N: int, seed: int) -> Points:
     """Return the last N latents, of length 1, that the quantizer of the digits demo was given in training."""
+    import lightning.pytorch as pl  # this data set alone needs it, and it is slow to load
+
+    from .digits import DigitsClassifier, digits_loaders
+
     per_epoch = 2 * 1437
     epochs = 8 + -(-N // per_epoch)  # the first epochs are not recorded
     pl.seed_everything(seed, verbose=False)

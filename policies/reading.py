@@ -52,6 +52,7 @@ class Reading:
         loss: the value that the user named for verification.
         eval_to_train: in evaluation, perplexity_ratio / that of the latest reading in training, 0 or more; `None` in
             training, and in evaluation before any reading there.
+        rewrites: how often the guard has written this codebook so far.
         causes: why, likeliest first; only known where a rule was about to alert or to act.
     """
 
@@ -81,6 +82,7 @@ class Reading:
     decay: float | None = None
     loss: float | None = None
     eval_to_train: float | None = None
+    rewrites: int | None = None
     causes: tuple[Diagnosis, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:

@@ -37,6 +37,7 @@ MEANINGS = {
     "decay": "share of the old in the codebook's moving average at each step",
     "loss": "the loss that was named to the guard",
     "eval_to_train": "perplexity_ratio in evaluation, as a fraction of what training showed last; about 1 is right",
+    "rewrites": "how often the guard has written the codebook so far",
 }
 """What each field of a reading says, in one phrase."""
 

@@ -42,7 +42,7 @@ def padded(facts: Facts) -> Diagnosis | None:
 
 
 def few_modes(facts: Facts) -> Diagnosis | None:
-    """The codes in use serve the latents as well as any would: k-means on them finds no more."""
+    """The codes in use serve the latents as well as any would: k-means finds no more, or there are no more to serve."""
     reading, latents = facts.reading, facts.latents
     error = reading.relative_error
     if error is None or error >= 0.1 or len(latents) < 16 or reading.usage >= 0.5 or reading.K <= 8:
@@ -53,7 +53,9 @@ def few_modes(facts: Facts) -> Diagnosis | None:
     gained = max(same - found, 0.0)
     seen = [mark.perplexity for mark in facts.read if mark.perplexity is not None]
     lost = max(seen, default=reading.perplexity) / reading.perplexity
-    confidence = 0.95 * ramp(error, 0.1, 0.04) * ramp(gained, 0.08, 0.03) * ramp(lost, 6, 3)
+    # A small error is no proof: of latents along a line few codes leave little, and more would leave next to nothing.
+    missed = ramp(error / found if found > 0 else math.inf, 2, 4) * ramp(_modes(facts, 4 * in_use) / in_use, 2, 4)
+    confidence = 0.95 * ramp(error, 0.1, 0.04) * ramp(gained, 0.08, 0.03) * ramp(lost, 6, 3) * (1 - missed)
     confidence *= ramp(reading.usage, 0.5, 0.3)
     if confidence <= 0:
         return None
@@ -144,6 +146,21 @@ def _same_vector(facts: Facts) -> tuple[float, float]:
     if not shares:
         return math.nan, math.nan
     return sum(shares) / len(shares), sum(others) / len(others)
+
+
+def _modes(facts: Facts, most: int) -> int:
+    """Return how many balls it takes to cover the latents of the latest forward, counted up to `most`.
+
+    Each has a radius of a twentieth of their spread; the next one is put on the latent farthest from those before it.
+    """
+    rows = facts.latents[facts.forwards == facts.forwards.max()][:256]
+    size = 2.5 * _alike(rows)
+    nearest = torch.cdist(rows, rows[:1]).squeeze(1)
+    count = 1
+    while count < most and float(nearest.max()) > size:
+        nearest = torch.minimum(nearest, torch.cdist(rows, rows[nearest.argmax()].unsqueeze(0)).squeeze(1))
+        count += 1
+    return count
 
 
 def _alike(rows: Tensor) -> float:

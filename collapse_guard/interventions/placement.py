@@ -126,10 +126,10 @@ def beside_the_living(
 def place_beside(living: Tensor, latents: Tensor, m: int, *, source: str, seed: int) -> Tensor:
     """Choose places for `m` codes given those that live.
 
-    `reservoir` draws latents at random; `distortion` draws them in proportion to their squared distance from the codes
-    that live. `kmeans` draws them in proportion to their squared distance from what is already placed (the D^2 sampling
-    of k-means++, Arthur & Vassilvitskii 2007) and then refines the new places, and only those, by Lloyd iterations
-    among all codes.
+    `reservoir` draws different latents at random: codes as dense as latents, of about equal use. `distortion` draws
+    them in proportion to their squared distance from the codes that live. `kmeans` draws them in proportion to their
+    squared distance from what is already placed (the D^2 sampling of k-means++, Arthur & Vassilvitskii 2007) and then
+    refines the new places, and only those, by Lloyd iterations among all codes.
 
     Args:
         living: (k, D) codes that stay, k may be 0.
@@ -152,10 +152,11 @@ def place_beside(living: Tensor, latents: Tensor, m: int, *, source: str, seed: 
 
 
 def _draw(latents: Tensor, m: int, generator: torch.Generator) -> Tensor:
-    n = len(latents)
-    if n >= m:
-        return latents[torch.randperm(n, generator=generator, device=latents.device)[:m]].clone()
-    return latents[torch.randint(n, (m,), generator=generator, device=latents.device)].clone()
+    """Draw different latents, so that padding gets one code; of too few all, and some twice."""
+    distinct = torch.unique(latents, dim=0)
+    order = torch.randperm(len(distinct), generator=generator, device=latents.device)[:m]
+    more = torch.randint(len(distinct), (m - len(order),), generator=generator, device=latents.device)
+    return distinct[torch.cat([order, more])]
 
 
 def _draw_by_distortion(living: Tensor, latents: Tensor, m: int, generator: torch.Generator) -> Tensor:

@@ -100,13 +100,17 @@ def jump(*, at: int, steps: int, factor: float) -> Disturbance:
     return disturb
 
 
-def drift(per_step: float) -> Disturbance:
-    """Return a disturbance: the latents wander off in one direction by so much in each step."""
+def drift(per_step: float, *, until: int) -> Disturbance:
+    """Return a disturbance: the latents wander off in one direction by so much in each step before one.
+
+    It has to end: while latents wander the decoder is behind as well, and no codebook can make up for that.
+    """
 
     @torch.no_grad()
     def disturb(run: Run, step: int) -> None:
-        bias: Tensor = run.model.encoder[-1].bias  # type: ignore[assignment]
-        bias += per_step
+        if step < until:
+            bias: Tensor = run.model.encoder[-1].bias  # type: ignore[assignment]
+            bias += per_step
 
     return disturb
 

@@ -23,10 +23,12 @@ from .arms import Arm, random_policy
 from .models import Bottleneck, Coder, build_quantizer
 from .scenario import Run, Scenario, any_items
 
-__all__ = ["WINDOW", "CellResult", "run_cell"]
+__all__ = ["EVALUATED_EVERY", "WINDOW", "CellResult", "run_cell"]
 
 WINDOW = 25
 """Steps over which a value of the trace is counted."""
+EVALUATED_EVERY = 100
+"""Steps after which the held-out items are looked at, as in any training; the last time is the one that counts."""
 _START_STREAM = 10_000  # added to the seed: starts and batches draw from streams of their own
 _ADVERSARY_WEIGHT = 0.05
 _PRETRAINING, _PRETRAINING_TOKENS = 300, 256
@@ -112,10 +114,15 @@ def run_cell(scenario: Scenario, arm: Arm, seed: int, *, steps: int | None = Non
             codes, loss = trainer.step(step)
             counter.add(codes, step)
             guard.step(loss=loss)
+            if (step + 1) % EVALUATED_EVERY == 0 and step + 1 < steps:
+                with guard.evaluate():
+                    trainer.judge()
+                trainer.run.model.train()
         seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
         done = [(each["step"], each["codebook"], each["action"], each["result"]) for each in guard.interventions]
         guard_seconds = guard.seconds
-    error, perplexities, usages = trainer.judge()
+        with guard.evaluate():
+            error, perplexities, usages = trainer.judge()
     return CellResult(
         scenario=scenario.name,
         arm=arm.name,
@@ -201,12 +208,14 @@ class _Trainer:
     @torch.no_grad()
     def judge(self) -> tuple[float | None, list[float], list[float]]:
         """Return error, perplexities and usages on the held-out items."""
-        run = self.run
+        run, draws, is_passed_by = self.run, self.run.draws, self.run.model.is_passed_by
         run.model.eval()
         run.model.is_passed_by = False
         run.draws = torch.Generator().manual_seed(_START_STREAM)
         x, mask = self._pad(run.data.test)
+        run.draws = draws
         decoded, codes, _ = run.model(x, mask if self.is_twin else None)
+        run.model.is_passed_by = is_passed_by
         error = float(_error(decoded, x, mask)) / run.data.variance
         K = run.model.bottleneck.K
         counts = [_count(_only_tokens(own, mask), K) for own in codes]

@@ -25,6 +25,7 @@ __all__ = ["COLLAPSES"]
 _KMEANS: dict[str, Any] = {"kmeans_init": True}
 _OWN: dict[str, Any] = {"kmeans_init": True, "threshold_ema_dead_code": 0.2}
 _JUMP_AT = 150
+_LONG = 800  # where encoder and decoder are thrown as well: they take longer than the codebook, whatever is done
 
 COLLAPSES: tuple[Scenario, ...] = (
     Scenario(
@@ -119,10 +120,12 @@ COLLAPSES: tuple[Scenario, ...] = (
         start=deep_levels_too_large,
         own=_OWN,
         healthy=_OWN,
+        steps=_LONG,
     ),
     Scenario(
         "encoder-jump",
         "the learning rate rises thirtyfold for five steps",
+        steps=_LONG,
         onset=_JUMP_AT,
         options=_KMEANS,
         own=_OWN,
@@ -130,11 +133,12 @@ COLLAPSES: tuple[Scenario, ...] = (
     ),
     Scenario(
         "slow-drift",
-        "the latents wander off and leave the codes behind",
+        "for 100 steps the latents wander off and leave the codes behind",
+        steps=_LONG,
         onset=_JUMP_AT,
         options={"decay": 0.99, **_KMEANS},
         own=_OWN,
-        disturb=drift(0.05),
+        disturb=drift(0.05, until=_JUMP_AT + 100),
     ),
     Scenario(
         "frozen-codebook",

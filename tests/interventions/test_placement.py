@@ -57,3 +57,9 @@ def test_a_broken_count_is_not_handed_on_to_the_codes_that_are_placed() -> None:
         _, counts = beside_the_living(view, torch.tensor([3]), islands(), source="kmeans", refill=0.5, seed=0)
         assert counts is not None
         assert counts.tolist() == [pytest.approx(0.5 * 300 / 8)]
+
+
+def test_of_a_vector_that_is_there_many_times_a_draw_takes_one() -> None:
+    padded = torch.cat([islands(40), torch.zeros(400, 2)])
+    placed = place_beside(torch.empty(0, 2), padded, 41, source="reservoir", seed=1)
+    assert sorted(placed.tolist()) == sorted(torch.unique(padded, dim=0).tolist())
