@@ -164,10 +164,12 @@ _MODULES = {
     "bench_engine": "DERIVED_POLICY engine_readings",
     "bench_evaluation": "run_evaluation_case=run_case",
     "bench_log": "LogCost log_costs_as_markdown measure_log write_long_log",
-    "bench_upkeep": "UPKEEP_ARMS ControlRun UpkeepRun control_as_markdown run_control run_upkeep_arm upkeep_as_markdown",
+    "bench_upkeep": "UPKEEP_ARMS ControlRun UpkeepRun "
+    "control_as_markdown run_control run_upkeep_arm upkeep_as_markdown",
     "diagnosis_cost": "COST_BOUND DiagnosisCost cost_as_markdown measure_cost",
     "digits": "DigitsClassifier digits_loaders",
-    "evaluation_cases": "EVALUATION_CASES=CASES HEALTHY_EVALUATIONS=HEALTHY EvaluationCase=Case CaseQuantizer DigitsAutoencoder",
+    "evaluation_cases": "EVALUATION_CASES=CASES HEALTHY_EVALUATIONS=HEALTHY "
+    "EvaluationCase=Case CaseQuantizer DigitsAutoencoder",
     "evaluation_modes": "LOOKS look_at",
     "kmeans_cells": "BenchFit append_line measure_fits read_lines",
     "kmeans_data": "BENCH_DATA photo_windows",
@@ -175,7 +177,8 @@ _MODULES = {
     "kmeans_methods": "BENCH_METHODS",
     "kmeans_plot": "quality_over_time",
     "kmeans_refit": "REFITS RefitLine measure_refits",
-    "kmeans_report": "assignments_as_markdown fits_as_markdown large_as_markdown refits_as_markdown scaling_as_markdown",
+    "kmeans_report": "assignments_as_markdown fits_as_markdown "
+    "large_as_markdown refits_as_markdown scaling_as_markdown",
     "kmeans_scaling": "ScalingFit measure_scaling",
     "kmeans_search": "ASSIGNMENTS LARGE_DATA Assignment LargeSearch measure_assignments measure_large",
     "overhead_costs": "Costs cost_of_guarding count_syncs one_hot_perplexity",
