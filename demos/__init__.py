@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import zoo
-from .ablation_arms import ABLATION_ARMS
+from .ablation_arms import ABLATION_ARMS, Bypassed
 from .ablation_looks import LookRun
 from .ablation_plot import draw_ablation
 from .ablation_report import ablation_as_markdown, ablation_table, conclude_ablation
@@ -69,6 +69,7 @@ __all__ = [
     "ArmResult",
     "Assignment",
     "BenchFit",
+    "Bypassed",
     "CaseQuantizer",
     "ControlRun",
     "Costs",
