@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import zoo
-    from .ablation_arms import ABLATION_ARMS
+    from .ablation_arms import ABLATION_ARMS, Bypassed
     from .ablation_looks import LookRun
     from .ablation_plot import draw_ablation
     from .ablation_report import ablation_as_markdown, ablation_table, conclude_ablation
@@ -80,6 +80,7 @@ __all__ = [
     "ArmResult",
     "Assignment",
     "BenchFit",
+    "Bypassed",
     "CaseQuantizer",
     "ControlRun",
     "Costs",
@@ -154,7 +155,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "ablation_arms": "ABLATION_ARMS",
+    "ablation_arms": "ABLATION_ARMS Bypassed",
     "ablation_looks": "LookRun",
     "ablation_plot": "draw_ablation",
     "ablation_report": "ablation_as_markdown ablation_table conclude_ablation",

@@ -27,8 +27,8 @@ def draw_ablation(runs: Sequence[AblationRun]) -> str:
 
     body = []
     for place, (factor, words) in enumerate(_WORDS.items()):
-        x = _LEFT + place * 150
-        body.append(f'<circle cx="{x}" cy="{_TOP - 26}" r="5" fill="{_COLOURS[factor]}"/>')
+        x = _LEFT + place * 150.0
+        body.append(f'<circle cx="{x:.0f}" cy="{_TOP - 26}" r="5" fill="{_COLOURS[factor]}"/>')
         body.append(draw_text(x + 10, _TOP - 22, words, is_small=True))
     for tick in range(0, 11, 2):
         x = place_of(tick / 10)

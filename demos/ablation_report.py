@@ -79,7 +79,7 @@ def conclude_ablation(runs: Sequence[AblationRun]) -> str:
 
 def _while_it_is_missing(runs: Sequence[AblationRun], ill: float, without: float) -> str:
     """Sort the proposals by what they bring while the update is broken."""
-    helped, partly, nothing = [], [], []
+    helped, partly, nothing = list[str](), list[str](), list[str]()
     for key in _proposals(runs, "missing", "-"):
         these = _of(runs, key, "missing", "-")
         closed = (_accuracy(these) - ill) / (without - ill)
@@ -109,7 +109,7 @@ def _proposals(runs: Sequence[AblationRun], *factors: str) -> list[str]:
 def _once_it_is_back(runs: Sequence[AblationRun], well: Sequence[AblationRun]) -> str:
     """Compare each proposal with the repaired reference quantizer, seed by seed."""
     plain = {run.seed: run.accuracy for run in well}
-    better, worse, mixed = [], [], []
+    better, worse, mixed = list[str](), list[str](), list[str]()
     for key in _proposals(runs, "put back"):
         pairs = [run.accuracy - plain[run.seed] for run in _of(runs, key, "put back") if run.seed in plain]
         if pairs:

@@ -13,6 +13,7 @@ from collapse_guard.cli import app
 from collapse_guard.demos import (
     ABLATION_ARMS,
     AblationRun,
+    Bypassed,
     LookRun,
     ablation_as_markdown,
     ablation_table,
@@ -93,6 +94,7 @@ def test_a_bypassed_quantizer_shows_no_codes_and_then_begins() -> None:
     arm = ABLATION_ARMS["warm-up", "put back"]
     assert arm.quantizer is not None
     quantizer = arm.quantizer()
+    assert isinstance(quantizer, Bypassed)
     quantizer.steps = 2
     shown = [quantizer(torch.randn(4, 2, 64))[1] for _ in range(3)]
     assert [codes is None for codes in shown] == [True, True, False]
