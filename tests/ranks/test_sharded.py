@@ -137,6 +137,12 @@ def holds_shards(view: CodebookView) -> bool:
     return isinstance(ref.whole(), DTensor)
 
 
+def local(parameter: Tensor) -> Tensor:
+    """Return the part that this rank holds."""
+    assert isinstance(parameter, DTensor)
+    return parameter.to_local()
+
+
 def sharded_whole(rank: int, size: int, *, place: int) -> dict[str, Any]:
     """Shard everything, the quantizer too, and train with a guard that acts as often as it can."""
     case = CASES[place]
@@ -153,13 +159,13 @@ def sharded_whole(rank: int, size: int, *, place: int) -> dict[str, Any]:
     with guard:
         views = [probe.view for probe in guard._watch.probes.values()]
         held = {view.name: holds_shards(view) for view in views}
-        before = [parameter.to_local().clone() for parameter in model.parameters()]
+        before = [local(parameter).clone() for parameter in model.parameters()]
         for _ in range(12):
             optimizer.zero_grad()
             model(case.batch()).backward()
             optimizer.step()
             guard.step()
-        moved = [not torch.equal(old, new.to_local()) for old, new in zip(before, model.parameters(), strict=True)]
+        moved = [not torch.equal(old, local(new)) for old, new in zip(before, model.parameters(), strict=True)]
     return loops.told(recorder) | {"held": held, "moved": any(moved)}
 
 
