@@ -13,7 +13,7 @@ comparisons do not decide it.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Protocol, TypeAlias
@@ -200,22 +200,9 @@ class Condition:
         Args:
             missing: what a comparison says of a field that is missing. nan: of one that is NaN.
         """
-        tests = [part.compile(missing, nan) for part in self.parts]
-        if len(tests) == 1:
-            return tests[0]
-        decisive = self.any  # the one answer of a part that settles the whole
-
-        def test(reading: Reading, derived: Derived = NOTHING, /) -> bool | None:
-            verdict: bool | None = not decisive
-            for part in tests:
-                answer = part(reading, derived)
-                if answer is decisive:
-                    return decisive
-                if answer is None:
-                    verdict = None
-            return verdict
-
-        return test
+        if len(self.parts) == 1:
+            return self.parts[0].compile(missing, nan)
+        return _compiled(self.parts, self.any, missing, nan)
 
     def measure(self, reading: Reading, derived: Derived = NOTHING) -> str:
         """Write the compared fields with their values: `perplexity 1.00, perplexity_ratio 0.01`."""
@@ -251,6 +238,49 @@ class Condition:
     def __str__(self) -> str:
         texts = (f"({part})" if isinstance(part, Condition) else str(part) for part in self.parts)
         return (" or " if self.any else " and ").join(texts)
+
+
+def _compiled(
+    parts: Sequence[Comparison | Condition], decisive: bool, missing: bool | None, nan: bool | None
+) -> Test:
+    """Return one test of several parts, which calls nothing written in Python for a comparison: most rules have some.
+
+    Args:
+        decisive: the one answer of a part that settles the whole. missing, nan: as for `compile`.
+    """
+    checks = [
+        (None, None, None, 0.0, part.compile(missing, nan))
+        if isinstance(part, Condition)
+        else (
+            operator.attrgetter(part.field),
+            None if part.function == "value" else part.subject,
+            _OPERATORS[part.sign],
+            part.threshold,
+            None,
+        )
+        for part in parts
+    ]
+
+    def test(reading: Reading, derived: Derived = NOTHING, /) -> bool | None:
+        verdict: bool | None = not decisive
+        for field_of, subject, compare, threshold, inner in checks:
+            if field_of is None or compare is None:
+                answer = inner(reading, derived) if inner is not None else None
+            elif (value := field_of(reading)) is None:
+                answer = missing
+            elif value != value:
+                answer = nan
+            else:
+                if subject is not None:
+                    value = derived.get(subject)
+                answer = None if value is None or value != value else compare(value, threshold)
+            if answer is decisive:
+                return decisive
+            if answer is None:
+                verdict = None
+        return verdict
+
+    return test
 
 
 def _parts(values: object, place: Place) -> tuple[Comparison | Condition, ...]:

@@ -26,7 +26,7 @@ def coordinated(decisions: Sequence[Decision]) -> tuple[Decision, ...]:
         is_alone = decision.group is None or not decision.rule or decision.kind in _ALONE
         said = (decision.kind, decision.rule, decision.skip, decision.action, decision.rung, decision.attempt)
         alike.setdefault(index if is_alone else said, []).append(decision)
-    return tuple(parts[0] if len(parts) == 1 else _as_one(parts) for parts in alike.values())
+    return tuple([parts[0] if len(parts) == 1 else _as_one(parts) for parts in alike.values()])
 
 
 def levels_text(levels: Iterable[int]) -> str:

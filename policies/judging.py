@@ -154,11 +154,15 @@ def _judge(turn: Turn) -> None:
         turn.book = book if book.eval_skipped is None else changed(book, eval_skipped=None)
     elif not book.judged or book.skipped or book.settling_after:
         turn.book = changed(book, judged=True, skipped=None, settling_after=None, settled=0)
+    reading, derived = turn.reading, turn.derived
     for rule in turn.plan.rules_on(turn.codebook):
         if rule.stage != turn.stage:
             continue
         old = turn.rules.get(rule.name, ARMED)
-        new = advance(turn, rule, old)
+        holds = rule.holds(reading, derived)
+        if not holds and old.phase is Phase.ARMED and old.skipped is None and not old.holds:
+            continue  # at most readings this is so for every rule
+        new = advance(turn, rule, old, holds)
         if new is not old:
             turn.put(rule, new)
 
@@ -218,8 +222,10 @@ def _refilled(plan: Plan, state: EngineState, group: Group) -> EngineState:
         return state
     # while all have been calm, only the codebooks just read can have changed that
     names = state.codebooks if state.calm_since is None else group.codebooks
-    if any(rule.rungs or rule.severity != "info" for name in names for rule in concerned(plan, state.codebooks[name])):
-        return state if state.calm_since is None else changed(state, calm_since=None)
+    for name in names:
+        for rule in concerned(plan, state.codebooks[name]):
+            if rule.rungs or rule.severity != "info":
+                return state if state.calm_since is None else changed(state, calm_since=None)
     if state.calm_since is None:
         return changed(state, calm_since=group.step)
     if group.step - state.calm_since < plan.refill_after:

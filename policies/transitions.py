@@ -30,9 +30,12 @@ __all__ = ["advance"]
 _REST = 10  # readings for which a withdrawn rule rests at least: looking for causes is not free
 
 
-def advance(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
-    """Take the reading of the turn into account; the old state itself is returned where nothing changes."""
-    holds = rule.holds(turn.reading, turn.derived)
+def advance(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> RuleState:
+    """Take the reading of the turn into account; the old state itself is returned where nothing changes.
+
+    Args:
+        holds: whether the rule's condition holds at the reading; `None` where that is not known.
+    """
     if holds is not None and holds is not state.holds:
         state = changed(state, holds=holds)
     return _PHASES[state.phase](turn, rule, state, holds)

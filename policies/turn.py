@@ -162,7 +162,9 @@ class Turn:
     def inhibitor(self, rule: RulePlan) -> str | None:
         """Return a rule that keeps this one quiet here and now; one that is only pending where no other does."""
         at_work = [name for name in rule.inhibited_by if self.rules.get(name, ARMED).phase not in AT_REST]
-        return min(at_work, key=self.is_pending) if at_work else None
+        if len(at_work) < 2:
+            return at_work[0] if at_work else None
+        return min(at_work, key=self.is_pending)
 
     def is_pending(self, name: str) -> bool:
         """Whether a rule counts readings and has not fired yet."""

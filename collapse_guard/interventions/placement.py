@@ -153,7 +153,7 @@ def place_beside(living: Tensor, latents: Tensor, m: int, *, source: str, seed: 
 
 def _draw(latents: Tensor, m: int, generator: torch.Generator) -> Tensor:
     """Draw different latents, so that padding gets one code; of too few all, and some twice."""
-    distinct = torch.unique(latents, dim=0)
+    distinct: Tensor = torch.unique(latents, dim=0)
     order = torch.randperm(len(distinct), generator=generator, device=latents.device)[:m]
     more = torch.randint(len(distinct), (m - len(order),), generator=generator, device=latents.device)
     return distinct[torch.cat([order, more])]

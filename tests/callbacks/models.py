@@ -26,6 +26,7 @@ def digits_module(lightning: Any) -> type[Any]:
             super().__init__()
             torch.manual_seed(0)
             plain = DigitsClassifier(ReferenceQuantizer())
+            self.tokens = plain.tokens
             self.encoder, self.quantizer, self.classifier = plain.encoder, plain.quantizer, plain.classifier
 
         forward = DigitsClassifier.forward
