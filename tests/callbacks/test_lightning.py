@@ -225,7 +225,10 @@ def test_scalars_reach_the_loggers(tmp_path: Path) -> None:
 
 
 def test_learnable_vector_quantize_is_reset_with_its_optimizer_rows(tmp_path: Path) -> None:
-    """A codebook far from all latents collapses at once; the reset holds and clears the moments of every row."""
+    """A codebook far from all latents collapses at once; each reset clears the moments of every row.
+
+    The first holds, but leaves the codes unevenly used, so that another follows; the run ends before that has a verdict.
+    """
     from vector_quantize_pytorch import VectorQuantize
 
     quantizer = VectorQuantize(dim=64, codebook_size=64, learnable_codebook=True, ema_update=False)
@@ -234,10 +237,11 @@ def test_learnable_vector_quantize_is_reset_with_its_optimizer_rows(tmp_path: Pa
         quantizer._codebook.embed[0, 0] = 49.0
     recorder = Recorder()
     fit(tmp_path, CollapseGuard("default", console=False, sinks=[recorder]), DigitsClassifier(quantizer), max_steps=90)
-    (intervention,) = recorder.of("intervention")
-    names = {change["name"] for change in intervention.fields["manifest"]}
-    assert names == {"table", "optimizer0.exp_avg", "optimizer0.exp_avg_sq"}
-    assert [event.fields["outcome"] for event in recorder.of("outcome")] == ["recovered"]
+    for intervention in recorder.of("intervention"):
+        names = {change["name"] for change in intervention.fields["manifest"]}
+        assert names == {"table", "optimizer0.exp_avg", "optimizer0.exp_avg_sq"}
+    outcomes = [(event.fields["rule"], event.fields["outcome"]) for event in recorder.of("outcome")]
+    assert outcomes == [("collapsed", "recovered"), ("half_repaired", "inconclusive")]
 
 
 def test_the_guard_is_told_of_a_quantizer_that_it_does_not_know(tmp_path: Path) -> None:

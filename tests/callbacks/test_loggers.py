@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import struct
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,9 +120,14 @@ def test_mlflow_stores_the_same_in_a_database(tmp_path: Path) -> None:
 
 def test_wandb_offline_stores_scalars_text_histograms_and_alerts(run: Any) -> None:
     folder, events, _ = run
-    history, alerts = wandb_records(next((folder / "wandb").glob("offline-run-*/*.wandb")))
-    found = [each[f"codebook_perplexity/{BOOK}"] for each in history if f"codebook_perplexity/{BOOK}" in each]
-    assert found == [pytest.approx(value) for _, value in expected(events, "perplexity")]
+    (path,) = (folder / "wandb").glob("offline-run-*/*.wandb")
+    deadline = time.monotonic() + 60
+    while not (found := wandb_records(path))[2]:  # a process of its own writes, and finish() does not wait for it
+        assert time.monotonic() < deadline, "the file has no end"
+        time.sleep(0.2)
+    history, alerts, _ = found
+    scalars = [each[f"codebook_perplexity/{BOOK}"] for each in history if f"codebook_perplexity/{BOOK}" in each]
+    assert scalars == [pytest.approx(value) for _, value in expected(events, "perplexity")]
     texts = [each[f"collapse_guard/{BOOK}"] for each in history if f"collapse_guard/{BOOK}" in each]
     assert texts[0].startswith("alert collapsed on quantizer")
     histograms = [each[key] for each in history if (key := f"codebook_uses/{BOOK}/values") in each]
@@ -131,12 +137,12 @@ def test_wandb_offline_stores_scalars_text_histograms_and_alerts(run: Any) -> No
     assert "Likely cause" in text
 
 
-def wandb_records(path: Path) -> tuple[list[dict[str, Any]], list[tuple[str, str, str]]]:
-    """What a W&B file holds: LevelDB's log format, records in blocks of 32 KiB after a header of seven bytes."""
+def wandb_records(path: Path) -> tuple[list[dict[str, Any]], list[tuple[str, str, str]], bool]:
+    """What a W&B file holds, and whether it has an end: LevelDB's log format, records in blocks of 32 KiB after a header of seven bytes."""
     from wandb.proto import wandb_internal_pb2
 
     proto: Any = wandb_internal_pb2  # its classes are made when it is imported
-    data, at, whole, history, alerts = path.read_bytes(), 7, b"", [], []
+    data, at, whole, history, alerts, has_end = path.read_bytes(), 7, b"", [], [], False
     while at + 7 <= len(data):
         if (room := 32768 - at % 32768) < 7:
             at += room
@@ -151,7 +157,8 @@ def wandb_records(path: Path) -> tuple[list[dict[str, Any]], list[tuple[str, str
                 history.append({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
             elif record.WhichOneof("record_type") == "alert":
                 alerts.append((record.alert.title, record.alert.text, record.alert.level))
-    return history, alerts
+            has_end |= record.WhichOneof("record_type") == "exit"
+    return history, alerts, has_end
 
 
 class Broken:
