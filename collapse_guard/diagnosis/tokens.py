@@ -54,7 +54,10 @@ def few_modes(facts: Facts) -> Diagnosis | None:
     seen = [mark.perplexity for mark in facts.read if mark.perplexity is not None]
     lost = max(seen, default=reading.perplexity) / reading.perplexity
     # A small error is no proof: of latents along a line few codes leave little, and more would leave next to nothing.
-    missed = ramp(error / found if found > 0 else math.inf, 2, 4) * ramp(_modes(facts, 4 * in_use) / in_use, 2, 4)
+    modes = _modes(facts, 4 * in_use) / in_use
+    missed = ramp(error / found if found > 0 else math.inf, 2, 4) * ramp(modes, 2, 4)
+    # With that many in use k-means was hardly asked for more codes: then only as few distinct latents are a proof.
+    missed = max(missed, ramp(k / in_use, 2, 1) * ramp(modes, 1.1, 1.5))
     confidence = 0.95 * ramp(error, 0.1, 0.04) * ramp(gained, 0.08, 0.03) * ramp(lost, 6, 3) * (1 - missed)
     confidence *= ramp(reading.usage, 0.5, 0.3)
     if confidence <= 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -30,22 +32,33 @@ READING = Reading(
 
 def test_few_codes_along_a_line_of_many_values_are_no_few_modes() -> None:
     """Eight codes leave 1 % of such latents' variance, and that is still many times what more codes would leave."""
-    view = next(iter(discover(torch.nn.Sequential(Plain(K=64, D=4))).views))
     line = torch.linspace(-1, 1, 256).unsqueeze(1) * torch.ones(4)
+    assert _confidence(line) == 0
+    assert _confidence(line[::32].repeat(32, 1)) > 0.9  # of eight values eight codes are enough, however old they are
 
-    def confidence(latents: torch.Tensor) -> float:
-        facts = Facts(
-            view=view,
-            reading=READING,
-            counts=np.zeros(64, dtype=np.int64),
-            table=view.codebook(),
-            latents=latents,
-            codes=torch.zeros(256, dtype=torch.int64),
-            forwards=torch.zeros(256, dtype=torch.int64),
-            marks=[Mark(step=0, codes=view.codebook())],
-        )
-        found = few_modes(facts)
-        return found.confidence if found is not None else 0.0
 
-    assert confidence(line) == 0
-    assert confidence(line[::32].repeat(32, 1)) > 0.9  # of eight values eight codes are enough, however old they are
+def test_where_codes_in_use_are_as_many_as_kmeans_is_asked_for_only_few_values_are_few_modes() -> None:
+    """With 78 codes in use k-means with 64 says nothing: the same codes serve 256 values badly, and 64 well."""
+    reading = replace(
+        READING, K=1024, perplexity=78.0, ceiling=226.0, perplexity_ratio=0.35, usage=0.1, relative_error=0.028
+    )
+    values = torch.randn(256, 4, generator=torch.Generator().manual_seed(0))
+    assert _confidence(values, reading) == 0
+    assert _confidence(values[:64].repeat(4, 1), reading) > 0.9
+
+
+def _confidence(latents: torch.Tensor, reading: Reading = READING) -> float:
+    """Return how sure it is of few modes, of 256 latents that one forward showed."""
+    view = next(iter(discover(torch.nn.Sequential(Plain(K=reading.K, D=4))).views))
+    facts = Facts(
+        view=view,
+        reading=reading,
+        counts=np.zeros(reading.K, dtype=np.int64),
+        table=view.codebook(),
+        latents=latents,
+        codes=torch.zeros(256, dtype=torch.int64),
+        forwards=torch.zeros(256, dtype=torch.int64),
+        marks=[Mark(step=0, codes=view.codebook())],
+    )
+    found = few_modes(facts)
+    return found.confidence if found is not None else 0.0
