@@ -227,7 +227,7 @@ def test_scalars_reach_the_loggers(tmp_path: Path) -> None:
 def test_learnable_vector_quantize_is_reset_with_its_optimizer_rows(tmp_path: Path) -> None:
     """A codebook far from all latents collapses at once; each reset clears the moments of every row.
 
-    The first holds, but leaves the codes unevenly used, so that another follows; the run ends before that has a verdict.
+    The first holds, but leaves codes unevenly used, so that another follows; the run ends before that has a verdict.
     """
     from vector_quantize_pytorch import VectorQuantize
 

@@ -138,16 +138,23 @@ def test_wandb_offline_stores_scalars_text_histograms_and_alerts(run: Any) -> No
 
 
 def wandb_records(path: Path) -> tuple[list[dict[str, Any]], list[tuple[str, str, str]], bool]:
-    """What a W&B file holds, and whether it has an end: LevelDB's log format, records in blocks of 32 KiB after a header of seven bytes."""
+    """What a W&B file holds, and whether it has an end.
+
+    LevelDB's log format: records in blocks of 32 KiB after a header of seven bytes.
+    """
     from wandb.proto import wandb_internal_pb2
 
     proto: Any = wandb_internal_pb2  # its classes are made when it is imported
-    data, at, whole, history, alerts, has_end = path.read_bytes(), 7, b"", [], [], False
+    data, at, whole, has_end = path.read_bytes(), 7, b"", False
+    history: list[dict[str, Any]] = []
+    alerts: list[tuple[str, str, str]] = []
     while at + 7 <= len(data):
         if (room := 32768 - at % 32768) < 7:
             at += room
             continue
         _, size, kind = struct.unpack("<IHB", data[at : at + 7])
+        if at + 7 + size > len(data):
+            break
         whole += data[at + 7 : at + 7 + size]
         at += 7 + size
         if kind in (1, 4):  # a whole record, or the last part of one
