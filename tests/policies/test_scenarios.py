@@ -49,7 +49,7 @@ def test_records_of_the_reference_story_are_complete() -> None:
     of_kind = {decision.kind: decision for decision in run.decisions if decision.rule == "collapsed"}
     fired, ended = reading(20, 1.0), reading(70, 1.0)
     why = "perplexity 1.00 < 1.5 and perplexity_ratio 0.005 < 0.5"
-    reset = ResetCodes(scope="all", source="kmeans")
+    reset = ResetCodes(scope="all", source="reservoir")
     common: dict[str, Any] = {"codebook": "vq", "rule": "collapsed", "severity": "critical"}
     assert of_kind[DecisionKind.PENDING] == Decision(
         kind=DecisionKind.PENDING, step=10, reason=f"{why}: 1 of 2 readings", **common
