@@ -79,10 +79,10 @@ def test_what_the_callback_gave_the_loggers_replays_to_the_decisions_of_the_run(
         assert code == 0, printed
         told.append(json.loads(printed)["new"])
     event_log, tensorboard, table = told
+    no_loss = {"fields": ["loss"], "missing": "keep", "consequences": []}  # named to no guard; `any:` does without it
     assert event_log["counts"]["outcome recovered"] == 1
     assert event_log["absent"] == {"fallen": no_loss}
     unseen = {"fields": ["finite_fraction"], "missing": "keep", "consequences": ["it can never fire"]}
-    no_loss = {"fields": ["loss"], "missing": "keep", "consequences": []}  # named to no guard; `any:` does without it
     for other in (tensorboard, table):
         assert other["absent"] == {"non_finite": unseen, "fallen": no_loss}
         assert [_kind(each) for each in other["decisions"]] == [_kind(each) for each in event_log["decisions"]]
