@@ -21,7 +21,7 @@ from .plan import RulePlan
 from .quiet import wait_for
 from .spans import left_of
 from .states import Phase, RuleState, changed
-from .turn import Turn
+from .turn import ARMED, Turn
 from .verification import verify
 from .words import counted
 
@@ -67,8 +67,11 @@ def _armed(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> 
 
 
 def _withdraw(turn: Turn, rule: RulePlan, state: RuleState, excuse: Diagnosis) -> RuleState:
-    """Let the rule rest: it would fire, and what was found is no trouble. Told once, as long as that stays so."""
-    if state.phase is not Phase.WITHDRAWN:
+    """Let the rule rest: it would fire, and what was found is no trouble. Told once, as long as that stays so.
+
+    What another rule of this codebook rests for already, for the same cause, is not told again.
+    """
+    if state.phase is not Phase.WITHDRAWN and not _is_told(turn, rule, excuse):
         why = f"{rule.why_holds(turn.reading, turn.derived)}, but {excuse.cause.value}: {excuse.says}"
         turn.record(DecisionKind.WITHDRAWN, rule, why, before=turn.reading)
     return changed(
@@ -80,6 +83,16 @@ def _withdraw(turn: Turn, rule: RulePlan, state: RuleState, excuse: Diagnosis) -
         since_step=turn.step,
         since_epoch=turn.reading.epoch,
     )
+
+
+def _is_told(turn: Turn, rule: RulePlan, excuse: Diagnosis) -> bool:
+    """Whether another rule is withdrawn on this codebook for this very cause."""
+    resting = (
+        other.unless.among(turn.reading.causes)
+        for other in turn.plan.rules
+        if other is not rule and other.unless is not None and turn.rules.get(other.name, ARMED).phase is Phase.WITHDRAWN
+    )
+    return any(found is not None and found.cause is excuse.cause for found in resting)
 
 
 def _withdrawn(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> RuleState:

@@ -230,6 +230,6 @@ def test_the_console_tells_a_coordinated_intervention_in_three_lines() -> None:
     lines = [" ".join(line.split()[4:]) for line in text.getvalue().splitlines() if "  step " in line[:30]]
     assert [line.partition(" for ")[0].partition(" on ")[0].partition(" recovered: ")[0] for line in lines] == [
         "CRITICAL rvq.layers: levels 0-3 of 4: collapsed: perplexity 1.00 < 1.5 and perplexity_ratio 0.03 < 0.5",
-        "ACT rvq.layers: levels 0-3 of 4: reset_codes #1: 32 of 32 codes placed by kmeans",
+        "ACT rvq.layers: levels 0-3 of 4: reset_codes #1: 32 of 32 codes placed by reservoir",
         "RECOVERED rvq.layers: levels 0-3 of 4: reset_codes #1: levels 0-3",
     ]

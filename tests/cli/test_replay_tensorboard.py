@@ -79,11 +79,17 @@ def test_what_the_callback_gave_the_loggers_replays_to_the_decisions_of_the_run(
         assert code == 0, printed
         told.append(json.loads(printed)["new"])
     event_log, tensorboard, table = told
+    no_loss = {"fields": ["loss"], "missing": "keep", "consequences": []}  # named to no guard; `any:` does without it
     assert event_log["counts"]["outcome recovered"] == 1
-    assert event_log["absent"] == {}
-    unseen = {"fields": ["finite_fraction"], "missing": "keep", "consequences": ["it can never fire"]}
+    assert event_log["absent"] == {"fallen": no_loss}
+    never = {"non_finite": "finite_fraction", "half_repaired": "rewrites", "hasty": "decay"}
+    never["overcommitted"] = "commitment_weight"
+    unseen = {
+        name: {"fields": [field], "missing": "keep", "consequences": ["it can never fire"]}
+        for name, field in never.items()
+    }
     for other in (tensorboard, table):
-        assert other["absent"] == {"non_finite": unseen}
+        assert other["absent"] == {**unseen, "fallen": no_loss}
         assert [_kind(each) for each in other["decisions"]] == [_kind(each) for each in event_log["decisions"]]
     assert replay("default", tmp_path / "tb")[1] == replay("default", run)[1]
 
