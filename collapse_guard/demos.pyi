@@ -1,2 +1,1 @@
 from demos import *
-from demos import __all__ as __all__

@@ -24,6 +24,8 @@ def test_each_rung_is_refused_where_a_capability_is_missing_and_nowhere_else() -
     assert [set(rung.refused) for rung in ladders["collapsing"].rungs] == [
         {"vq", "fsq"},
         {"fsq"},
+        set(),  # an alert
+        {"fsq"},
         {"vq", "fsq"},
         {"fsq"},
     ]
@@ -44,9 +46,10 @@ def test_a_run_says_at_its_start_where_it_can_only_tell(capsys: pytest.CaptureFi
     with Guard("default", sinks=[recorder]) as guard:
         guard.attach(Two())
     (attached,) = recorder.of("attached")
-    assert attached.fields["powerless"] == {"collapsed": ["fsq"], "astray": ["fsq"], "collapsing": ["fsq"]}
+    rules = ("collapsed", "astray", "unspread", "collapsing", "fallen", "half_repaired", "hasty")
+    assert attached.fields["powerless"] == {**dict.fromkeys(rules, ["fsq"]), "overcommitted": ["vq", "fsq"]}
     said = " ".join(capsys.readouterr().out.split())
-    assert "only told fsq: nothing in the ladders of collapsed, astray, collapsing can repair it" in said
+    assert f"only told fsq: nothing in the ladders of {', '.join(rules)}, overcommitted can repair it" in said
 
 
 def test_every_intervention_names_capabilities_that_exist() -> None:

@@ -155,7 +155,7 @@ def test_a_case_may_be_about_evaluation(tmp_path: Path) -> None:
         "policy: default\ntests:\n"
         "  - name: evaluation alone is collapsed, and the remedy holds\n    stage: eval\n    codes: 64\n"
         "    every: 45 steps\n"
-        "    series: {eval_to_train: 0.1x2, perplexity: 3x2}\n"
+        "    series: {eval_to_train: 0.1x2, perplexity: 3x2, dead_fraction: 0.9}\n"
         "    after: {eval_fix: {eval_to_train: 1x2, perplexity: 40x2}}\n"
         "    expect:\n      45: [evaluation_only alert, evaluation_only act eval_fix]\n"
         "      90: [evaluation_only outcome eval_fix recovered]\n"
