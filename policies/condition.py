@@ -240,9 +240,7 @@ class Condition:
         return (" or " if self.any else " and ").join(texts)
 
 
-def _compiled(
-    parts: Sequence[Comparison | Condition], decisive: bool, missing: bool | None, nan: bool | None
-) -> Test:
+def _compiled(parts: Sequence[Comparison | Condition], decisive: bool, missing: bool | None, nan: bool | None) -> Test:
     """Return one test of several parts, which calls nothing written in Python for a comparison: most rules have some.
 
     Args:
