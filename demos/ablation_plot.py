@@ -35,7 +35,7 @@ def draw_ablation(runs: Sequence[AblationRun]) -> str:
         body.append(f'<g opacity="0.2">{draw_line(x, _TOP - 8, x, base)}</g>')
         body.append(draw_text(x, base + 14, f"{tick / 10:g}", anchor="middle", is_small=True))
     for row, key in enumerate(keys):
-        y = _TOP + row * _ROW + 10
+        y, name = _TOP + row * _ROW + 10, key
         for factor, shift in (("missing", -4), ("put back", 5), ("-", 0)):
             values = [run.accuracy for run in runs if (run.arm, run.factor) == (key, factor)]
             if values:

@@ -152,7 +152,7 @@ def _assigned(N: int, K: int, device: str) -> list[dict[str, object]]:
     exact = ways["assign, GPU"]().cpu()
     found: list[dict[str, object]] = []
     for method, run in ways.items():
-        times = []
+        times, codes = [], exact
         for _ in range(5 if "GPU" in method else 1):
             _await(device)
             began = time.perf_counter()

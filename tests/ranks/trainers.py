@@ -77,8 +77,8 @@ class Trained(pl.LightningModule):
         batches: Any = [loops.batch(step, rank) for step in range(self._steps)]
         return DataLoader(batches, batch_size=None)
 
-    def on_train_batch_start(self, batch: Tensor, index: int) -> None:
-        if index in self._spoil_at:
+    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
+        if batch_idx in self._spoil_at:
             self.spoil()
 
     def spoil(self) -> None:
