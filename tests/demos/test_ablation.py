@@ -102,8 +102,8 @@ def test_a_bypassed_quantizer_shows_no_codes_and_then_begins() -> None:
 
 
 def test_a_study_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, *others = ABLATION_ARMS
-    assert first == ("without", "-")
+    kept, *others = ABLATION_ARMS
+    assert kept == ("without", "-")
     for factor in reversed(others):  # put back in the reverse order afterwards: that of the tables
         monkeypatch.delitem(ABLATION_ARMS, factor)
     told: list[str] = []
