@@ -106,25 +106,7 @@ class Comparison:
         Args:
             missing: the answer where the field is missing. nan: where it is NaN. `None`: unknown.
         """
-        field_of, compare, threshold = operator.attrgetter(self.field), _OPERATORS[self.sign], self.threshold
-        subject = self.subject
-
-        def test(reading: Reading, derived: Derived = NOTHING, /) -> bool | None:
-            value = field_of(reading)
-            if value is None:
-                return missing
-            return nan if value != value else compare(value, threshold)
-
-        def derived_test(reading: Reading, derived: Derived = NOTHING, /) -> bool | None:
-            value = field_of(reading)
-            if value is None:
-                return missing
-            if value != value:
-                return nan
-            value = derived.get(subject)
-            return None if value is None or value != value else compare(value, threshold)
-
-        return test if self.function == "value" else derived_test
+        return _compiled((self,), False, missing, nan)
 
     def measure(self, reading: Reading, derived: Derived = NOTHING) -> str:
         """Write the left side with its value, precisely enough to tell it from the threshold: `perplexity 1.00`."""
@@ -200,8 +182,6 @@ class Condition:
         Args:
             missing: what a comparison says of a field that is missing. nan: of one that is NaN.
         """
-        if len(self.parts) == 1:
-            return self.parts[0].compile(missing, nan)
         return _compiled(self.parts, self.any, missing, nan)
 
     def measure(self, reading: Reading, derived: Derived = NOTHING) -> str:

@@ -9,7 +9,7 @@ hold codes that are nearly equal, and which of them a search returns is a matter
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,14 @@ class IndexSettings:
         if not 1 <= self.probes <= self.cells or not 0 <= self.recall <= 1 or not 0 < self.wanted <= 1:
             raise ValueError(f"index: expected 1 <= probes <= cells and shares in [0, 1], got {self}")
 
+    @property
+    def is_sure(self) -> bool:
+        """Whether the recall leaves hardly a doubt that among all latents it is at least what was wanted."""
+        n, z = self.tried, _SURE
+        middle = self.recall + z**2 / (2 * n)
+        width = z * math.sqrt(self.recall * (1 - self.recall) / n + (z / (2 * n)) ** 2)
+        return (middle - width) / (1 + z**2 / n) >= self.wanted
+
 
 class ApproximateIndex:
     """Finds codes in a large codebook, nearly always the nearest.
@@ -63,13 +71,11 @@ class ApproximateIndex:
 
     Attributes:
         settings: what it was made with.
-        is_sure: whether the recall that was asked for is reached; `measured` says how that is meant.
     """
 
     def __init__(self, codebook: Tensor, metric: Metric, settings: IndexSettings) -> None:
         """Build the index; the same codebook and settings give the same index."""
         self.settings = settings
-        self.is_sure = True
         self._metric: Metric = metric
         self._index = _built(_rows(codebook, metric), settings.cells)
 
@@ -103,20 +109,22 @@ class ApproximateIndex:
         cells = max(1, min(len(codebook) // 39, round(4 * len(codebook) ** 0.5)))
         index = cls(codebook, metric, IndexSettings(cells, 1, 0.0, len(tried), recall))
         trial = _Trial(tried, codebook, metric)
+
+        def looking_through(probes: int) -> IndexSettings:
+            return replace(index.settings, probes=probes, recall=trial.recall(index._found(trial.rows, probes)))
+
         most = max(1, int(cells * _WORTHWHILE)) if only_worthwhile else cells
-        probes, reached = 1, trial.recall(index._found(trial.rows, 1))
-        while not trial.is_sure(reached, recall) and probes < most:
-            probes = min(2 * probes, most)
-            reached = trial.recall(index._found(trial.rows, probes))
-        low = probes // 2 if trial.is_sure(reached, recall) else probes  # the least that suffices lies above
-        while probes - low > 1:
-            middle = (low + probes) // 2
-            if trial.is_sure(found := trial.recall(index._found(trial.rows, middle)), recall):
-                probes, reached = middle, found
+        best = looking_through(1)
+        while not best.is_sure and best.probes < most:
+            best = looking_through(min(2 * best.probes, most))
+        low = best.probes // 2 if best.is_sure else best.probes  # the least that suffices lies above
+        while best.probes - low > 1:
+            middle = looking_through((low + best.probes) // 2)
+            if middle.is_sure:
+                best = middle
             else:
-                low = middle
-        index.settings = IndexSettings(cells, probes, reached, len(tried), recall)
-        index.is_sure = trial.is_sure(reached, recall)
+                low = middle.probes
+        index.settings = best
         return index
 
     def search(self, latents: Tensor) -> Tensor:
@@ -143,12 +151,6 @@ class _Trial:
     def recall(self, found: np.ndarray) -> float:
         """Return the share of the latents whose found code is their nearest, or as near."""
         return float((self._distances(found) <= self._least * (1 + _EQUALLY_NEAR)).mean())
-
-    def is_sure(self, share: float, least: float) -> bool:
-        """Whether a share of these latents leaves hardly a doubt that among all it is at least as much."""
-        n, z = len(self.rows), _SURE
-        middle, width = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
-        return (middle - width) / (1 + z**2 / n) >= least
 
     def _distances(self, codes: np.ndarray) -> np.ndarray:
         distances: np.ndarray = np.square(self.rows - self._codes[codes], dtype=np.float64).sum(axis=1)

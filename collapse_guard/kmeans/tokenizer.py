@@ -122,7 +122,7 @@ class KMeansTokenizer(nn.Module):
         if K >= APPROXIMATE_FROM:
             rows = tokenizer._rows(latents)
             index = ApproximateIndex.measured(tokenizer.codebook, rows, metric, recall=RECALL, only_worthwhile=True)
-            tokenizer.use_index(index if index.is_sure else None)
+            tokenizer.use_index(index if index.settings.is_sure else None)
         return tokenizer
 
     @property
