@@ -30,14 +30,16 @@ class Digits(DigitsClassifier):
     def validation_step(self, batch, index):
         return self.training_step(batch, index)
 
-def wait(name):  # until the test has looked
+def wait(name, meanwhile=lambda: None):  # until the test has looked
     while not Path(name).exists():
+        meanwhile()
         time.sleep(0.02)
 
 class Gate(pl.Callback):
     def on_train_batch_start(self, trainer, *_):
-        if trainer.global_step in GATES:
-            wait(f"{trainer.log_dir}-{trainer.global_step}")
+        if trainer.global_step in GATES:  # Lightning's Rich bar forgets a step told while it draws, until the next one
+            refresh = getattr(trainer.progress_bar_callback, "refresh", lambda: None)
+            wait(f"{trainer.log_dir}-{trainer.global_step}", meanwhile=refresh)
 
 def fit(bar, folder):
     pl.seed_everything(0, verbose=False)
