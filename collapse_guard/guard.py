@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import nn
 from torch.distributed import ProcessGroup, get_rank
@@ -38,6 +39,7 @@ from .interventions import ladders_on
 from .kmeans import KMeansTokenizer
 from .ledger import Ledger
 from .measure import Loss, number_of
+from .optimizer import moment_sums, movers_of, ratio_of_moments
 from .ranks import Alone, OtherRankError, PartedError, Word, join_ranks
 from .reports import (
     describe_environment,
@@ -538,15 +540,23 @@ class Guard:
         readings = self._watch.read(word, dead_below=sample.dead_below, min_tokens=enough)
         taken: list[Reading] = []
         uses: dict[str, list[int]] = {}
+        ratio = self._moment_ratio() if self._ledger.entries else None
         for taken_now, counts in readings:
-            reading = replace(taken_now, rewrites=self._ledger.version_of(taken_now.codebook))
+            version = self._ledger.version_of(taken_now.codebook)
+            reading = replace(taken_now, rewrites=version, moment_ratio=ratio)
             if is_told(self._readings_taken[reading.codebook]):
                 uses[reading.codebook] = uses_of(counts)
             self._readings_taken[reading.codebook] += 1
             self._ledger.note(reading.codebook, counts)
-            self._clinic.note(reading, counts, version=self._ledger.version_of(reading.codebook))
+            self._clinic.note(reading, counts, version=version)
             taken.append(reading)
         self._judge(taken, self._explained, uses)
+
+    def _moment_ratio(self) -> float | None:
+        """Return how much larger gradients the encoder's optimizer remembers than it is shown, over all ranks."""
+        feeds = [each for probe in self._watch.probes.values() for each in probe.feeds]
+        sums = moment_sums(movers_of(self._optimizers, feeds))
+        return ratio_of_moments(*self._ranks.add_up(np.zeros(2) if sums is None else sums.double().cpu().numpy()))
 
     def _judge(self, taken: Sequence[Reading], explain: Explain, uses: Mapping[str, list[int]] | None = None) -> None:
         """Let the policy decide on readings of one step, tell them, and carry out what it decided.

@@ -86,12 +86,14 @@ class FallbackTokenizer(Action):
 
 
 class Upkeep(Action):
-    """Move codes that are hardly used to where the error is, again and again, until the rule is clear.
+    """Move codes that are hardly used to where they are needed, again and again, until the rule is clear.
 
     Attributes:
         every: the least time between two moves, 1 step or more; codes are moved right after a reading.
         below: a code used less than this fraction of the uniform share since the last move is moved, in (0, 1].
         most: at most this share of all codes is moved at once, in (0, 1].
+        source: where they move to: latents drawn by `distortion`, in proportion to their error, for the least error; or
+            from the `reservoir` at random, for the most even use.
         refill: moving-average count given to a moved code, as a fraction of the mean count, in (0, 1].
         until: share of the planned training after which nothing is moved any more, in (0, 1]; 1 where no plan is known.
     """
@@ -101,6 +103,7 @@ class Upkeep(Action):
     every: PositiveSteps = Duration(25, "steps")
     below: Annotated[float, Field(gt=0, le=1)] = 0.1
     most: Annotated[float, Field(gt=0, le=1)] = 0.1
+    source: Literal["distortion", "reservoir"] = "distortion"
     refill: Annotated[float, Field(gt=0, le=1)] = 0.5
     until: Annotated[float, Field(gt=0, le=1)] = 0.9
 

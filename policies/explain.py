@@ -53,7 +53,8 @@ def _upkeep(it: Upkeep) -> str:
     last = (
         "" if it.until == 1 else f"; not in the last {percent(1 - it.until)} of the training, where its length is known"
     )
-    return f"move {which}, to the worst served latents, every {it.every} until it is over{counted_as}{last}"
+    where = "the worst served latents" if it.source == "distortion" else "latents drawn at random"
+    return f"move {which}, to {where}, every {it.every} until it is over{counted_as}{last}"
 
 
 def _lasting(for_: Duration | None) -> str:
@@ -116,6 +117,7 @@ _ACTIONS: dict[str, Callable[[Any], str]] = {
     "freeze_encoder": _freeze_encoder,
     "lower_lr": _lower_lr,
     "raise_codebook_lr": lambda it: f"multiply the codebook's learning rate by {it.factor:g}{_lasting(it.for_)}",
+    "restart_optimizer": lambda _: "let the encoder's optimizer forget its moments and begin its step count anew",
     "take_over_updates": _take_over_updates,
     "substitute": _substitute,
     "rollback": _rollback,

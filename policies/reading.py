@@ -53,6 +53,9 @@ class Reading:
         eval_to_train: in evaluation, perplexity_ratio / that of the latest reading in training, 0 or more; `None` in
             training, and in evaluation before any reading there.
         rewrites: how often the guard has written this codebook so far.
+        moment_ratio: how much larger gradients an Adam remembers than it is shown now, from what moves the encoder:
+            about 1 or less for gradients that are as they were, far above 1 after a collapse. Measured only once the
+            guard has intervened in the run.
         causes: why, likeliest first; only known where a rule was about to alert or to act.
     """
 
@@ -83,6 +86,7 @@ class Reading:
     loss: float | None = None
     eval_to_train: float | None = None
     rewrites: int | None = None
+    moment_ratio: float | None = None
     causes: tuple[Diagnosis, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ __all__ = [
     "FreezeEncoder",
     "LowerLr",
     "RaiseCodebookLr",
+    "RestartOptimizer",
     "Rollback",
     "ScaleLossWeight",
     "SlowEma",
@@ -145,6 +146,12 @@ class RaiseCodebookLr(Action):
     for_: Annotated[StepsOrNever, Field(alias="for")] = None
 
 
+class RestartOptimizer(Action):
+    """Let the optimizers that move the encoder forget both moments and begin their step count anew; weights stay."""
+
+    action: ClassVar[str] = "restart_optimizer"
+
+
 class TakeOverUpdates(Action):
     """Keep the quantizer's own updates out and move the codebook by a correct moving average instead.
 
@@ -197,6 +204,7 @@ REMEDIES: tuple[type[Action], ...] = (
     FreezeEncoder,
     LowerLr,
     RaiseCodebookLr,
+    RestartOptimizer,
     TakeOverUpdates,
     Substitute,
     Rollback,

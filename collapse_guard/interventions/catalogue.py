@@ -17,6 +17,7 @@ from .freeze_encoder import FreezeEncoderIntervention
 from .learning_rate import LowerLrIntervention, RaiseCodebookLrIntervention
 from .loss_weight import ScaleLossWeightIntervention
 from .reset_codes import ResetCodesIntervention
+from .restart_optimizer import RestartOptimizerIntervention
 from .rollback import RollbackIntervention
 from .substitute import SubstituteIntervention
 from .take_over_updates import TakeOverUpdatesIntervention
@@ -58,6 +59,7 @@ INTERVENTIONS: dict[str, type[Intervention[Any]]] = {
     "lower_lr": LowerLrIntervention,
     "raise_codebook_lr": RaiseCodebookLrIntervention,
     "reset_codes": ResetCodesIntervention,
+    "restart_optimizer": RestartOptimizerIntervention,
     "rollback": RollbackIntervention,
     "save_checkpoint": RequestIntervention,
     "scale_loss_weight": ScaleLossWeightIntervention,

@@ -1,8 +1,8 @@
-"""`upkeep`: codes that are hardly used move to where the error is, a few at a time, as long as the rule is not clear.
+"""`upkeep`: codes that are hardly used move to where they are needed, a few at a time, until the rule is clear.
 
-For a codebook of which much lies idle although nothing is broken. Places are drawn among the newest latents in
-proportion to their squared error, as in the D^2 sampling of k-means++ (Arthur and Vassilvitskii, SODA 2007); codes in
-use stay as they are.
+For a codebook of which much lies idle although nothing is broken. Places are drawn among the newest latents, at random
+or in proportion to their squared error, as in the D^2 sampling of k-means++ (Arthur and Vassilvitskii, SODA 2007);
+codes in use stay as they are.
 """
 
 from __future__ import annotations
@@ -93,9 +93,8 @@ class UpkeepIntervention(Intervention[Upkeep]):
             return
         self._rounds += 1
         seed = site.seed + 7919 * self._rounds
-        vectors, counts = beside_the_living(
-            view, rows, latents, source="distortion", refill=self.params.refill, seed=seed
-        )
+        source, refill = self.params.source, self.params.refill
+        vectors, counts = beside_the_living(view, rows, latents, source=source, refill=refill, seed=seed)
         view.write_rows(rows, vectors, counts)
         clear_moments(site, rows)
         self._moved += len(rows)
