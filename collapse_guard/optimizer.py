@@ -120,7 +120,7 @@ def movers_of(optimizers: Sequence[Optimizer], parameters: Iterable[nn.Parameter
 
 @torch.no_grad()
 def moment_sums(optimizers: Iterable[Optimizer]) -> Tensor | None:
-    """Return (2,) float32: squared gradients that Adams remember, and those lately shown; `None` if there is no Adam."""
+    """Return (2,) float32: squared gradients that Adams remember, and those lately shown; `None` without an Adam."""
     sums = [each.sums() for each in moments_of(optimizers)]
     return torch.stack([each.to(sums[0].device) for each in sums]).sum(dim=0) if sums else None
 

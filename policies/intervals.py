@@ -23,8 +23,8 @@ Alternative: TypeAlias = tuple[Comparison, ...]
 
 _MOST_ALTERNATIVES = 256
 _FROM_0_TO_1 = ("finite_fraction", "decay")
-_FROM_0 = ("norm_ratio", "used_norm_ratio", "latent_variance", "relative_error", "epoch", "eval_to_train")
-_FROM_0 += ("rewrites", "moment_ratio")
+_OF_LATENTS = ("norm_ratio", "used_norm_ratio", "latent_variance", "relative_error")
+_FROM_0 = (*_OF_LATENTS, "epoch", "eval_to_train", "rewrites", "moment_ratio")
 _FROM_1 = ("D", "latent_rank", "codebook_rank")
 _MOST_SPANS = 101  # as many spans of a trend as the language has
 _SUMMED_UP_TO = 1000
