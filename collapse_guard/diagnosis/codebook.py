@@ -240,9 +240,11 @@ def _is_another(old: Tensor, new: Tensor) -> Tensor:
 
 
 def _own_growth(facts: Facts) -> float:
-    """Return by what factor the codes have grown since the start beyond the latents' growth."""
-    latents = facts.latent_norm / facts.read[0].latent_norm if facts.read and facts.read[0].latent_norm > 0 else 1.0
-    growth = facts.code_norm / facts.start_norm / max(latents, 1.0) if facts.start_norm > 0 else math.inf
+    """Return by what factor the codes have outgrown the latents, since the guard last wrote them if it did."""
+    own = [mark for mark in facts.marks if mark.version == facts.now.version]
+    norms = [mark.latent_norm for mark in own if mark.latent_norm > 0]
+    latents = facts.latent_norm / norms[0] if norms else 1.0
+    growth = facts.code_norm / own[0].code_norm / max(latents, 1.0) if own[0].code_norm > 0 else math.inf
     return growth if math.isfinite(growth) and growth > 0 else 1.0
 
 
