@@ -90,7 +90,8 @@ class Upkeep(Action):
 
     Attributes:
         every: the least time between two moves, 1 step or more; codes are moved right after a reading.
-        below: a code used less than this fraction of the uniform share since the last move is moved, in (0, 1].
+        below: a code used less than this fraction of the uniform share since the last move is moved, in (0, 1]; the
+            most used code, which may be all padding, and its tokens do not count for that share.
         most: at most this share of all codes is moved at once, in (0, 1].
         source: where they move to: latents drawn by `distortion`, in proportion to their error, for the least error; or
             from the `reservoir` at random, for the most even use.

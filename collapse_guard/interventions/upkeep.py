@@ -81,9 +81,10 @@ class UpkeepIntervention(Intervention[Upkeep]):
         return f"{self._moved} moves of codes in {self._rounds} rounds"
 
     def _idle(self, counts: Tensor) -> Tensor:
-        """Return the codes to move, the least used first."""
+        """Return the codes to move, the least used first. The most used code is left out: it may stand for padding."""
         K = len(counts)
-        idle = (counts < self.params.below * counts.sum() / K).nonzero().flatten()
+        share = (counts.sum() - counts.max()) / max(K - 1, 1)
+        idle = (counts < self.params.below * share).nonzero().flatten()
         return idle[counts[idle].argsort(stable=True)][: max(1, int(self.params.most * K))]
 
     def _move(self, rows: Tensor) -> None:

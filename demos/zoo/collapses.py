@@ -25,7 +25,6 @@ __all__ = ["COLLAPSES"]
 _KMEANS: dict[str, Any] = {"kmeans_init": True}
 _OWN: dict[str, Any] = {"kmeans_init": True, "threshold_ema_dead_code": 0.2}
 _JUMP_AT = 150
-_LONG = 800  # where encoder and decoder are thrown as well: they take longer than the codebook, whatever is done
 
 COLLAPSES: tuple[Scenario, ...] = (
     Scenario(
@@ -40,7 +39,6 @@ COLLAPSES: tuple[Scenario, ...] = (
         lr=5e-4,
         is_pretrained=False,
         healthy={"repaired": True},
-        steps=800,
     ),
     Scenario(
         "start-too-small",
@@ -98,7 +96,7 @@ COLLAPSES: tuple[Scenario, ...] = (
         "8192 codes at random for 2000 patches",
         data="little",
         K=8192,
-        steps=300,
+        steps=600,
         own=_OWN,
         healthy_start=start_from_latents,
     ),
@@ -120,12 +118,10 @@ COLLAPSES: tuple[Scenario, ...] = (
         start=deep_levels_too_large,
         own=_OWN,
         healthy=_OWN,
-        steps=_LONG,
     ),
     Scenario(
         "encoder-jump",
         "the learning rate rises thirtyfold for five steps",
-        steps=_LONG,
         onset=_JUMP_AT,
         options=_KMEANS,
         own=_OWN,
@@ -134,7 +130,6 @@ COLLAPSES: tuple[Scenario, ...] = (
     Scenario(
         "slow-drift",
         "for 100 steps the latents wander off and leave the codes behind",
-        steps=_LONG,
         onset=_JUMP_AT,
         options={"decay": 0.99, **_KMEANS},
         own=_OWN,

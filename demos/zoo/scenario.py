@@ -76,7 +76,7 @@ class Scenario:
     D: int = 8
     tokens: int = 1
     batch: int = 256
-    steps: int = 400
+    steps: int = 800
     lr: float = 1e-3
     onset: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
