@@ -69,8 +69,8 @@ def test_what_a_replay_renews_belongs_to_every_window() -> None:
 
 
 def test_what_a_replay_would_not_reach_is_refused_and_a_freeze_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    ladder = {"decay_commitment": {}}, {"fallback_tokenizer": {"refit_every": "100 steps"}}
-    model, guard, recorder = guarded(acting(*ladder))
+    fallback = {"fallback_tokenizer": {"refit_every": "100 steps"}}
+    model, guard, recorder = guarded(acting({"decay_commitment": {}}, fallback))
     model(torch.randn(2, 300, 8))
     captured(monkeypatch, model)
     for _ in range(6):

@@ -82,9 +82,10 @@ def test_what_the_callback_gave_the_loggers_replays_to_the_decisions_of_the_run(
     run = tmp_path / "tb/version_0"
     (events,) = run.glob("*tfevents*")
     sources = (run, events, tmp_path / "csv/version_0/metrics.csv")
+    as_json = ("--codes", "256", "--tokens", "640", "--format", "json")
     told = []
     for source in sources:
-        code, printed = replay("default", source, "--codes", "256", "--tokens", "640", "--format", "json")
+        code, printed = replay("default", source, *as_json)
         assert code == 0, printed
         told.append(json.loads(printed)["new"])
     event_log, tensorboard, table = told
@@ -96,8 +97,7 @@ def test_what_the_callback_gave_the_loggers_replays_to_the_decisions_of_the_run(
         assert [_kind(each) for each in other["decisions"]] == [_kind(each) for each in event_log["decisions"]]
     assert replay("default", tmp_path / "tb")[1] == replay("default", run)[1]
     (tmp_path / "theirs.yaml").write_text(OF_THE_QUANTIZER)
-    options = ("--codes", "256", "--tokens", "640", "--format", "json")
-    theirs = [json.loads(replay(tmp_path / "theirs.yaml", source, *options)[1])["new"] for source in sources]
+    theirs = [json.loads(replay(tmp_path / "theirs.yaml", source, *as_json)[1])["new"] for source in sources]
     fired = [each["rule"] for each in theirs[0]["decisions"] if each["kind"] == "alert"]
     assert sorted(fired) == ["averaged", "finite", "weighed", "written", "written_again"]
     for other in theirs[1:]:
