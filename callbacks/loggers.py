@@ -20,7 +20,17 @@ __all__ = ["LoggerSink", "scalars_of"]
 
 _logger = logging.getLogger("collapse_guard")
 
-SCALARS = ("perplexity", "perplexity_ratio", "usage", "dead_fraction", "norm_ratio", "relative_error")
+SCALARS = (
+    "perplexity",
+    "perplexity_ratio",
+    "usage",
+    "dead_fraction",
+    "norm_ratio",
+    "relative_error",
+    "finite_fraction",
+)
+OF_THE_QUANTIZER = ("commitment_weight", "decay", "rewrites")
+"""What evaluation shows no other values of. Logged at each reading of training: a replay takes each by itself."""
 _HEALTH = {"unknown": 0, "healthy": 1, "degraded": 2, "collapsed": 3}
 _SEVERITY = {"info": 1, "warning": 2, "critical": 3}
 _OUTCOME = {"recovered": 1, "inconclusive": 0, "failed": -1}
@@ -99,8 +109,9 @@ def scalars_of(event: Event) -> Iterator[tuple[str, float]]:
     """Yield the numbers of an event by the key under which they are logged: `codebook_perplexity/<codebook>`."""
     fields = event.fields
     if event.event == "reading":
-        name, where = fields["codebook"], "_eval" if fields.get("stage") == "eval" else ""
-        for key in SCALARS:
+        name, is_eval = fields["codebook"], fields.get("stage") == "eval"
+        where = "_eval" if is_eval else ""
+        for key in SCALARS if is_eval else (*SCALARS, *OF_THE_QUANTIZER):
             if fields.get(key) is not None:
                 yield f"codebook_{key}{where}/{name}", float(fields[key])
         yield f"codebook_health/{name}", float(_HEALTH.get(str(fields.get("health")), 0))

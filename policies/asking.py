@@ -43,6 +43,7 @@ def act(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
     if not rule.rungs:
         return state
     causes = turn.reading.causes
+    state = turn.taught(rule, state)
     rung = rule.next_rung(state, causes)
     if rung is None:
         turn.record(DecisionKind.EXHAUSTED, rule, _nothing_left(rule, state, causes), then=rule.on_exhausted)

@@ -205,6 +205,8 @@ def _of_rule(rule: Rule, policy: Policy) -> Iterator[str]:
     if rule.inhibits:
         quiet = "stays" if len(rule.inhibits) == 1 else "stay"
         yield f"While it is at work on a codebook, {joined(rule.inhibits)} {quiet} quiet there."
+        if rule.ladder:
+            yield "Once it has nothing left to try, only those stay quiet that have nothing else to try."
     if rule.ladder:
         yield from _of_ladder(rule, policy)
     else:

@@ -103,7 +103,7 @@ class Group:
         """
         if turn.level == 0:
             return None
-        rung = rule.next_rung(state, turn.reading.causes) if fires else None
+        rung = rule.next_rung(turn.taught(rule, state), turn.reading.causes) if fires else None
         shared = self.asked.get((rule.name, rung.description)) if rung is not None else None
         for other in self.turns.values():
             occupant = other.occupant() if other.level < turn.level else None

@@ -254,7 +254,8 @@ def _of_others(rule: Rule, policy: Policy, ranges: Ranges) -> Iterator[Finding]:
         if possible(both(rule.when, other.when.negated()), ranges) or other.for_ > rule.for_:
             continue
         if rule.name in other.inhibits:
-            message = f"it can never fire: where it does, {other.name} has fired already and keeps it quiet."
+            when = f"only fire once {other.name} is exhausted" if rule.ladder and other.ladder else "never fire"
+            message = f"it can {when}: where it does, {other.name} has fired already and keeps it quiet."
             hint = f"Remove one of the two, or turn `inhibits` of {other.name} round."
             yield Finding(kind="shadowed", rule=rule.name, place=("when",), message=message, hint=hint)
             return

@@ -7,7 +7,7 @@ nothing is parsed, validated or described while readings come in.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .actions import Action
@@ -100,10 +100,11 @@ class RulePlan:
 
     def next_rung(self, state: RuleState, causes: Sequence[Diagnosis]) -> RungPlan | None:
         """Return the first rung for these causes that has neither failed nor spent its budget, or `None`."""
-        for rung in self.rungs:
-            if rung.description not in state.failed and not rung.is_spent(state) and rung.fits(state, causes):
-                return rung
-        return None
+        return next((rung for rung in self.rungs_left(state) if rung.fits(state, causes)), None)
+
+    def rungs_left(self, state: RuleState) -> Iterator[RungPlan]:
+        """Yield the rungs that have neither failed nor spent their budget, whatever causes they are for."""
+        return (rung for rung in self.rungs if rung.description not in state.failed and not rung.is_spent(state))
 
     def is_spent(self, state: RuleState) -> bool:
         """Whether the rule has had all its interventions on a codebook."""

@@ -105,6 +105,8 @@ class Rule(Part):
         clear: when it is over. severity: `critical` means collapsed, `warning` degraded, `info` neither.
         inhibits: rules that stay quiet on a codebook while this one is anything but armed there, its cooldown
             included. Once it fires they begin to count anew, and what they have open is ended as failed if it acts.
+            When it is exhausted, only those stay quiet that have nothing to try either: no rung that is not spent and
+            has not failed there, be it as a rung of this rule.
         cooldown: pause after an intervention has ended, before the rule may fire again.
         silence_until: before this step the rule neither counts, tells nor acts; what is being verified is finished.
         missing, nan: what a field that is not there, or is NaN, does to a comparison: `keep` leaves it open, which

@@ -61,7 +61,7 @@ def recording_of_rows(
             count, epoch = values.pop("tokens", None), carried["epoch"]
             seen = int(count) if count is not None else _MANY_TOKENS if tokens is None else tokens
             known: dict[str, Any] = _completed(values, ceiling(seen))
-            known |= {"loss": carried["loss"], "epoch": None if epoch is None else int(epoch)}
+            known |= {"loss": carried["loss"], "epoch": _whole(epoch), "rewrites": _whole(known.get("rewrites"))}
             readings.append(Reading(step=step, codebook=book, K=K, D=D, tokens=seen, **known))
     return Recording(readings=readings)
 
@@ -116,6 +116,11 @@ def _number(cell: str | float | None, column: str) -> float | None:
         return float(cell)
     except (TypeError, ValueError):
         raise MismatchError(f"a number in column {quote(column)}", quote(cell)) from None
+
+
+def _whole(value: float | None) -> int | None:
+    """Return a number that counts something as a whole one."""
+    return None if value is None else int(value)
 
 
 def _finite(value: float) -> float | None:

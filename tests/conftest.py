@@ -12,6 +12,7 @@ from hypothesis import settings
 
 from tests.checkout import install_finder
 from tests.crew import Crew
+from tests.programs import told_of
 from tests.terminal import Terminal
 
 install_finder()
@@ -23,6 +24,12 @@ torch.set_num_threads(1)
 settings.register_profile("ci", derandomize=True, deadline=None, database=None)
 settings.register_profile("explore", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which programs were missed, and so which tests say nothing."""
+    if (told := told_of(terminalreporter.stats.get("skipped", []))) is not None:
+        terminalreporter.write_line(told, yellow=True)
 
 
 @pytest.fixture

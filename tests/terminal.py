@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -11,16 +10,12 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.checkout import prelude
+from tests.programs import needs
 
 __all__ = ["Terminal", "needs_tmux"]
 
-needs_tmux = pytest.mark.skipif(
-    shutil.which("tmux") is None,
-    reason="needs tmux for a terminal: apt-get install tmux (macOS: brew install tmux)",
-)
+needs_tmux = needs("tmux", hint="apt-get install tmux, macOS: brew install tmux")
 _PATIENCE_SECONDS = 30.0  # until a screen that does not come is taken for a failure
 
 

@@ -10,6 +10,7 @@ import torch
 from collapse_guard import Guard
 from collapse_guard.testing import Recorder
 from collapse_guard.window import Window
+from tests.cuda.scenes import acting
 from tests.quantizers import Plain
 
 
@@ -68,19 +69,8 @@ def test_what_a_replay_renews_belongs_to_every_window() -> None:
 
 
 def test_what_a_replay_would_not_reach_is_refused_and_a_freeze_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    rule = {
-        "name": "always",
-        "when": "perplexity < 1000",
-        "for": 1,
-        "clear": {"when": "perplexity >= 1000", "for": 1},
-        "cooldown": "1 steps",
-        "verify": {"within": "20 steps"},
-        "ladder": [{"decay_commitment": {}}, {"fallback_tokenizer": {"refit_every": "100 steps"}}],
-    }
-    sample = {"every": "2 steps", "when_suspect": "2 steps", "min_tokens": 1}
-    model, guard, recorder = guarded(
-        {"version": 1, "name": "one", "warmup": "2 steps", "sample": sample, "rules": [rule]}
-    )
+    fallback = {"fallback_tokenizer": {"refit_every": "100 steps"}}
+    model, guard, recorder = guarded(acting({"decay_commitment": {}}, fallback))
     model(torch.randn(2, 300, 8))
     captured(monkeypatch, model)
     for _ in range(6):

@@ -30,6 +30,12 @@ class _EmaDecay(Intervention[_Either]):
             return f"no moving averages move this codebook ({view.kind}): it has no decay"
         return "the decay of its moving averages is in no attribute that is known"
 
+    def refusal(self) -> str | None:
+        """Refuse where the quantizer's own updates do not reach the codebook: their decay would change nothing."""
+        if (why := super().refusal()) is None and self.site.view.is_frozen:
+            return "the quantizer's own updates are kept out, so that their decay has no effect"
+        return why
+
     def parts(self) -> list[Part]:
         """Return the decay."""
         decay = self.site.view.decay
@@ -48,7 +54,7 @@ class SlowEmaIntervention(_EmaDecay[SlowEma]):
     """Right when the codebook jumps about: small batches, noisy counts, codes that die between two of their tokens."""
 
     def refusal(self) -> str | None:
-        """Refuse a decay that is at the target or above."""
+        """Refuse a decay that is without effect, or at the target or above."""
         decay = self.site.view.decay
         if (why := super().refusal()) is not None or decay is None:
             return why
@@ -61,7 +67,7 @@ class FastEmaIntervention(_EmaDecay[FastEma]):
     """Right when the latents move faster than the codebook follows."""
 
     def refusal(self) -> str | None:
-        """Refuse a decay that is at the target or below."""
+        """Refuse a decay that is without effect, or at the target or below."""
         decay = self.site.view.decay
         if (why := super().refusal()) is not None or decay is None:
             return why

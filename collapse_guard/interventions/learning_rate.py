@@ -150,9 +150,12 @@ class RaiseCodebookLrIntervention(Lasting[RaiseCodebookLr]):
         return super().why_unsupported(view)
 
     def refusal(self) -> str | None:
-        """Refuse where there is no rate to scale."""
-        why = super().refusal() or _why_none(self.site)
-        return why or (None if self._chosen else "no known optimizer moves the codebook")
+        """Refuse where there is no rate to scale, or where no step of the optimizer reaches the codebook."""
+        if (why := super().refusal() or _why_none(self.site)) is not None:
+            return why
+        if self.site.view.is_frozen:
+            return "the codebook's own updates are kept out, so that its learning rate has no effect"
+        return None if self._chosen else "no known optimizer moves the codebook"
 
     def in_words(self) -> str:
         """Say whose rate is scaled."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from array import array
@@ -18,6 +17,7 @@ from typer.testing import CliRunner
 from collapse_guard.cli import app
 from collapse_guard.history.story import MOST_COLUMNS, read_story, thinned
 from tests.history import records
+from tests.programs import needs
 
 HOSTILE = "<script>alert(1)</script><b>x</b>[red]\x1b[31m|`*" + "n" * 200
 
@@ -255,7 +255,7 @@ def test_every_link_resolves_and_nothing_is_loaded_from_elsewhere(tmp_path: Path
     assert {link[1:] for link in links if link.startswith("#")} <= ids
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser `chromium` on the path")
+@needs("chromium")
 def test_a_browser_draws_every_plot_without_a_console_error_and_the_text_reads_without_scripts(tmp_path: Path) -> None:
     uses: dict[str, Any] = {"uses": [3, 0, 1], "K": 3}
     alert, done, end = act()

@@ -140,6 +140,28 @@ def test_where_nothing_helps_a_remedy_is_undone_bit_equal(action: str) -> None:
         assert guard.interventions[0]["undone"]
 
 
+WITHOUT_EFFECT: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
+    "fast_ema": (plain, {"target": 0.5}, "the quantizer's own updates are kept out, so that their decay"),
+    "slow_ema": (plain, {}, "the quantizer's own updates are kept out, so that their decay"),
+    "raise_codebook_lr": (learnable, {}, "the codebook's own updates are kept out, so that its learning rate"),
+}
+
+
+@pytest.mark.parametrize("keeper", ["fallback_tokenizer", "take_over_updates"])
+@pytest.mark.parametrize("action", WITHOUT_EFFECT)
+def test_what_would_change_updates_that_are_kept_out_is_refused_and_has_failed(action: str, keeper: str) -> None:
+    make, params, why = WITHOUT_EFFECT[action]
+    scene = Scene(make())
+    verify = {"within": "15 steps", "success": "perplexity > 1000", "undo": "never"}
+    with scene.guarded({"when": "step > 0", "verify": verify, "ladder": [keeper, {action: params}]}) as guard:
+        scene.train(40, guard)
+        assert scene.told() == [f"{keeper} applied", f"{keeper} failed", f"{action} refused", f"{action} failed"]
+        assert scene.recorder.of("intervention")[-1].fields["summary"] == f"{why} has no effect"
+        (exhausted,) = scene.recorder.of("exhausted")
+        assert exhausted.fields["reason"].startswith("every rung has failed: ")
+        assert not scene.recorder.of("fault")
+
+
 def test_what_lasts_ends_by_itself_and_says_so() -> None:
     scene = drifting()
     with scene.guarded({"when": FAR, "ladder": [{"freeze_encoder": {"for": "20 steps"}}]}) as guard:

@@ -264,6 +264,15 @@ def test_rules_that_another_one_keeps_from_firing() -> None:
     assert found(wide, rule("other", "usage < 0.1")) == []
 
 
+def test_a_shadowed_rule_may_come_after_one_that_can_be_exhausted() -> None:
+    wide, narrow = rule("wide", "perplexity < 5", inhibits=["narrow"]), rule("narrow", "perplexity < 1.5")
+    acting, told = {"ladder": ["alert"]}, []
+    for mine in ((wide, narrow), (wide | acting, narrow), (wide, narrow | acting), (wide | acting, narrow | acting)):
+        (finding,) = lint_policy(policy(*mine))
+        told.append(finding.message.partition(":")[0])
+    assert told == ["it can never fire"] * 3 + ["it can only fire once wide is exhausted"]
+
+
 @given(first=st.floats(1, 9), second=st.floats(1, 9), values=st.lists(st.floats(1, 9), min_size=1, max_size=30))
 def test_a_shadowed_rule_never_fires(first: float, second: float, values: list[float]) -> None:
     """What the warning claims, on the engine itself."""

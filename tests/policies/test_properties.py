@@ -166,8 +166,28 @@ def test_an_inhibited_rule_neither_alerts_nor_acts(policy: Policy, script: list[
         run.feed([each])
         loud = {told.rule for told in of_kind(run.decisions[seen:], DecisionKind.ALERT, DecisionKind.ACT)}
         for inhibitor in policy.rules:
-            if run.engine.phase(each.codebook, inhibitor.name) is not Phase.ARMED:
+            if run.engine.phase(each.codebook, inhibitor.name) not in (Phase.ARMED, Phase.EXHAUSTED):
                 assert loud.isdisjoint(inhibitor.inhibits)
+
+
+@given(policies(), lines)
+def test_beside_an_exhausted_rule_only_what_it_has_not_tried_is_tried(policy: Policy, script: list[Line]) -> None:
+    """A rule that it inhibits alerts only with a rung left, and begins none that has failed there."""
+    run = Run(policy, refuses_some)
+    ladders = {rule.name: {rung.params.describe() for rung in rule.ladder} for rule in policy.rules}
+    for each in readings_of(script):
+        seen = len(run.decisions)
+        run.feed([each])
+        told = of_kind(run.decisions[seen:], DecisionKind.ALERT, DecisionKind.ACT)
+        for inhibitor in policy.rules:
+            if run.engine.phase(each.codebook, inhibitor.name) is not Phase.EXHAUSTED:
+                continue
+            states = run.engine.state_dict()["codebooks"][each.codebook]["rules"]
+            for one in (one for one in told if one.rule in inhibitor.inhibits):
+                assert ladders[one.rule] - set(states[inhibitor.name]["failed"])
+                is_begun = one.kind is DecisionKind.ACT and ", try 1 of" not in one.reason and ", try " in one.reason
+                if one.params is not None and not is_begun:
+                    assert one.params.describe() not in states[inhibitor.name]["failed"]
 
 
 @given(policies(), lines)

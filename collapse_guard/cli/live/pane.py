@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from rich.console import Console
 from rich.text import Text
 
 from collapse_guard.history.runs import Book, Happening, Run
@@ -14,7 +13,7 @@ from collapse_guard.policies import Phase
 from collapse_guard.sinks.console import plain
 
 from .chart import chart, marks_line, sparkline
-from .words import STYLES, Glyphs, ago, compact, ended, fit, row
+from .words import STYLES, Glyphs, ago, compact, ended, fit, folded, row
 
 __all__ = ["Pane", "natural_height"]
 
@@ -167,7 +166,7 @@ class Pane:
         heading = Text.assemble((f"{self.glyphs.line * 2} {name} ", "bold"), (f"{told} ", "dim"))
         heading.append(self.glyphs.line * max(0, width - heading.cell_len), "dim")
         lines = [heading]
-        rules = [*self._rules(run, book).wrap(Console(width=width), width)][: max(1, room // 6)]
+        rules = folded(self._rules(run, book), width, max(1, room // 6))
         left = room - len(lines) - len(rules)
         numbers = [Text.assemble(("numbers ", "dim"), _numbers(book))] if left >= 10 else []
         events = self._happenings(run, book, width, max(2, left * 2 // 5 - len(numbers)))
@@ -207,11 +206,8 @@ class Pane:
         who = f"{ended(what.who, 24, self.glyphs)}: " if what.who and (with_who or not what.codebooks) else ""
         label = plain(what.label).upper()[:12]
         head = Text.assemble((f"{what.step:>7} ", "dim"), (f"{label:<12} ", STYLES.get(what.label, "")))
-        room, told = max(20, width - _HANGING), Text(who + plain(what.text))
-        folded = [*told.wrap(Console(width=room), room)] if most > 1 else [told]
-        if len(folded) > most:
-            folded = [*folded[: most - 1], Text(" ").join(Text(part.plain.strip()) for part in folded[most - 1 :])]
-        return [Text.assemble(head if not index else " " * _HANGING, part) for index, part in enumerate(folded)]
+        lines = folded(Text(who + plain(what.text)), max(20, width - _HANGING), most)
+        return [Text.assemble(head if not index else " " * _HANGING, part) for index, part in enumerate(lines)]
 
 
 def natural_height(view: LogView) -> int:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from rich.cells import cell_len, set_cell_size
+from rich.console import Console
 from rich.text import Text
 
 from collapse_guard.sinks.console import plain
 
-__all__ = ["ASCII", "STYLES", "UNICODE", "Glyphs", "ago", "compact", "ended", "fit", "row"]
+__all__ = ["ASCII", "STYLES", "UNICODE", "Glyphs", "ago", "compact", "ended", "fit", "folded", "row"]
 
 STYLES = {
     "healthy": "green",
@@ -149,6 +150,16 @@ def fit(text: Text, width: int, glyphs: Glyphs) -> Text:
         line.append(glyphs.cut)
     line.truncate(width, overflow="crop", pad=True)
     return line
+
+
+def folded(text: Text, width: int, most: int) -> list[Text]:
+    """Return a text in at most so many lines; the last takes all that is left, for `fit` to cut with a sign."""
+    lines = [*text.wrap(Console(width=width), width)]
+    if len(lines) <= most:
+        return lines
+    for line in lines:
+        line.rstrip()
+    return [*lines[: most - 1], Text(" ").join(lines[most - 1 :])]
 
 
 def row(left: Text, right: Text, width: int, glyphs: Glyphs) -> Text:
