@@ -24,7 +24,7 @@ def runaway(facts: Facts) -> Diagnosis | None:
     is_unscaled = _is_unscaled(facts)
     own = _own_growth(facts)
     ratio = facts.ratio
-    confidence = 0.95 * ramp(math.log10(own), 0.5, 1.0) * ramp(ratio, 2, 5)
+    confidence = 0.95 * ramp(math.log10(own), 0.5, 1.0) * ramp(facts.reach, 2, 5)
     if is_unscaled:
         confidence = max(confidence, 0.98 * ramp(ratio, 1.5, 3))
     if confidence <= 0:

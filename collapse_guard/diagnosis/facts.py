@@ -104,6 +104,15 @@ class Facts:
         return math.sqrt(self.read[-1].latent_variance) if self.read else math.nan
 
     @property
+    def reach(self) -> float:
+        """Median norm of all codes over the root mean square of the latents'; NaN where unknown.
+
+        Where most latents are short, as padding is, it tells codes as long as the others from codes that are too long.
+        """
+        power = self.read[-1].latent_power if self.read else math.nan
+        return self.code_norm / math.sqrt(power) if power > 0 else math.nan
+
+    @property
     def ratio(self) -> float:
         """Median norm of all codes over that of the latents; NaN where unknown."""
         return self.code_norm / self.latent_norm if self.latent_norm > 0 else math.nan

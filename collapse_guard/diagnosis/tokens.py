@@ -42,10 +42,16 @@ def padded(facts: Facts) -> Diagnosis | None:
 
 
 def few_modes(facts: Facts) -> Diagnosis | None:
-    """The codes in use serve the latents as well as any would: k-means finds no more, or there are no more to serve."""
+    """The codes in use part the latents as well as any would: k-means finds no more, or there are no more to find.
+
+    Codes that merely trail latents on the move leave an error too, but none that more codes would take away.
+    """
     reading, latents = facts.reading, facts.latents
     error = reading.relative_error
-    if error is None or error >= 0.1 or len(latents) < 16 or reading.usage >= 0.5 or reading.K <= 8:
+    if error is None or error >= 0.5 or len(latents) < 16 or reading.usage >= 0.5 or reading.K <= 8:
+        return None
+    parted = min(error, _within_codes(facts))
+    if parted >= 0.1:
         return None
     in_use = max(round(reading.perplexity), 1)
     k = min(4 * in_use + 4, reading.K, 64)
@@ -55,21 +61,28 @@ def few_modes(facts: Facts) -> Diagnosis | None:
     lost = max(seen, default=reading.perplexity) / reading.perplexity
     # A small error is no proof: of latents along a line few codes leave little, and more would leave next to nothing.
     modes = _modes(facts, 4 * in_use) / in_use
-    missed = ramp(error / found if found > 0 else math.inf, 2, 4) * ramp(modes, 2, 4)
+    missed = ramp(parted / found if found > 0 else math.inf, 2, 4) * ramp(modes, 2, 4)
     # With that many in use k-means was hardly asked for more codes: then only as few distinct latents are a proof.
     missed = max(missed, ramp(k / in_use, 2, 1) * ramp(modes, 1.1, 1.5))
-    confidence = 0.95 * ramp(error, 0.1, 0.04) * ramp(gained, 0.08, 0.03) * ramp(lost, 6, 3) * (1 - missed)
-    confidence *= ramp(reading.usage, 0.5, 0.3)
+    confidence = 0.95 * ramp(parted, 0.1, 0.04) * ramp(gained, 0.08, 0.03) * ramp(lost, 6, 3) * (1 - missed)
+    confidence *= ramp(reading.usage, 0.5, 0.3) * ramp(error, 0.5, 0.25)  # to lie half a spread off is still to trail
     if confidence <= 0:
         return None
+    trail = f", once they trail them no more (now {error:.1%})" if error > 2 * parted and error > 0.04 else ""
     return Diagnosis(
         cause=Cause.FEW_MODES,
         confidence=confidence,
         says=(
-            f"{in_use} codes in use leave {error:.1%} of the latents' variance, and k-means with {k} codes would leave "
-            f"{found:.1%}: the data has no more modes"
+            f"{in_use} codes in use leave {parted:.1%} of the latents' variance{trail}, and k-means with {k} codes "
+            f"would leave {found:.1%}: the data has no more modes"
         ),
-        evidence={"relative_error": error, "kmeans_error": found, "kmeans_codes": float(k), "perplexity_lost": lost},
+        evidence={
+            "relative_error": error,
+            "within_codes": parted,
+            "kmeans_error": found,
+            "kmeans_codes": float(k),
+            "perplexity_lost": lost,
+        },
         advice="nothing is wrong; a smaller codebook would do",
         remedy="",
     )
@@ -149,6 +162,23 @@ def _same_vector(facts: Facts) -> tuple[float, float]:
     if not shares:
         return math.nan, math.nan
     return sum(shares) / len(shares), sum(others) / len(others)
+
+
+def _within_codes(facts: Facts) -> float:
+    """Return the share of the latents' variance that codes would leave if each lay at the mean of its own latents.
+
+    Estimated as a pooled variance: over the latents less the codes that have some, since a mean of few latents is near
+    each of them. Infinite where there are no more latents than such codes.
+    """
+    latents = facts.latents.float()
+    codes = facts.codes.unique(return_inverse=True)[1]
+    k = int(codes.max()) + 1
+    if len(latents) <= k:
+        return math.inf
+    means = totals(latents, codes, k) / torch.bincount(codes).unsqueeze(-1)
+    total = float((latents - latents.mean(dim=0)).square().sum(dim=-1).mean())
+    within = float((latents - means[codes]).square().sum(dim=-1).sum()) / (len(latents) - k)
+    return within / max(total, 1e-30)
 
 
 def _modes(facts: Facts, most: int) -> int:

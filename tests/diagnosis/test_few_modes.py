@@ -47,8 +47,29 @@ def test_where_codes_in_use_are_as_many_as_kmeans_is_asked_for_only_few_values_a
     assert _confidence(values[:64].repeat(4, 1), reading) > 0.9
 
 
-def _confidence(latents: torch.Tensor, reading: Reading = READING) -> float:
-    """Return how sure it is of few modes, of 256 latents that one forward showed."""
+def test_codes_that_trail_their_modes_are_few_modes_and_codes_that_mix_them_are_not() -> None:
+    """A sixth of the variance is left either way: by codes that lie beside their latents, or serve two modes each."""
+    modes = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    trailing, own = replace(READING, relative_error=0.17), torch.arange(8).repeat(32)
+    assert _confidence(modes.repeat(32, 1), trailing, own) > 0.9
+    assert _confidence(modes.repeat(32, 1), trailing, own // 2) == 0
+    far = replace(trailing, relative_error=0.6)
+    assert _confidence(modes.repeat(32, 1), far, own) == 0
+
+
+def test_codes_of_one_latent_each_do_not_show_that_the_latents_have_few_modes() -> None:
+    """Every code lies at the mean of its only latent: nothing is left, whatever the latents are."""
+    values = torch.randn(256, 4, generator=torch.Generator().manual_seed(0))
+    reading = replace(READING, K=1024, perplexity=250.0, usage=0.25, relative_error=0.17)
+    assert _confidence(values, reading, torch.arange(256)) == 0
+    assert _confidence(values, reading, torch.arange(256).clamp(min=6)) == 0
+
+
+def _confidence(latents: torch.Tensor, reading: Reading = READING, codes: torch.Tensor | None = None) -> float:
+    """Return how sure it is of few modes, of 256 latents that one forward showed, on one code where not told otherwise.
+
+    On one code they show nothing of how the codes part them: then `reading.relative_error` says what these leave.
+    """
     view = next(iter(discover(torch.nn.Sequential(Plain(K=reading.K, D=4))).views))
     facts = Facts(
         view=view,
@@ -56,7 +77,7 @@ def _confidence(latents: torch.Tensor, reading: Reading = READING) -> float:
         counts=np.zeros(reading.K, dtype=np.int64),
         table=view.codebook(),
         latents=latents,
-        codes=torch.zeros(256, dtype=torch.int64),
+        codes=torch.zeros(256, dtype=torch.int64) if codes is None else codes,
         forwards=torch.zeros(256, dtype=torch.int64),
         marks=[Mark(step=0, codes=view.codebook())],
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tests import quantizers
 from tests.checkout import ROOT
-from tests.interventions.scenes import D, Scene, modes, plain
+from tests.interventions.scenes import CENTRES, D, Scene, modes, plain
 
 __all__ = ["HARMFUL", "HARMLESS", "Ended", "all_ended", "as_markdown", "ended", "main"]
 
@@ -52,18 +52,24 @@ def chasing(seed: int) -> Scene:
     return Scene(module, lr=0.05, optimizer=torch.optim.Adam, inputs=seen(seed), target=running)
 
 
-def learning(seed: int) -> Scene:
+def learning(seed: int, start: Tensor | None = None) -> Scene:
+    codes = modes(999, 16) if start is None else start
     torch.manual_seed(seed)
-    module = quantizers.Learnable(16, D)
+    module = quantizers.Learnable(len(codes), D)
     module.beta = 0.0
     with torch.no_grad():
-        module.embedding.weight.copy_(modes(999, 16))
+        module.embedding.weight.copy_(codes)
     return Scene(module, lr=0.02, inputs=seen(seed), target=still)
+
+
+def fitted(seed: int) -> Scene:
+    """A code on each of the eight modes: eight drawn from the latents share some modes, and leave others without."""
+    return learning(seed, CENTRES)
 
 
 HARMFUL: dict[str, tuple[Make, dict[str, Any]]] = {
     "slow_ema": (moving, {"target": 0.999}),
-    "reset_codes": (learning, {"scope": "all", "source": "reservoir"}),
+    "reset_codes": (fitted, {"scope": "all", "source": "reservoir"}),
     "freeze_encoder": (chasing, {"for": "500 steps"}),
     "lower_lr": (chasing, {"factor": 0.001}),
     "clip_gradients": (chasing, {"max_norm": 0.0001}),

@@ -1,0 +1,58 @@
+"""Codes that have run away are longer than any latents; codes as long as the latents that are no padding have not."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from collapse_guard.adapters import discover
+from collapse_guard.diagnosis import Facts, Mark
+from collapse_guard.diagnosis.codebook import runaway
+from collapse_guard.policies import Reading
+from tests.quantizers import Plain
+
+K, D = 64, 4
+
+
+def test_codes_as_long_as_the_latents_beside_short_padding_have_not_run_away() -> None:
+    """The median latent is padding of norm 0.2 either way; codes of norm 2 are as long as the others, or ten times."""
+    directions = torch.nn.functional.normalize(torch.randn(200, D, generator=torch.Generator().manual_seed(0)), dim=-1)
+    lengths = torch.full((200, 1), 0.2)
+    assert _confidence(directions * lengths) > 0.9
+    lengths[140:] = 2.0
+    assert _confidence(directions * lengths) == 0
+
+
+def _confidence(latents: Tensor) -> float:
+    """Return how sure it is of a runaway of codes that grew from norm 0.2 to 2 while the latents stayed."""
+    view = next(iter(discover(torch.nn.Sequential(Plain(K=K, D=D))).views))
+    table = 2 * torch.nn.functional.normalize(view.codebook(), dim=-1)
+    power = latents.square().sum(dim=-1)
+    mean = latents.mean(dim=0)
+    variance = (latents - mean).square().sum(dim=-1).mean()
+    sums = torch.cat([torch.stack([power.sqrt().median(), variance, power.mean()]), mean])
+    facts = Facts(
+        view=view,
+        reading=Reading(
+            step=120,
+            codebook="0",
+            K=K,
+            D=D,
+            tokens=2560,
+            perplexity=6.0,
+            ceiling=64.0,
+            perplexity_ratio=0.1,
+            usage=0.9,
+            dead_fraction=0.1,
+            top_share=0.7,
+        ),
+        counts=np.ones(K, dtype=np.int64),
+        table=table,
+        latents=latents,
+        codes=torch.zeros(200, dtype=torch.int64),
+        forwards=torch.zeros(200, dtype=torch.int64),
+        marks=[Mark(step=10, codes=table / 10, latents=sums), Mark(step=120, codes=table, latents=sums)],
+    )
+    found = runaway(facts)
+    return found.confidence if found is not None else 0.0
