@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from collapse_guard.adapters import CodebookView
+from collapse_guard.kmeans import finite_rows
 from collapse_guard.policies import Reading
 from collapse_guard.window import Window
 
@@ -181,15 +182,15 @@ def mark_of(
 
 def _sums_of(window: Window) -> Tensor | None:
     """Return the (3 + D,) sums of recent latents without asking the device which of them are tokens."""
-    rows = window.recent(_LATENTS)
-    if rows is None or len(rows.latents) == 0:
+    found = window.newest(_LATENTS)
+    if found is None or len(found[0]) == 0:
         return None
-    use = rows.valid & rows.latents.isfinite().all(dim=-1)
+    latents, valid = found
+    use = finite_rows(latents) & valid
     weights = use.float() / use.sum().clamp(min=1)
-    clean = torch.where(use.unsqueeze(-1), rows.latents, 0.0)
+    clean = torch.where(use.unsqueeze(-1), latents, 0.0)
     mean = weights @ clean
     squares = clean.square().sum(dim=-1)
-    power = weights @ squares
     norm = torch.where(use, squares.sqrt(), float("nan")).nanmedian()
     variance = weights @ (clean - mean).square().sum(dim=-1)
-    return torch.cat([torch.stack([norm, variance, power]), mean])
+    return torch.cat([torch.stack([norm, variance, weights @ squares]), mean])
