@@ -1,4 +1,4 @@
-"""What one codebook showed since the last reading: integer counts of every token, and a few recent latents.
+"""What one codebook showed since the last reading: integer counts of every token recorded, and a few recent latents.
 
 All of it stays on the device where the quantizer runs. Recording adds to tensors in place and asks the device
 nothing, so it costs no synchronisation. The latents live in a ring of fixed size which outlasts a window, so that a
