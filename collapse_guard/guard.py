@@ -482,10 +482,14 @@ class Guard:
         if self._left() <= 0:
             self._read(self._number_of(loss), epoch)
             self._ledger.tend(self._step, self._watch.probes, after_reading=True)
-        if (left := self._left() - 1) <= 0:
-            self._clinic.arm()
+        self._arm()
         is_calm = not (self._engine.is_suspect or self._ledger.keeps_codebooks)
-        self._watch.rest(self._pace.turn(max(left, 0), is_calm=is_calm))
+        self._watch.rest(self._pace.turn(max(self._left() - 1, 0), is_calm=is_calm))
+
+    def _arm(self) -> None:
+        """Have the gradients of the coming step felt, where a reading is due after it."""
+        if self._left() <= 1:
+            self._clinic.arm(self._step + 1, is_suspect=self._engine.is_suspect)
 
     def _number_of(self, loss: Loss) -> float | None:
         """Return the loss as a number; one rank that cannot say its own must not keep the others waiting."""
@@ -552,7 +556,8 @@ class Guard:
                 uses[reading.codebook] = uses_of(counts)
             self._readings_taken[reading.codebook] += 1
             self._ledger.note(reading.codebook, counts)
-            self._clinic.note(reading, counts, version=self._ledger.version_of(reading.codebook))
+            version = self._ledger.version_of(reading.codebook)
+            self._clinic.note(reading, counts, is_suspect=self._engine.is_suspect, version=version)
             taken.append(reading)
         has_all = not self._watch.misses(self._step)
         self._pace.note(taken, every=sample.every_steps, min_tokens=enough, has_all=has_all)
@@ -675,8 +680,7 @@ class Guard:
             self._snapshots.load_state_dict(state["snapshot"])
         self._pace.load_state_dict(state.get("pace", {}))
         self._watch.rest(self._pace.rests)
-        if self._left() <= 1:
-            self._clinic.arm()
+        self._arm()
         self._log.emit(
             "resumed",
             self._step,

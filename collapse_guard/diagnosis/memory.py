@@ -1,7 +1,7 @@
 """What is remembered of each codebook for the day on which somebody asks why.
 
 A mark is a handful of rows and sums, taken at a reading and left on its device: it asks for no synchronisation and
-costs some microseconds. The first marks and the last few are kept, whatever the length of the run.
+costs some 100 microseconds; so where readings are close and calm, not each has one. The first marks and the last few are kept, whatever the length of the run.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ __all__ = ["Mark", "Memory", "decoded_table", "mark_of"]
 _CODES = 64
 _LATENTS = 256
 _FIRST, _LAST = 2, 6
+_APART = 10  # steps between two marks, at least, while nothing is suspected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +111,10 @@ class Memory:
     def __init__(self) -> None:
         """Begin without any."""
         self.marks: list[Mark] = []
+
+    def is_due(self, step: int, *, is_suspect: bool) -> bool:
+        """Whether a reading at a step is worth a mark; where each step is read, the last few would tell too little."""
+        return is_suspect or not self.marks or step - self.marks[-1].step >= _APART
 
     def add(self, mark: Mark) -> None:
         """Remember a mark, and forget one from the middle where there are too many."""
