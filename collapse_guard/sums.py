@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from .adapters import CodebookView
 from .adapters.base import Metric
-from .kmeans import finite_rows, nearest_errors
+from .kmeans import nearest_errors
 from .window import Window
 
 __all__ = ["Sums", "sum_up"]
@@ -151,12 +151,12 @@ def sum_up(window: Window, view: CodebookView, *, size: int = 1, table: Tensor |
         parts = _latent_sums(window, decoded, view.metric, size)
         table_covariance = _covariance(decoded - decoded.sum(dim=0) / len(decoded), len(decoded))
         parts += [decoded.norm(dim=-1), table_covariance]
-    numbers = torch.cat([part.flatten().float() for part in parts])
+    numbers = torch.cat([part.flatten() for part in parts])
     packed = torch.cat([tallies.view(torch.uint8), numbers.contiguous().view(torch.uint8)]).cpu().numpy()
     split = tallies.numel() * 8
     values, ends = packed[split:].view(np.float32), accumulate(part.numel() for part in parts)
     shaped: list[np.ndarray] = [
-        values[end - part.numel() : end].reshape(part.shape) for end, part in zip(ends, parts, strict=True)
+        values[end - part.numel() : end].reshape(part.shape or (1,)) for end, part in zip(ends, parts, strict=True)
     ]
     rest = shaped.pop(6)  # far from the origin the mean's rounding would be more than the variance
     shaped[2] = shaped[2].astype(np.float64) + rest
@@ -171,20 +171,21 @@ def _latent_sums(window: Window, table: Tensor, metric: Metric, size: int) -> li
     if len(latents) == 0:
         zero, D = torch.zeros(1, device=table.device), table.shape[1]
         return [zero[:0], zero, zero.new_zeros(D), zero, zero.new_zeros(0, 0), zero.new_zeros(2), zero.new_zeros(D)]
-    use = finite_rows(latents) & valid
+    norms = latents.norm(dim=-1)
+    use = norms.isfinite().logical_and_(valid)
     clean = torch.where(use.unsqueeze(-1), latents, 0.0)
-    number = use.sum()
-    mean = clean.sum(dim=0) / number.clamp(min=1)
+    number = use.sum(dtype=torch.float32)
+    weight = number.clamp(min=1)
+    mean = clean.sum(dim=0) / weight
     centred = torch.where(use.unsqueeze(-1), clean - mean, 0.0)
-    norms = torch.where(use, clean.norm(dim=-1), math.nan)
+    norms = torch.where(use, norms, math.nan)
     stride = -(-len(clean) * size // most)
-    few_used = use[::stride]
     points, rows = (clean, table) if metric == "cosine" else (centred, table - mean)
-    distances = nearest_errors(points[::stride], rows, metric)
-    error = torch.stack([torch.where(few_used, distances, 0.0).sum(), few_used.sum().float()])
-    rest = centred.sum(dim=0) / number.clamp(min=1)
-    covariance = _covariance(centred, number.clamp(min=1))
-    return [norms, number.view(1), mean, centred.square().sum().view(1), covariance, error, rest]
+    few_used = use[::stride]
+    errors = torch.where(few_used, nearest_errors(points[::stride], rows, metric), 0.0)
+    error = torch.stack([errors.sum(), few_used.sum(dtype=torch.float32)])
+    rest = centred.sum(dim=0) / weight
+    return [norms, number, mean, centred.square().sum(), _covariance(centred, weight), error, rest]
 
 
 def _covariance(centred: Tensor, number: Tensor | int) -> Tensor:

@@ -1,7 +1,7 @@
 """The clinic: keeps the memory of every codebook of a run, and says why when a rule is about to speak.
 
-At a healthy reading it takes a mark, if the last one was some steps ago, and nothing else. What raises in here is told once and switched off: a run goes on
-without knowing why.
+At a healthy reading it takes a mark, if the last one was some steps ago, and nothing else. What raises in here is told
+once and switched off: a run goes on without knowing why.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What is remembered of each codebook for the day on which somebody asks why.
 
 A mark is a handful of rows and sums, taken at a reading and left on its device: it asks for no synchronisation and
-costs some 100 microseconds; so where readings are close and calm, not each has one. The first marks and the last few are kept, whatever the length of the run.
+costs some 100 microseconds; so where readings are close and calm, not each has one. The first marks and the last few
+are kept, whatever the length of the run.
 """
 
 from __future__ import annotations

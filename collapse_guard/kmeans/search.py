@@ -101,14 +101,14 @@ def nearest_errors(latents: Tensor, codebook: Tensor, metric: Metric = "l2") -> 
     """
     points, rows = (unit_rows(latents), unit_rows(codebook)) if metric == "cosine" else (latents, codebook)
     bias = rows.square().sum(dim=1) / 2
-    usable = bias.isfinite() & comparable_rows(codebook, metric) if metric == "cosine" else bias.isfinite()
-    # A row that overflows is never the nearest, and must not turn the scores of others into NaN.
-    bias, rows = bias.masked_fill(~usable, torch.inf), torch.where(usable.unsqueeze(1), rows, 0.0)
-    nearest = torch.empty(len(points), dtype=torch.int64, device=points.device)
+    if metric == "cosine":
+        bias = bias.masked_fill(~comparable_rows(codebook, metric), torch.inf)
+    nearest = [torch.zeros(0, dtype=torch.int64, device=points.device)]
     with _full_precision(points.device):
         for part in _parts(points.device, len(points), len(rows), "torch")[1]:
-            nearest[part] = _least(torch.addmm(bias, points[part], rows.T, alpha=-1))
-    return (latents - codebook[nearest]).square().sum(dim=1)
+            scores = torch.addmm(bias, points[part], rows.T, alpha=-1)
+            nearest.append(_least(scores.nan_to_num_(torch.inf, torch.inf, torch.inf)))  # of rows that overflow
+    return (latents - codebook[torch.cat(nearest)]).square().sum(dim=1)
 
 
 class Comparison:
