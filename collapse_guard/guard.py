@@ -40,6 +40,7 @@ from .kmeans import KMeansTokenizer
 from .ledger import Ledger
 from .measure import Loss, number_of
 from .optimizer import moment_sums, movers_of, ratio_of_moments
+from .pace import Pace
 from .ranks import Alone, OtherRankError, PartedError, Word, join_ranks
 from .reports import (
     describe_environment,
@@ -66,6 +67,9 @@ Explain: TypeAlias = "Callable[[Sequence[Reading]], Sequence[Reading]]"
 
 class Guard:
     """Watches the codebooks of a model that trains and repairs them under a policy.
+
+    Perplexity and counts of a reading are pooled over the steps since the one before it that were recorded: all of them
+    while anything is suspected or kept up, and while all is well an evenly spread part; see `pace`.
 
     Args:
         policy: preset name, path of a YAML file, mapping, or a loaded policy.
@@ -134,6 +138,7 @@ class Guard:
         self._ranks = Alone()
         self._story = 0  # a checksum of all decisions: the same on all ranks
         self._watch = Watch((), seed=seed, fault=self._fault)
+        self._pace = Pace()
         self._evaluations = Evaluations(nn.Module(), self._watch, self._fault, keeps_inputs=False)
         self._model: nn.Module | None = None
         self._optimizers: Sequence[Optimizer] = ()
@@ -476,11 +481,17 @@ class Guard:
         assert self._ledger is not None
         self._ledger.tend(self._step, self._watch.probes, after_reading=False)
         self._watch.notice_silence()
-        if self._is_due():
+        if self._left() <= 0:
             self._read(self._number_of(loss), epoch)
             self._ledger.tend(self._step, self._watch.probes, after_reading=True)
-        if self._is_due(ahead=1):
-            self._clinic.arm()
+        self._arm()
+        is_calm = not (self._engine.is_suspect or self._ledger.keeps_codebooks)
+        self._watch.rest(self._pace.turn(max(self._left() - 1, 0), is_calm=is_calm))
+
+    def _arm(self) -> None:
+        """Have the gradients of the coming step felt, where a reading is due after it."""
+        if self._left() <= 1:
+            self._clinic.arm(self._step + 1, is_suspect=self._engine.is_suspect)
 
     def _number_of(self, loss: Loss) -> float | None:
         """Return the loss as a number; one rank that cannot say its own must not keep the others waiting."""
@@ -524,10 +535,11 @@ class Guard:
         """Time spent in the guard since it was attached: hooks, readings and interventions."""
         return self._seconds + self._watch.seconds
 
-    def _is_due(self, ahead: int = 0) -> bool:
+    def _left(self) -> int:
+        """Return how many steps it is until the next reading; none or fewer where it is due."""
         sample = self.policy.sample
         every = sample.when_suspect_steps if self._engine.is_suspect else sample.every_steps
-        return self._step + ahead - self._read_at >= every
+        return self._read_at + every - self._step
 
     def _read(self, loss: float | None, epoch: int | None) -> None:
         assert self._ledger is not None
@@ -548,8 +560,10 @@ class Guard:
                 uses[reading.codebook] = uses_of(counts)
             self._readings_taken[reading.codebook] += 1
             self._ledger.note(reading.codebook, counts)
-            self._clinic.note(reading, counts, version=version)
+            self._clinic.note(reading, counts, is_suspect=self._engine.is_suspect, version=version)
             taken.append(reading)
+        has_all = not self._watch.misses(self._step)
+        self._pace.note(taken, every=sample.every_steps, min_tokens=enough, has_all=has_all)
         self._judge(taken, self._explained, uses)
 
     def _moment_ratio(self) -> float | None:
@@ -622,6 +636,7 @@ class Guard:
             "policy": {"name": self.policy.name, "fingerprint": self.policy.fingerprint()},
             "engine": self._engine.state_dict(),
             "watch": self._watch_state(together=together),
+            "pace": self._pace.state_dict(),
             "clinic": self._clinic.state_dict(),
             "ledger": self._ledger.state_dict(self._watch.probes) if self._ledger is not None else {},
             "requests": self.requests.state_dict(),
@@ -672,8 +687,9 @@ class Guard:
         self.requests.load_state_dict(state["requests"])
         if self._snapshots is not None and state["snapshot"] is not None:
             self._snapshots.load_state_dict(state["snapshot"])
-        if self._is_due(ahead=1):
-            self._clinic.arm()
+        self._pace.load_state_dict(state.get("pace", {}))
+        self._watch.rest(self._pace.rests)
+        self._arm()
         self._log.emit(
             "resumed",
             self._step,
@@ -686,6 +702,8 @@ class Guard:
 
     def _begin_afresh(self) -> None:
         self._step = self._read_at = 0
+        self._pace = Pace()
+        self._watch.rest(self._pace.rests)
         self._engine = PolicyEngine(self.policy)
         self.requests = Requests(self._log)
         assert self._model is not None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -69,6 +70,9 @@ class Bystander(Hook):
 def _outside_of_graphs(target: Callable[..., Any]) -> Callable[..., Any]:
     """Keep torch.compile from tracing into a target; where no graph may be left, the compiler's error says why."""
     disable: Callable[..., Callable[..., Any]] = torch.compiler.disable
-    if "reason" in inspect.signature(disable).parameters:  # torch 2.7 and newer
-        return disable(target, reason=_REASON)
-    return disable(target)
+    return disable(target, reason=_REASON) if _takes_reason() else disable(target)
+
+
+@cache
+def _takes_reason() -> bool:
+    return "reason" in inspect.signature(torch.compiler.disable).parameters  # torch 2.7 and newer

@@ -129,6 +129,11 @@ class Ledger:
                 reason = f"holding its codebook raised {type(error).__name__}: {error}; it is no longer held"
                 self._log.emit("fault", step, where=name, reason=reason)
 
+    @property
+    def keeps_codebooks(self) -> bool:
+        """Whether an intervention is open that keeps a codebook up from what is recorded."""
+        return any(each.intervention is not None and "codebook" in each.intervention.touches for each in self.entries)
+
     def tend(self, step: int, probes: Mapping[str, Probe], *, after_reading: bool) -> None:
         """At a step boundary: let interventions keep themselves up to date, before or after anything is read."""
         for entry in self.entries:

@@ -64,12 +64,11 @@ def reading_of(
     dead_below: float = 0.1,
 ) -> tuple[Reading, np.ndarray]:
     """Turn sums, of one rank or of all, into a reading and its (K,) counts; see `read_window`."""
-    K = view.K
-    counts, not_finite = sums.tallies[:K], int(sums.tallies[K + 1])
+    counts, not_finite = sums.tallies[:-2], int(sums.tallies[-1])
     reading = _unused(view, int(counts.sum()), step=step, epoch=epoch, loss=loss)
     if reading.tokens == 0:
         return reading, counts
-    value, ceiling = perplexity(counts), perplexity_ceiling(reading.tokens, K)
+    value, ceiling = perplexity(counts), perplexity_ceiling(reading.tokens, reading.K)
     latent_norm = _lower_median(sums.norms[~np.isnan(sums.norms)])
     used_norms = sums.table_norms[counts > 0]
     number, compared = float(sums.number[0]), float(sums.error[1])
@@ -95,11 +94,12 @@ def reading_of(
 
 def _unused(view: CodebookView, tokens: int, *, step: int, epoch: int | None, loss: float | None) -> Reading:
     """Return the reading of a codebook that no token used, with what is known without any."""
+    K, D = view.codebook().shape
     return Reading(
         step=step,
         codebook=view.name,
-        K=view.K,
-        D=view.D,
+        K=K,
+        D=D,
         tokens=tokens,
         perplexity=0.0,
         ceiling=0.0,
@@ -123,9 +123,10 @@ def _lower_median(values: np.ndarray) -> float:
 
 
 def _rank(covariance: np.ndarray) -> float | None:
-    if covariance.size == 0 or not np.isfinite(covariance).all() or not np.trace(covariance) > 0:
+    try:
+        return effective_rank(covariance)
+    except ValueError:  # nothing was there, it is not finite, or it has no spread
         return None
-    return effective_rank(covariance)
 
 
 def _ratio(value: float, base: float) -> float | None:

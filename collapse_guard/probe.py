@@ -34,6 +34,7 @@ class Probe:
     Attributes:
         window: of training.
         evaluated: of the evaluation that runs; while there is one, all that is called belongs to it, in whatever mode.
+        rests: whether training is not recorded just now, evaluation and what goes into a CUDA graph apart.
         capture: what is known of a forward in a CUDA graph; `None` where none was captured.
     """
 
@@ -42,6 +43,7 @@ class Probe:
         self.view = view
         self.window = Window(view.K, view.D, seed=seed)
         self.evaluated: Window | None = None
+        self.rests = False
         self.capture: Capture | None = None
         self.pulse = Pulse(view.D)
         self.seconds = 0.0
@@ -94,6 +96,8 @@ class Probe:
             if not (self.view.owner or module).training:
                 return
             window = self.window
+            if self.rests and window.tap is None and not is_capturing():
+                return
         start = time.perf_counter()
         try:
             if inside_backward():

@@ -87,7 +87,8 @@ def usage(counts: Values) -> float:
     >>> usage([5, 5, 0, 0])
     0.5
     """
-    return float(np.mean(_shares(counts) > 0))
+    values = _checked(counts)
+    return float(np.count_nonzero(values) / values.size)
 
 
 def top_share(counts: Values) -> float:
@@ -102,7 +103,8 @@ def top_share(counts: Values) -> float:
     >>> top_share([6, 2, 0, 0])
     0.75
     """
-    return float(_shares(counts).max())
+    values = _checked(counts)
+    return float(values.max() / values.sum())
 
 
 def dead_fraction(counts: Values, dead_below: float) -> float:
@@ -126,7 +128,7 @@ def dead_fraction(counts: Values, dead_below: float) -> float:
         raise ValueError(f"dead_below: expected a fraction of the uniform share, from 0 to 1, got {dead_below}")
     values = _checked(counts)
     bound = dead_below * float(values.sum()) / values.size
-    return float(np.mean((values == 0) | (values < bound)))
+    return float(np.count_nonzero((values == 0) | (values < bound)) / values.size)
 
 
 @lru_cache(maxsize=4096)
@@ -187,7 +189,7 @@ def effective_rank(covariance: Values) -> float:
     if largest == 0:
         raise ValueError("covariance: expected some spread, got only zeros; constant latents have no effective rank")
     matrix = matrix / largest
-    if not np.allclose(matrix, matrix.T, rtol=0, atol=1e-4):
+    if np.abs(matrix - matrix.T).max() > 1e-4:
         raise ValueError("covariance: expected a symmetric matrix, got one that differs from its transpose")
     spectrum = np.linalg.eigvalsh((matrix + matrix.T) / 2)
     if spectrum[0] < -1e-4 * spectrum[-1]:
@@ -201,11 +203,12 @@ def _checked(counts: Values) -> Array:
     values = np.asarray(counts, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"counts: expected one count per code, shape (K,) with K at least 1, got shape {values.shape}")
-    if not np.isfinite(values).all():
+    least, most = values.min(), values.max()  # NaN where there is one
+    if not (math.isfinite(least) and math.isfinite(most)):
         raise ValueError("counts: expected finite numbers, got NaN or Inf")
-    if values.min() < 0:
-        raise ValueError(f"counts: expected no negative count, got {values.min():g} for code {values.argmin()}")
-    if not values.any():
+    if least < 0:
+        raise ValueError(f"counts: expected no negative count, got {least:g} for code {values.argmin()}")
+    if most == 0:
         raise ValueError(f"counts: expected at least one token, got {values.size} zeros; skip a window without tokens")
     return values
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch.nn import functional
 
 from .adapters import CodebookView
 from .adapters.base import Metric
-from .kmeans import assign
+from .kmeans import nearest_errors
 from .window import Window
 
 __all__ = ["Sums", "sum_up"]
@@ -148,13 +149,15 @@ def sum_up(window: Window, view: CodebookView, *, size: int = 1, table: Tensor |
         is_unit = view.metric == "cosine" and not view.decodes_raw
         decoded = functional.normalize(table, dim=-1) if is_unit else table
         parts = _latent_sums(window, decoded, view.metric, size)
-        table_covariance = _covariance(decoded, torch.ones(len(table), dtype=torch.bool, device=table.device))
+        table_covariance = _covariance(decoded - decoded.sum(dim=0) / len(decoded), len(decoded))
         parts += [decoded.norm(dim=-1), table_covariance]
-    numbers = torch.cat([part.flatten().float() for part in parts])
+    numbers = torch.cat([part.flatten() for part in parts])
     packed = torch.cat([tallies.view(torch.uint8), numbers.contiguous().view(torch.uint8)]).cpu().numpy()
     split = tallies.numel() * 8
-    values = np.split(packed[split:].view(np.float32), np.cumsum([part.numel() for part in parts])[:-1])
-    shaped: list[np.ndarray] = [value.reshape(part.shape) for value, part in zip(values, parts, strict=True)]
+    values, ends = packed[split:].view(np.float32), accumulate(part.numel() for part in parts)
+    shaped: list[np.ndarray] = [
+        values[end - part.numel() : end].reshape(part.shape or (1,)) for end, part in zip(ends, parts, strict=True)
+    ]
     rest = shaped.pop(6)  # far from the origin the mean's rounding would be more than the variance
     shaped[2] = shaped[2].astype(np.float64) + rest
     return Sums(packed[:split].view(np.int64).copy(), *shaped)
@@ -168,30 +171,29 @@ def _latent_sums(window: Window, table: Tensor, metric: Metric, size: int) -> li
     if len(latents) == 0:
         zero, D = torch.zeros(1, device=table.device), table.shape[1]
         return [zero[:0], zero, zero.new_zeros(D), zero, zero.new_zeros(0, 0), zero.new_zeros(2), zero.new_zeros(D)]
-    finite = latents.isfinite().all(dim=-1)
-    use = finite & valid
+    norms = latents.norm(dim=-1)
+    use = norms.isfinite().logical_and_(valid)
     clean = torch.where(use.unsqueeze(-1), latents, 0.0)
-    number = use.sum()
-    mean = clean.sum(dim=0) / number.clamp(min=1)
-    norms = torch.where(use, clean.norm(dim=-1), math.nan)
-    squared = torch.where(use, (clean - mean).square().sum(dim=-1), 0.0)
+    number = use.sum(dtype=torch.float32)
+    weight = number.clamp(min=1)
+    mean = clean.sum(dim=0) / weight
+    centred = torch.where(use.unsqueeze(-1), clean - mean, 0.0)
+    norms = torch.where(use, norms, math.nan)
     stride = -(-len(clean) * size // most)
-    few, few_used = clean[::stride], use[::stride]
-    distances = (few - table[assign(few, table, metric, backend="torch")]).square().sum(dim=-1)
-    error = torch.stack([torch.where(few_used, distances, 0.0).sum(), few_used.sum().float()])
-    rest = torch.where(use.unsqueeze(-1), clean - mean, 0.0).sum(dim=0) / number.clamp(min=1)
-    return [norms, number.view(1), mean, squared.sum().view(1), _covariance(clean, use), error, rest]
+    points, rows = (clean, table) if metric == "cosine" else (centred, table - mean)
+    few_used = use[::stride]
+    errors = torch.where(few_used, nearest_errors(points[::stride], rows, metric), 0.0)
+    error = torch.stack([errors.sum(), few_used.sum(dtype=torch.float32)])
+    rest = centred.sum(dim=0) / weight
+    return [norms, number, mean, centred.square().sum(), _covariance(centred, weight), error, rest]
 
 
-def _covariance(rows: Tensor, use: Tensor) -> Tensor:
-    """Return a matrix with the non-zero spectrum of the rows' covariance.
+def _covariance(centred: Tensor, number: Tensor | int) -> Tensor:
+    """Return a matrix with the non-zero spectrum of the covariance of so many rows, (n, D) about their mean.
 
-    It is (D, D), or made of at most 512 rows where D is wider than that.
+    It is (D, D), or made of at most 512 rows where D is wider than that. Rows of zeros change nothing.
     """
-    weights = use.float().unsqueeze(-1)
-    number = weights.sum().clamp(min=1)
-    centred = (rows - (rows * weights).sum(dim=0) / number) * weights
-    if rows.shape[1] <= _WIDEST_COVARIANCE:
+    if centred.shape[1] <= _WIDEST_COVARIANCE:
         return centred.t() @ centred / number
-    picked = torch.linspace(0, len(rows) - 1, min(len(rows), _WIDEST_COVARIANCE), device=rows.device).long()
+    picked = torch.linspace(0, len(centred) - 1, min(len(centred), _WIDEST_COVARIANCE), device=centred.device).long()
     return centred[picked] @ centred[picked].t() / number

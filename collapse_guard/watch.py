@@ -100,6 +100,20 @@ class Watch:
             probe.remove()
             probe.view.release()
 
+    def rest(self, rests: bool) -> None:
+        """Say whether the coming step is left out."""
+        for probe in self.probes.values():
+            probe.rests = rests
+
+    def misses(self, step: int) -> bool:
+        """Whether a codebook that is in use was not read at a step: one that is read, or was until lately."""
+        return any(
+            probe.is_recording
+            and (name not in self.readings or self.readings[name].step != step)
+            and self._empty.get(name, 0) < _QUIET_READINGS
+            for name, probe in self.probes.items()
+        )
+
     def notice_silence(self) -> None:
         """Told of each optimizer step: say early what graphs, compiled or captured, hide of a codebook."""
         self._steps += 1

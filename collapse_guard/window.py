@@ -1,4 +1,4 @@
-"""What one codebook showed since the last reading: integer counts of every token, and a few recent latents.
+"""What one codebook showed since the last reading: integer counts of every token recorded, and a few recent latents.
 
 All of it stays on the device where the quantizer runs. Recording adds to tensors in place and asks the device
 nothing, so it costs no synchronisation. The latents live in a ring of fixed size which outlasts a window, so that a
@@ -198,12 +198,14 @@ class Window:
     def spread(self, most: int) -> tuple[Tensor, Tensor]:
         """Return up to `most` latents spread evenly over this window, (n, D), and which are tokens, (n,) bool.
 
-        Every token whose forward the ring still holds is equally likely to be among them.
+        Every token whose forward the ring still holds is equally likely to be among them. Not to be written to.
         """
         if self._latents is None or self._valid is None:
             return torch.zeros(0, self.D), torch.zeros(0, dtype=torch.bool)
         available = min(self._added - self._added_before, self.capacity)
         n = min(most, available)
+        if n == available and self._is_even(n) and (all_of_them := self.newest(n)) is not None:
+            return all_of_them
         if self._is_even(available):
             offsets = torch.arange(n, device=self._latents.device) * available // max(n, 1)
             rows = (self._added - available + offsets) % self.capacity
@@ -234,6 +236,20 @@ class Window:
         if not self._is_even(len(rows)):
             use &= self._fair(rows)
         return latents[use & latents.isfinite().all(dim=-1)]
+
+    def newest(self, most: int) -> tuple[Tensor, Tensor] | None:
+        """Return the last `most` latents, (n, D), and which are tokens, (n,) bool; `None` before the first observation.
+
+        Not to be written to: they are views where they lie side by side. Asks the device nothing.
+        """
+        if self._latents is None or self._valid is None:
+            return None
+        n = min(self._added, self.capacity, most)
+        start = (self._added - n) % self.capacity
+        parts = slice(start, start + n), slice(start + n - self.capacity)
+        if start + n <= self.capacity:
+            return self._latents[parts[0]], self._valid[parts[0]]
+        return torch.cat([self._latents[each] for each in parts]), torch.cat([self._valid[each] for each in parts])
 
     def _newest(self, n: int) -> Tensor:
         """Return where the last `n` latents stand, (n,) int64, the oldest first."""

@@ -10,6 +10,7 @@ takes over.
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +24,15 @@ from collapse_guard import Guard
 
 from .bench_callbacks import time_callbacks
 from .kmeans_cells import read_lines
-from .overhead_costs import CADENCES, cost_of_guarding, count_syncs, observing_every, one_hot_perplexity
+from .overhead_costs import (
+    CADENCES,
+    LOOKING_ONCE,
+    cost_of_guarding,
+    count_syncs,
+    observing_every,
+    one_hot_perplexity,
+    recorded_share,
+)
 from .overhead_device import DeviceLine, measure_on_device
 from .overhead_models import Realistic, Small, Trained
 from .overhead_report import DEVICE_HEADING, device_as_markdown, overhead_as_markdown
@@ -39,31 +48,38 @@ _WARM = 5
 def time_models(build: Callable[[], nn.Module], K: int, *, steps: int) -> dict[str, float]:
     """Return CPU seconds of a step by arm: `plain`, `guard 1`, `guard 10`, `guard 50`, `one-hot`.
 
-    The arms take turns step by step. One guard reads at each step and one never does; what a cadence costs lies between
-    the two, and follows from both.
+    The arms take turns step by step, in another order each time. One guard reads at each step, one records each and
+    reads none, one leaves each out; what a cadence costs is made of these three, as many of each as it has.
 
     Args:
         build: makes the model.
         K: codes, for the one-hot arm.
         steps: of each arm; the first few are not counted.
     """
-    arms = {name: Trained(build) for name in ("plain", "reads", "records", "one-hot")}
+    arms = {name: Trained(build) for name in ("plain", "reads", "records", "rests", "one-hot")}
     arms["one-hot"].after = lambda codes: one_hot_perplexity(codes, K)
-    guards = {name: Guard(observing_every(every), console=False) for name, every in (("reads", 1), ("records", _NEVER))}
+    policies = {"reads": observing_every(1), "records": observing_every(_NEVER), "rests": LOOKING_ONCE}
+    guards = {name: Guard(policy, console=False) for name, policy in policies.items()}
     for name, guard in guards.items():
         guard.attach(arms[name].model, arms[name].optimizer)
         arms[name].after = _stepper(guard)
     spent: dict[str, list[float]] = {name: [] for name in arms}
+    turns = random.Random(0)
     for step in range(steps + _WARM):
-        for name, arm in arms.items():
-            seconds = arm.step()
+        for name in turns.sample(list(arms), len(arms)):
+            seconds = arms[name].step()
             if step >= _WARM:
                 spent[name].append(seconds)
+    seen = list(guards["reads"].readings.values())
     for guard in guards.values():
         guard.close()
     plain = statistics.median(spent["plain"])
-    records, reads, rival = (_more(spent, name) for name in ("records", "reads", "one-hot"))
-    by_cadence = {f"guard {every}": plain + records + (reads - records) / every for every in CADENCES}
+    reads, records, rests, rival = (_more(spent, name) for name in ("reads", "records", "rests", "one-hot"))
+    by_cadence = {}
+    for every in CADENCES:
+        share = recorded_share(seen, every)
+        recording = share * records + (1 - share) * rests
+        by_cadence[f"guard {every}"] = plain + recording + (reads - records) / every
     return {"plain": plain, **by_cadence, "one-hot": plain + rival}
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from collapse_guard import GenericVQ, Guard
+from collapse_guard import GenericVQ, Guard, Reading
+from collapse_guard.pace import Pace
+from collapse_guard.policies import load_policy
 from collapse_guard.window import Window
 
 from .sync_counter import SyncCounter
 
 __all__ = [
     "CADENCES",
+    "LOOKING_ONCE",
     "Costs",
     "cost_of_guarding",
     "count_syncs",
@@ -29,10 +32,19 @@ __all__ = [
     "observing_every",
     "one_hot_perplexity",
     "plain_levels",
+    "recorded_share",
 ]
 
 CADENCES = (1, 10, 50)
 """Steps between readings; 50 is that of the preset `default`."""
+LOOKING_ONCE: dict[str, Any] = {
+    "version": 1,
+    "name": "looking once",
+    "mode": "observe",
+    "sample": {"every": f"{10**6} steps", "when_suspect": "1 steps", "min_tokens": 1},
+    "rules": [{"name": "never", "when": "perplexity < 1"}],
+}
+"""A policy that takes a reading at the first step and next to none after it, so that nearly all steps are left out."""
 _D = 32
 
 
@@ -40,6 +52,17 @@ def observing_every(every: int) -> dict[str, Any]:
     """Return a policy that only looks, and takes a reading so often, suspicious or not."""
     sample = {"every": f"{every} steps", "when_suspect": f"{every} steps"}
     return {"version": 1, "name": f"every {every}", "extends": "observe", "sample": sample}
+
+
+def recorded_share(readings: Sequence[Reading], every: int) -> float:
+    """Return which share of the steps a calm guard records at a cadence, in (0, 1].
+
+    Args:
+        readings: of one step each, of all codebooks. every: steps between readings.
+    """
+    pace = Pace()
+    pace.note(readings, every=every, min_tokens=load_policy(observing_every(every)).sample.min_tokens, has_all=True)
+    return 1 - sum(pace.turn(left, is_calm=True) for left in range(every)) / every
 
 
 def one_hot_perplexity(codes: Tensor, K: int) -> float:

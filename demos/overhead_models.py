@@ -12,6 +12,7 @@ from torch.nn import functional
 __all__ = ["Realistic", "Small", "Trained"]
 
 _D = 32
+_TOKENS = 256  # of an image
 
 
 class Small(nn.Module):
@@ -54,11 +55,11 @@ class Realistic(nn.Module):
             nn.ReLU(),
             nn.Conv2d(128, _D, 1),
         )
-        several = levels > 1
+        from_latents = images * _TOKENS >= K  # a healthy start, where there are enough of them
         self.quantizer: nn.Module = (
-            ResidualVQ(dim=_D, codebook_size=K, num_quantizers=levels)
-            if several
-            else VectorQuantize(dim=_D, codebook_size=K)
+            ResidualVQ(dim=_D, codebook_size=K, num_quantizers=levels, kmeans_init=from_latents)
+            if levels > 1
+            else VectorQuantize(dim=_D, codebook_size=K, kmeans_init=from_latents)
         )
         self.decoder = nn.Sequential(
             nn.Conv2d(_D, 128, 3, 1, 1),

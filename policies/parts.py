@@ -45,6 +45,8 @@ class Part(BaseModel):
 class Sample(Part):
     """How often the guard takes a reading, and when a reading is evidence.
 
+    A reading pools the tokens since the one before it; while all is well, those of a part of the steps, spread evenly.
+
     Attributes:
         every: cadence while all is well. when_suspect: cadence while a rule is pending, firing or verifying.
         min_tokens: a reading of fewer tokens gives no verdict.

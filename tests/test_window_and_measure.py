@@ -124,6 +124,19 @@ def test_the_ring_keeps_the_newest_latents_of_several_windows() -> None:
     assert window.spread(512)[0].unique().tolist() == [99.0]
 
 
+@pytest.mark.parametrize("forwards", [0, 3, 21])
+def test_the_newest_latents_are_given_in_their_order_also_around_the_end_of_the_ring(forwards: int) -> None:
+    window = Window(2, 1)
+    assert window.newest(8) is None
+    for start in range(0, 200 * forwards, 200):
+        window.add(torch.arange(start, start + 200) % 3 - 1, torch.arange(float(start), start + 200).unsqueeze(1))
+    window.add(torch.zeros(10, dtype=torch.long), torch.full((10, 1), -1.0))
+    latest = [*range(max(200 * forwards - 290, 0), 200 * forwards)] + 10 * [-1]
+    latents, tokens = window.newest(300) or pytest.fail("nothing is given")
+    assert latents.flatten().tolist() == latest
+    assert tokens.tolist() == [each == -1 or each % 3 != 0 for each in latest]
+
+
 def test_large_forwards_are_thinned_by_the_windows_own_stream() -> None:
     before = torch.random.get_rng_state()
     kept = []

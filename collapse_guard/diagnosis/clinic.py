@@ -1,7 +1,7 @@
 """The clinic: keeps the memory of every codebook of a run, and says why when a rule is about to speak.
 
-At a healthy reading it takes a mark and nothing else. What raises in here is told once and switched off: a run goes on
-without knowing why.
+At a healthy reading it takes a mark, if the last one was some steps ago, and nothing else. What raises in here is told
+once and switched off: a run goes on without knowing why.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Clinic:
         self._paths: dict[int, str] = {}
         self._memories: dict[str, Memory] = {}
         self._counts: dict[str, np.ndarray] = {}
+        self._versions: dict[str, int] = {}  # of the codebooks, as last told
 
     def begin(self, probes: Mapping[str, Probe], model: nn.Module | None = None) -> None:
         """Take the first marks: codebooks as they are before the first step, if they have started by then.
@@ -61,27 +62,40 @@ class Clinic:
             except Exception as error:  # a codebook that cannot be read is told by its probe
                 self._fail(name, error)
 
-    def arm(self) -> None:
-        """Feel the gradients of the next step: a reading is due after it."""
-        for probe in self._probes.values():
-            probe.pulse.arm()
+    def arm(self, step: int, *, is_suspect: bool) -> None:
+        """Feel the gradients of the coming step, where a reading is due after it that is worth a mark.
 
-    def note(self, reading: Reading, counts: np.ndarray, *, version: int = 0) -> None:
+        Args:
+            step: the coming one. is_suspect: whether a rule is at work.
+        """
+        for name, probe in self._probes.items():
+            if self._memories[name].is_due(step, is_suspect=is_suspect):
+                probe.pulse.arm()
+
+    def note(self, reading: Reading, counts: np.ndarray, *, is_suspect: bool, version: int = 0) -> None:
         """Remember a reading.
 
         Args:
             reading: just taken. counts: (K,) of its window.
+            is_suspect: whether a rule was at work before it.
             version: how often the guard has written the codebook.
         """
-        probe = self._probes[reading.codebook]
-        self._counts[reading.codebook] = counts
+        name = reading.codebook
+        self._counts[name], self._versions[name] = counts, version
+        if self._memories[name].is_due(reading.step, is_suspect=is_suspect):
+            self._mark(reading)
+
+    def _mark(self, reading: Reading) -> None:
+        name = reading.codebook
+        probe, counts = self._probes[name], self._counts[name]
         if probe.view.is_sharded:  # no rank has the vectors that latents are compared with
             return
         try:
-            mark = mark_of(probe.view, probe.window, reading, counts, beat=probe.pulse.take(), version=version)
-            self._memories[reading.codebook].add(mark)
+            beat = probe.pulse.take()
+            mark = mark_of(probe.view, probe.window, reading, counts, beat=beat, version=self._versions[name])
+            self._memories[name].add(mark)
         except Exception as error:
-            self._fail(reading.codebook, error)
+            self._fail(name, error)
 
     def explain(
         self, readings: Sequence[Reading], wanted: Callable[[Sequence[Reading]], frozenset[str]]
@@ -109,6 +123,8 @@ class Clinic:
 
     def _causes_of(self, reading: Reading, together: Sequence[Reading]) -> tuple[Diagnosis, ...]:
         memory = self._memories[reading.codebook]
+        if not memory.marks or memory.marks[-1].step != reading.step:
+            self._mark(reading)
         if not memory.marks:
             return ()
         probe = self._probes[reading.codebook]

@@ -1,7 +1,8 @@
 """What is remembered of each codebook for the day on which somebody asks why.
 
 A mark is a handful of rows and sums, taken at a reading and left on its device: it asks for no synchronisation and
-costs some microseconds. The first marks and the last few are kept, whatever the length of the run.
+costs some 100 microseconds; so where readings are close and calm, not each has one. The first marks and the last few
+are kept, whatever the length of the run.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from collapse_guard.adapters import CodebookView
+from collapse_guard.kmeans import finite_rows
 from collapse_guard.policies import Reading
 from collapse_guard.window import Window
 
@@ -23,6 +25,7 @@ __all__ = ["Mark", "Memory", "decoded_table", "mark_of"]
 _CODES = 64
 _LATENTS = 256
 _FIRST, _LAST = 2, 6
+_APART = 10  # steps between two marks, at least, while nothing is suspected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +113,10 @@ class Memory:
         """Begin without any."""
         self.marks: list[Mark] = []
 
+    def is_due(self, step: int, *, is_suspect: bool) -> bool:
+        """Whether a reading at a step is worth a mark; where each step is read, the last few would tell too little."""
+        return is_suspect or not self.marks or step - self.marks[-1].step >= _APART
+
     def add(self, mark: Mark) -> None:
         """Remember a mark, and forget one from the middle where there are too many."""
         self.marks.append(mark)
@@ -181,15 +188,15 @@ def mark_of(
 
 def _sums_of(window: Window) -> Tensor | None:
     """Return the (3 + D,) sums of recent latents without asking the device which of them are tokens."""
-    rows = window.recent(_LATENTS)
-    if rows is None or len(rows.latents) == 0:
+    found = window.newest(_LATENTS)
+    if found is None or len(found[0]) == 0:
         return None
-    use = rows.valid & rows.latents.isfinite().all(dim=-1)
+    latents, valid = found
+    use = finite_rows(latents) & valid
     weights = use.float() / use.sum().clamp(min=1)
-    clean = torch.where(use.unsqueeze(-1), rows.latents, 0.0)
+    clean = torch.where(use.unsqueeze(-1), latents, 0.0)
     mean = weights @ clean
     squares = clean.square().sum(dim=-1)
-    power = weights @ squares
     norm = torch.where(use, squares.sqrt(), float("nan")).nanmedian()
     variance = weights @ (clean - mean).square().sum(dim=-1)
-    return torch.cat([torch.stack([norm, variance, power]), mean])
+    return torch.cat([torch.stack([norm, variance, weights @ squares]), mean])

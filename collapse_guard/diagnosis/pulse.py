@@ -163,10 +163,14 @@ def _note_output(sums: dict[str, Any], kept: list[Tensor], gradient: Tensor) -> 
 @torch.no_grad()
 def _note_input(sums: dict[str, Any], kept: list[Tensor], gradient: Tensor, gap: Tensor | None, D: int) -> None:
     gradient = gradient.detach().float()
+    flat = gradient.reshape(-1)
+    length = flat.dot(flat).sqrt()
     sums["arrived"] = 1.0
-    sums["norm"] = gradient.square().mean().sqrt()
+    sums["norm"] = length / len(flat) ** 0.5
     if kept and kept[0].numel() == gradient.numel():
-        sums["through"] = torch.cosine_similarity(gradient.flatten(), kept[0].float().reshape(-1), dim=0)
+        other = kept[0].float().reshape(-1)
+        lengths = length.clamp(min=1e-8) * other.dot(other).sqrt().clamp(min=1e-8)
+        sums["through"] = flat.dot(other) / lengths
     kept.clear()
     rows = _rows(gradient, D)
     if gap is None or rows is None:

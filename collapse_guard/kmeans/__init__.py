@@ -10,7 +10,7 @@ from .index import ApproximateIndex, IndexSettings
 from .lengths import with_lengths
 from .matching import Matching, match, match_codes
 from .relocation import mean_rows
-from .search import Metric, assign, squared_errors, unit_rows
+from .search import Metric, assign, finite_rows, nearest_errors, squared_errors, unit_rows
 from .tokenizer import KMeansTokenizer, Refit
 from .totals import totals
 
@@ -25,10 +25,12 @@ __all__ = [
     "Refit",
     "assign",
     "draw_by_odds",
+    "finite_rows",
     "fit_codebook",
     "match",
     "match_codes",
     "mean_rows",
+    "nearest_errors",
     "spread_out",
     "squared_errors",
     "totals",

@@ -24,6 +24,7 @@ __all__ = [
     "assign",
     "comparable_rows",
     "finite_rows",
+    "nearest_errors",
     "squared_errors",
     "unit_rows",
 ]
@@ -81,9 +82,33 @@ def assign(
                 torch.sub(block, origin, out=augmented[:, :-1]).nan_to_num_(0.0, 0.0, 0.0)
                 nearest = _faiss_nearest(augmented, directions, bias, 1)[0][:, 0]
             else:
-                nearest = torch.addmm(bias, block - origin, directions.T, alpha=-1).argmin(dim=1)
+                nearest = _least(torch.addmm(bias, block - origin, directions.T, alpha=-1))
             codes[part] = first[nearest].masked_fill(~comparable, 0)
     return codes
+
+
+@torch.no_grad()
+def nearest_errors(latents: Tensor, codebook: Tensor, metric: Metric = "l2") -> Tensor:
+    """Return |z - c|^2 for each latent and its nearest row: what `assign` finds, without telling equal rows apart.
+
+    Args:
+        latents: (N, D) finite float32. codebook: (K, D) float32 on the same device. With "l2" both are given around a
+            point among the latents: from there float32 tells the nearest row apart to a part in 10^7 of their variance.
+        metric: as for `assign`.
+
+    Returns:
+        (N,) float32, computed from differences, hence accurate near zero; Inf or NaN where no row can be compared.
+    """
+    points, rows = (unit_rows(latents), unit_rows(codebook)) if metric == "cosine" else (latents, codebook)
+    bias = rows.square().sum(dim=1) / 2
+    if metric == "cosine":
+        bias = bias.masked_fill(~comparable_rows(codebook, metric), torch.inf)
+    nearest = [torch.zeros(0, dtype=torch.int64, device=points.device)]
+    with _full_precision(points.device):
+        for part in _parts(points.device, len(points), len(rows), "torch")[1]:
+            scores = torch.addmm(bias, points[part], rows.T, alpha=-1)
+            nearest.append(_least(scores.nan_to_num_(torch.inf, torch.inf, torch.inf)))  # of rows that overflow
+    return (latents - codebook[torch.cat(nearest)]).square().sum(dim=1)
 
 
 class Comparison:
@@ -198,6 +223,11 @@ def squared_errors(latents: Tensor, codebook: Tensor, codes: Tensor) -> Tensor:
         part = slice(start, start + step)
         errors[part] = (latents[part] - codebook[codes[part]]).square().sum(dim=1)
     return errors
+
+
+def _least(scores: Tensor) -> Tensor:
+    """Return (N,) int64: where each row of (N, K) is least. NumPy finds it twenty times as fast as torch on a CPU."""
+    return torch.from_numpy(scores.numpy().argmin(axis=1)) if scores.device.type == "cpu" else scores.argmin(dim=1)
 
 
 def unit_rows(rows: Tensor) -> Tensor:

@@ -99,6 +99,18 @@ def test_what_is_remembered_is_plain_and_survives_a_resume() -> None:
     other.close()
 
 
+def test_of_calm_readings_at_each_step_every_tenth_leaves_a_mark_and_one_that_is_asked_why_leaves_its_own() -> None:
+    sample = {"every": "1 steps", "when_suspect": "1 steps", "min_tokens": 1}
+    policy = {"version": 1, "mode": "observe", "sample": sample, "rules": [{"name": "late", "when": "step >= 25"}]}
+    recorder = Recorder()
+    with Guard(policy, console=False, sinks=[recorder]) as guard:
+        train(digits_model(repaired=True), 25, guard)
+        marks = guard._clinic._memories["quantizer"].marks
+        assert [mark.step for mark in marks] == [0, 1, 11, 21, 25]
+        assert [mark.beat is not None for mark in marks] == [False, False, True, True, False]
+    assert [event.step for event in recorder.of("alert")] == [25]
+
+
 def test_a_run_that_chose_by_cause_is_replayed_exactly(tmp_path: Path) -> None:
     by_cause = {
         **EVERY_STEP,

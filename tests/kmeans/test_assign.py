@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from collapse_guard.kmeans import assign, search
+from collapse_guard.kmeans import assign, nearest_errors, search
 from tests.checkout import ROOT, prelude
 from tests.kmeans.samples import METRICS, blobs, distances_by_loop, normal
 
@@ -190,3 +190,31 @@ class TestAssign:
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
         assert done.stdout.splitlines()[-1] == "False"
+
+
+class TestNearestErrors:
+    @pytest.mark.parametrize("metric", METRICS)
+    @given(st.integers(1, 30), st.integers(1, 20), st.integers(1, 8), st.integers(0, 10**6))
+    def test_they_are_those_of_the_nearest_row(
+        self, metric: Literal["l2", "cosine"], N: int, K: int, D: int, seed: int
+    ) -> None:
+        latents, codebook = normal(N, D, seed=seed), normal(K, D, seed=seed + 1)
+        chosen = distances_by_loop(latents, codebook, metric).argmin(axis=1)
+        expected = ((latents.double() - codebook.double()[chosen]) ** 2).sum(dim=1)
+        torch.testing.assert_close(nearest_errors(latents, codebook, metric).double(), expected, rtol=1e-4, atol=1e-5)
+
+    def test_a_row_that_overflows_is_never_the_nearest(self) -> None:
+        latents = torch.tensor([[1.0], [1e10]])
+        codebook = torch.tensor([[-1e30], [torch.nan], [1e30], [torch.inf], [3.0]])
+        assert nearest_errors(latents, codebook).tolist() == [4.0, pytest.approx(1e20)]
+        assert not nearest_errors(latents, codebook[:4]).isfinite().any()
+
+    def test_a_row_of_zeros_has_no_direction(self) -> None:
+        codebook = torch.tensor([[0.0, 0.0], [-1.0, 0.0]])
+        assert nearest_errors(torch.tensor([[1.0, 0.0]]), codebook, "cosine").tolist() == [4.0]
+
+    def test_blocks_change_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        latents, codebook = normal(50, 4, seed=1), normal(9, 4, seed=2)
+        whole = nearest_errors(latents, codebook)
+        monkeypatch.setattr(search, "_BLOCK", 9 * 7)
+        torch.testing.assert_close(nearest_errors(latents, codebook), whole)
