@@ -37,7 +37,7 @@ from .execution import compiled_parts, refuse_replicas, unwrap_compiled
 from .history.kept import Kept
 from .interventions import ladders_on
 from .kmeans import KMeansTokenizer
-from .ledger import Ledger
+from .ledger import Ledger, without_tables
 from .measure import Loss, number_of
 from .optimizer import moment_sums, movers_of, ratio_of_moments
 from .pace import Pace
@@ -568,9 +568,14 @@ class Guard:
 
     def _moment_ratio(self) -> float | None:
         """Return how much larger gradients the encoder's optimizer remembers than it is shown, over all ranks."""
-        feeds = [each for probe in self._watch.probes.values() for each in probe.feeds]
-        sums = moment_sums(movers_of(self._optimizers, feeds))
-        return ratio_of_moments(*self._ranks.add_up(np.zeros(2) if sums is None else sums.double().cpu().numpy()))
+        probes = self._watch.probes
+        feeds = without_tables((each for probe in probes.values() for each in probe.feeds), probes)
+        try:
+            sums = moment_sums(movers_of(self._optimizers, feeds))
+        except Exception as error:  # foreign optimizers may fail in any way; the other ranks wait for this one
+            self._fault("moments", f"what optimizers remember cannot be read: {type(error).__name__}: {error}")
+            sums = np.zeros(2)
+        return ratio_of_moments(*self._ranks.add_up(sums).tolist())
 
     def _judge(self, taken: Sequence[Reading], explain: Explain, uses: Mapping[str, list[int]] | None = None) -> None:
         """Let the policy decide on readings of one step, tell them, and carry out what it decided.

@@ -26,7 +26,7 @@ from .sketch import MOST_SKETCHED, sketch
 from .snapshots import Snapshots
 from .telling import TOLD_AS, fields_of_act, fields_of_outcome, fields_of_word
 
-__all__ = ["Entry", "Ledger"]
+__all__ = ["Entry", "Ledger", "without_tables"]
 
 _SKETCHED_LATENTS = 1024
 _logger = logging.getLogger("collapse_guard")
@@ -242,7 +242,7 @@ class Ledger:
             ],
             ranks=self._ranks.size,
             snapshots=self._snapshots,
-            encoder=lambda: _without_tables(probes[entry.codebook].feeds, probes),
+            encoder=lambda: without_tables(probes[entry.codebook].feeds, probes),
         )
 
     def _settle(self, decision: Decision, probes: Mapping[str, Probe]) -> list[int]:
@@ -407,7 +407,7 @@ def _forget_all(probes: Mapping[str, Probe]) -> None:
         probe.window.forget()
 
 
-def _without_tables(parameters: Iterable[nn.Parameter], probes: Mapping[str, Probe]) -> list[nn.Parameter]:
+def without_tables(parameters: Iterable[nn.Parameter], probes: Mapping[str, Probe]) -> list[nn.Parameter]:
     """Return the parameters that are no codebook: a coarser level's may lie behind the input of a finer one."""
     tables = {id(ref.whole()) for probe in probes.values() for ref in probe.view.refs().values()}
     return [each for each in parameters if id(each) not in tables]

@@ -9,14 +9,25 @@ section 2.1, call m / sqrt(v) a signal-to-noise ratio: the smaller, the smaller 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["Moments", "moment_rows", "moment_sums", "moments_of", "movers_of", "ratio_of_moments", "unknown_state"]
+__all__ = [
+    "Moments",
+    "moment_rows",
+    "moment_sums",
+    "moments_of",
+    "movers_of",
+    "own_part",
+    "ratio_of_moments",
+    "unknown_state",
+]
 
 _MOMENTS = frozenset(
     {
@@ -61,35 +72,22 @@ def unknown_state(optimizers: Sequence[Optimizer], parameter: nn.Parameter) -> l
     ]
 
 
+@dataclass(frozen=True, slots=True)
 class Moments:
     """What an Adam remembers of one parameter.
 
-    Args:
+    Attributes:
         state: of the parameter; `exp_avg`, `exp_avg_sq` and `step` are tensors in it.
         betas: decay of the first and of the second moment, in [0, 1).
     """
 
-    def __init__(self, state: MutableMapping[str, Any], betas: Sequence[float | Tensor]) -> None:
-        """Store the parts."""
-        self.state = state
-        self._betas = float(betas[0]), float(betas[1])
+    state: Mapping[str, Any]
+    betas: tuple[float, float]
 
     @property
-    def tensors(self) -> Mapping[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """All that is remembered, by name."""
         return {key: each for key, each in self.state.items() if isinstance(each, Tensor)}
-
-    def sums(self) -> Tensor:
-        """Return (2,) float32 on the device: the sum of squared gradients as remembered, and as lately shown.
-
-        Both are estimates without bias where gradients are noise: `exp_avg_sq` divided by what it lacks at first, and
-        the square of `exp_avg`, which of noise is (1 - b) / (1 + b) times the square of what it averages.
-        """
-        first, second = self._betas
-        step = self.state["step"].clamp(min=1)
-        remembered = _own(self.state["exp_avg_sq"]).sum(dtype=torch.float32) / (1 - second**step)
-        shown = _own(self.state["exp_avg"]).float().square().sum() / (1 - first**step) ** 2
-        return torch.stack([remembered, shown * ((1 + first) / (1 - first))])
 
     @torch.no_grad()
     def forget(self) -> None:
@@ -98,15 +96,19 @@ class Moments:
             tensor.fill_(1.0 if key == "mu_product" else 0.0)
 
 
-def moments_of(optimizers: Iterable[Optimizer]) -> Iterator[Moments]:
-    """Yield what is remembered of each parameter, if it is both moments, the number of steps and nothing unknown."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                state = optimizer.state.get(parameter, {})
-                tensors = {key for key, each in state.items() if isinstance(each, Tensor)}
-                if "betas" in group and _BOTH <= tensors <= _OF_ADAM:
-                    yield Moments(state, group["betas"])
+def moments_of(optimizer: Optimizer) -> Iterator[tuple[int, Moments]]:
+    """Yield what is remembered of each parameter, if it is both moments, the number of steps and nothing unknown.
+
+    Yields:
+        The parameter's place among all of the optimizer's, and its moments.
+    """
+    parameters = [(each, group) for group in optimizer.param_groups for each in group["params"]]
+    for place, (parameter, group) in enumerate(parameters):
+        state = optimizer.state.get(parameter, {})
+        tensors = {key for key, each in state.items() if isinstance(each, Tensor)}
+        if "betas" in group and _BOTH <= tensors <= _OF_ADAM:
+            first, second = map(float, group["betas"])
+            yield place, Moments(state, (first, second))
 
 
 def movers_of(optimizers: Sequence[Optimizer], parameters: Iterable[nn.Parameter]) -> Sequence[Optimizer]:
@@ -119,10 +121,27 @@ def movers_of(optimizers: Sequence[Optimizer], parameters: Iterable[nn.Parameter
 
 
 @torch.no_grad()
-def moment_sums(optimizers: Iterable[Optimizer]) -> Tensor | None:
-    """Return (2,) float32: squared gradients that Adams remember, and those lately shown; `None` without an Adam."""
-    sums = [each.sums() for each in moments_of(optimizers)]
-    return torch.stack([each.to(sums[0].device) for each in sums]).sum(dim=0) if sums else None
+def moment_sums(optimizers: Iterable[Optimizer]) -> np.ndarray:
+    """Return (2,) float64: the sum of squared gradients as Adams remember them, and as lately shown; 0 without an Adam.
+
+    Both are estimates without bias where gradients are noise, from the first step on: `exp_avg_sq` over what it lacks
+    at first, 1 - b2^t (Kingma and Ba, section 3), and the square of `exp_avg` over the (1 - b1) / (1 + b1) (1 - b1^2t)
+    that averaging leaves of that of noise. Of AMSGrad it is the largest `exp_avg_sq` so far, by which it divides.
+
+    Of what is sharded, this rank's part. The device is waited for once.
+    """
+    found = [each for optimizer in optimizers for _, each in moments_of(optimizer)]
+    if not found:
+        return np.zeros(2)
+    states = [each.state for each in found]
+    squares = [_norm(each.get("max_exp_avg_sq", each["exp_avg_sq"]), 1) for each in states]  # none is negative
+    averages = [_norm(each["exp_avg"], 2) for each in states]
+    steps, remembered, shown = _on_host([*(each["step"] for each in states), *squares, *averages]).reshape(3, -1)
+    steps = np.maximum(steps, 1)
+    first, second = np.array([each.betas for each in found]).T
+    remembered = remembered / (1 - second**steps)
+    shown = shown**2 * (1 + first) / (1 - first) / (1 - first ** (2 * steps))
+    return np.array([remembered.sum(), shown.sum()])
 
 
 def ratio_of_moments(remembered: float, shown: float) -> float | None:
@@ -131,7 +150,24 @@ def ratio_of_moments(remembered: float, shown: float) -> float | None:
     return ratio if math.isfinite(ratio) else None
 
 
-def _own(tensor: Tensor) -> Tensor:
-    """Return what this rank holds of a tensor that may be sharded."""
+def own_part(tensor: Tensor) -> Tensor:
+    """Return what this rank holds of a tensor that may be sharded; it shares memory with it."""
     local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return local
+
+
+def _norm(tensor: Tensor, order: int) -> Tensor:
+    """Return the norm of all elements, in float32 or better, without a copy of them."""
+    own = own_part(tensor)
+    own = torch.view_as_real(own) if own.is_complex() else own
+    norm: Tensor = torch.linalg.vector_norm(own, order, dtype=torch.promote_types(own.dtype, torch.float32))
+    return norm
+
+
+def _on_host(numbers: Sequence[Tensor]) -> np.ndarray:
+    """Return (n,) float64 of n tensors of one number each; one copy from each device that they lie on."""
+    found = np.zeros(len(numbers))
+    for device in {each.device for each in numbers}:
+        places = [place for place, each in enumerate(numbers) if each.device == device]
+        found[places] = torch.stack([numbers[place].reshape(()).float() for place in places]).cpu().numpy()
+    return found

@@ -62,6 +62,7 @@ def test_built_in_actions_are_known_by_their_names() -> None:
         "freeze_encoder",
         "lower_lr",
         "raise_codebook_lr",
+        "restart_optimizer",
         "take_over_updates",
         "substitute",
         "rollback",
