@@ -175,6 +175,28 @@ def test_a_scaled_loss_weight_is_put_back_after_health_and_left_alone_when_its_o
         assert "somebody else sets it" in scene.recorder.of("tended")[0].fields["summary"]
 
 
+@pytest.mark.parametrize(
+    ("rung", "owner", "name"),
+    [
+        ({"slow_ema": {"target": 0.99}}, lambda scene: vars(scene.quantizer), "decay"),
+        ({"decay_commitment": {"factor": 0.5}}, lambda scene: vars(scene.quantizer), "commitment_cost"),
+        ({"scale_loss_weight": {"weight": "weights.near"}}, lambda scene: scene.model.weights, "near"),
+    ],
+)
+def test_undo_leaves_a_number_alone_that_its_owner_has_set_meanwhile(
+    rung: dict[str, Any], owner: Callable[[Scene], dict[str, Any]], name: str
+) -> None:
+    scene = Scene(plain())
+    verify = {"within": "15 steps", "success": "perplexity > 1000"}
+    with scene.guarded({"when": "step >= 10", "verify": verify, "ladder": [rung]}) as guard:
+        while not scene.recorder.of("intervention"):
+            scene.train(1, guard)
+        owner(scene)[name] = 0.123
+        scene.train(20, guard)
+        assert scene.told()[-1].endswith("failed undone")
+        assert owner(scene)[name] == 0.123
+
+
 def test_everything_held_is_let_go_when_the_guard_closes() -> None:
     scene = drifting()
     ladder = [{"lower_lr": {"factor": 0.5}}]
