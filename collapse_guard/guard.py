@@ -538,13 +538,14 @@ class Guard:
         readings = self._watch.read(word, dead_below=sample.dead_below, min_tokens=enough)
         taken: list[Reading] = []
         uses: dict[str, list[int]] = {}
+        written = self._ledger.rewritten()
         for taken_now, counts in readings:
             reading = replace(taken_now, rewrites=self._ledger.version_of(taken_now.codebook))
             if is_told(self._readings_taken[reading.codebook]):
                 uses[reading.codebook] = uses_of(counts)
             self._readings_taken[reading.codebook] += 1
             self._ledger.note(reading.codebook, counts)
-            self._clinic.note(reading, counts, version=self._ledger.version_of(reading.codebook))
+            self._clinic.note(reading, counts, version=written.get(reading.codebook, 0))
             taken.append(reading)
         self._judge(taken, self._explained, uses)
 

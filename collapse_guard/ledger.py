@@ -89,7 +89,7 @@ class Ledger:
 
     def rewritten(self) -> dict[str, int]:
         """Return how often each codebook was written, and put back."""
-        undone = [entry.codebook for entry in self.entries if entry.undone]
+        undone = [entry.codebook for entry in self.entries if entry.undone and entry.writes_rows]
         names = {*self._versions, *undone}
         return {name: self._versions.get(name, 0) + undone.count(name) for name in sorted(names)}
 
@@ -272,8 +272,9 @@ class Ledger:
                 continue
             try:
                 self._ranks.together(entry.transaction.undo)
-                entry.undone = True
-                undone.append(entry.attempt)
+                if entry.transaction.parts:  # one that only told, or asked, leaves nothing to be undone
+                    entry.undone = True
+                    undone.append(entry.attempt)
             except Exception as error:
                 reason = f"undoing {entry.action} raised {type(error).__name__}: {error}"
                 self._log.emit("fault", step, where=entry.codebook, reason=reason)

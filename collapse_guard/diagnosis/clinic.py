@@ -71,7 +71,7 @@ class Clinic:
 
         Args:
             reading: just taken. counts: (K,) of its window.
-            version: how often the guard has written the codebook.
+            version: how often the guard has written the codebook, or put it back.
         """
         probe = self._probes[reading.codebook]
         self._counts[reading.codebook] = counts

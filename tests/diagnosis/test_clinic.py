@@ -52,6 +52,17 @@ def test_nobody_is_asked_at_healthy_readings(monkeypatch: pytest.MonkeyPatch) ->
     assert len(asked) == 1
 
 
+def test_codes_that_the_guard_put_back_are_not_taken_for_rewritten_by_the_quantizer() -> None:
+    rule = {"name": "any", "when": "step >= 10", "verify": {"within": "10 steps", "success": "usage > 2"},
+            "ladder": [{"reset_codes": {"scope": "all"}}]}  # fmt: skip
+    recorder = Recorder()
+    with Guard({**EVERY_STEP, "rules": [rule]}, console=False, sinks=[recorder]) as guard:
+        train(digits_model(repaired=True), 40, guard)
+        assert [(event.step, event.fields["undone"]) for event in recorder.of("outcome")] == [(30, [1])]
+        marks = guard._clinic._memories["quantizer"].marks
+    assert [(mark.step, mark.version) for mark in marks if mark.step >= 10] == [(10, 0), (20, 1), (30, 1), (40, 2)]
+
+
 def test_an_examiner_that_raises_is_told_once_and_asked_no_more() -> None:
     calls = []
 

@@ -138,6 +138,7 @@ def test_where_nothing_helps_a_remedy_is_undone_bit_equal(action: str) -> None:
                 assert all(torch.equal(old[key], new[key]) for key in old)
         assert not scene.recorder.of("fault")
         assert guard.interventions[0]["undone"]
+        assert bool(guard.rewritten) is ("codebook" in touches)
 
 
 def test_what_lasts_ends_by_itself_and_says_so() -> None:
