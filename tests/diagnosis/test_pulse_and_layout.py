@@ -69,6 +69,37 @@ def test_the_gradients_at_output_and_input_are_compared() -> None:
     assert beat.through == pytest.approx(1, abs=1e-6)
 
 
+def test_a_codebook_that_gets_its_own_loss_alone_says_nothing_of_what_comes_through() -> None:
+    """As the inner codebook of vector-quantize-pytorch: the straight-through estimator stands around it."""
+    beat, _, _ = felt(
+        lambda source, codes: codes.requires_grad_(),
+        lambda source, codes, output: (output - source.detach()).square().mean() + task(source, codes, source),
+    )
+    assert (beat.arrived, beat.out) == (1, 1)
+    assert math.isnan(beat.through)
+    beat, _, _ = felt(
+        lambda source, codes: codes.requires_grad_(),
+        lambda source, codes, output: task(source, codes, output) + (source[..., 0] - source[..., 1]).sum(),
+    )
+    assert abs(beat.through) < 0.5
+
+
+@pytest.mark.parametrize("order", [(False, True), (True, False)])
+def test_a_forward_without_a_backward_does_not_hide_one_that_has_it(order: tuple[bool, ...]) -> None:
+    """A discriminator's step runs the generator, too, and detaches what comes out."""
+    pulse = Pulse(D)
+    pulse.arm()
+    for has_backward in order:
+        source = torch.randn(6, D, requires_grad=True) * 2
+        output = straight_through(source, torch.randn(6, D))
+        if pulse.is_armed:
+            pulse.feel(((source,), {}), (output,), source.detach())
+        if has_backward:
+            output.sum().backward()
+    beat = Beat.of(pulse.take())
+    assert (beat.arrived, beat.out) == (1, 1)
+
+
 def test_an_input_that_needs_no_gradient_is_left_alone() -> None:
     pulse = Pulse(D)
     pulse.arm()
