@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 
 from torch import nn
 from torch.optim import Optimizer
@@ -66,14 +67,21 @@ def named(model: nn.Module | None, paths: Iterable[str]) -> list[nn.Parameter]:
 
 
 def names_of(model: nn.Module | None, parameters: Sequence[nn.Parameter]) -> str:
-    """Say which parameters these are: the modules that they lie in, and how many numbers.
+    """Say which parameters these are: the outermost modules that hold no others, and how many numbers.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     >>> names_of(model, list(model[0].parameters()))
     '0 (2 tensors, 9 numbers)'
+    >>> names_of(nn.Sequential(model), list(model[0].parameters()))
+    '0.0 (2 tensors, 9 numbers)'
     """
-    tops = dict.fromkeys(path.partition(".")[0] for path in paths_of(model, parameters))
+    paths = [path.split(".") for path in paths_of(model, parameters)]
+    owners = (path[:-1] for path in paths)
+    shared = [names[0] for names in takewhile(lambda names: len({*names}) == 1, zip(*owners, strict=False))]
+    inside = 0 if model is None else sum(True for _ in model.get_submodule(".".join(shared)).parameters())
+    depth = len(shared) if inside > len(paths) else max(len(shared) - 1, 0)
+    tops = dict.fromkeys(".".join(path[: depth + 1]) for path in paths)
     shown = ", ".join([*tops][:4]) + (", ..." if len(tops) > 4 else "")
     tensors = f"{len(parameters)} tensor{'s' if len(parameters) != 1 else ''}"
     return f"{shown or 'parameters'} ({tensors}, {sum(each.numel() for each in parameters)} numbers)"

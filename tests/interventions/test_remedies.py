@@ -14,6 +14,7 @@ from collapse_guard import Event, Guard
 from collapse_guard.interventions import find_intervention
 from tests import quantizers
 from tests.interventions.scenes import CENTRES, Broken, D, Scene, modes, plain
+from tests.loops import Recorder
 
 RAY: Tensor = CENTRES[:1] / CENTRES[:1].norm()
 
@@ -139,6 +140,29 @@ def test_where_nothing_helps_a_remedy_is_undone_bit_equal(action: str) -> None:
         assert not scene.recorder.of("fault")
         assert guard.interventions[0]["undone"]
         assert bool(guard.rewritten) is ("codebook" in touches)
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_in_half_precision_the_stand_in_returns_the_vectors_that_the_table_holds(is_whole: bool) -> None:
+    torch.manual_seed(0)
+    half = torch.bfloat16
+    model = nn.Sequential(nn.Linear(D, D), VectorQuantize(dim=D, codebook_size=16))
+    model = model.to(half if is_whole else torch.float32)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    rule = {"name": "any", "when": "step >= 3", "ladder": ["substitute"]}
+    policy = {"version": 1, "name": "one", "sample": {"every": "3 steps", "min_tokens": 1}, "rules": [rule]}
+    recorder = Recorder()
+    with Guard(policy, console=False, sinks=[recorder]).attach(model, optimizer) as guard:
+        for step in range(8):
+            with torch.autocast("cpu", dtype=half, enabled=not is_whole):
+                quantised, codes, loss = model(modes(step)[None].to(half if is_whole else torch.float32))
+            (quantised.square().mean() + loss.sum()).float().backward()
+            optimizer.step()
+            if recorder.of("intervention"):
+                assert torch.equal(quantised, guard.views(["1"])[0].codebook()[codes].to(quantised.dtype))
+            guard.step()
+        assert [event.fields["result"] for event in recorder.of("intervention")] == ["applied"]
+        assert recorder.of("fault") == []
 
 
 def test_what_lasts_ends_by_itself_and_says_so() -> None:
