@@ -167,6 +167,7 @@ def test_padding_is_found_however_far_from_the_origin_the_latents_lie(offset: fl
                       perplexity_ratio=0.5, usage=0.5, dead_fraction=0.5, top_share=0.6)  # fmt: skip
     facts = Facts(view=view, reading=reading, counts=np.ones(16, dtype=np.int64), table=view.codebook(),
                   latents=latents + offset, codes=torch.zeros(128, dtype=torch.int64),
-                  forwards=torch.zeros(128, dtype=torch.int64), marks=[Mark(step=10, codes=torch.ones(1, 64))])  # fmt: skip
+                  forwards=torch.zeros(128, dtype=torch.int64),
+                  marks=[Mark(step=10, codes=torch.ones(1, 64))])  # fmt: skip
     found = padded(facts)
     assert (found.evidence if found else {}) == {"same_vector": 0.625, "others_distinct": 1.0}
