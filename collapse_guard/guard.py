@@ -38,6 +38,7 @@ from .interventions import ladders_on
 from .kmeans import KMeansTokenizer
 from .ledger import Ledger
 from .measure import Loss, number_of
+from .optimizer import inner_optimizer
 from .ranks import Alone, OtherRankError, PartedError, Word, join_ranks
 from .reports import (
     describe_environment,
@@ -157,7 +158,7 @@ class Guard:
 
         Args:
             model: the model that is trained; of what `torch.compile` returned, the module inside is meant.
-            optimizers: all that may move a codebook.
+            optimizers: all that may move a codebook; of one that another wraps, the inner one is meant.
             group: of the ranks that train this model together, where those are not all ranks.
             patience: how long to wait for the slowest of them; as long as torch's collectives do where not given.
 
@@ -179,7 +180,8 @@ class Guard:
             ranks.leave()
             raise
         self._ranks, self._story = ranks, 0
-        optimizers = (optimizers,) if isinstance(optimizers, Optimizer) else tuple(optimizers)
+        optimizers = (optimizers,) if isinstance(optimizers, Optimizer) else optimizers
+        optimizers = tuple(map(inner_optimizer, optimizers))
         self._run, self._log.closing = new_run(), False
         self._log.sinks, self._file = open_sinks(
             self._log_dir if ranks.is_first else None,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["moment_rows", "unknown_state"]
+__all__ = ["inner_optimizer", "moment_rows", "unknown_state"]
 
 _MOMENTS = frozenset(
     {
@@ -24,6 +24,14 @@ _MOMENTS = frozenset(
         "prev_grad",
     }
 )
+
+
+def inner_optimizer(optimizer: Optimizer) -> Optimizer:
+    """Return the optimizer that a wrapper steps, such as Accelerate's, which takes no hooks; any other as it is."""
+    inner = getattr(optimizer, "optimizer", None)
+    if isinstance(inner, Optimizer) and not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        return inner_optimizer(inner)
+    return optimizer
 
 
 def moment_rows(optimizers: Sequence[Optimizer], parameter: nn.Parameter) -> dict[str, Tensor]:

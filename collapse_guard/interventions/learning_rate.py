@@ -19,7 +19,7 @@ from collapse_guard.policies import LowerLr, RaiseCodebookLr
 from .base import Intervention, Site
 from .holds import StepHold
 from .lasting import Lasting
-from .scopes import NO_OPTIMIZER, encoder_of, moved_by, named, names_of, paths_of
+from .scopes import encoder_of, moved_by, named, names_of, paths_of, why_inseparable, why_no_optimizer
 
 __all__ = ["LowerLrIntervention", "RaiseCodebookLrIntervention", "ScaledRates"]
 
@@ -85,8 +85,8 @@ class _TableRate(ScaledRates):
 
 def _why_none(site: Site) -> str | None:
     """Say why there are no learning rates to scale."""
-    if not site.optimizers:
-        return NO_OPTIMIZER
+    if (why := why_no_optimizer(site.optimizers)) is not None:
+        return why
     groups = [(type(each).__name__, group) for each in site.optimizers for group in each.param_groups]
     without = dict.fromkeys(name for name, group in groups if group.get("lr") is None)
     return f"{', '.join(without)} has no learning rate `lr` that could be scaled" if without else None
@@ -170,7 +170,7 @@ class RaiseCodebookLrIntervention(Lasting[RaiseCodebookLr]):
 
     def refusal(self) -> str | None:
         """Refuse where there is no rate to scale."""
-        why = super().refusal() or _why_none(self.site)
+        why = super().refusal() or _why_none(self.site) or why_inseparable(self.site.optimizers, self._chosen)
         return why or (None if self._chosen else "no known optimizer moves the codebook")
 
     def in_words(self) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader, TensorDataset
 from vector_quantize_pytorch import ResidualVQ
@@ -18,7 +18,7 @@ from vector_quantize_pytorch import ResidualVQ
 from collapse_guard import Guard
 from collapse_guard.callbacks import CollapseGuard
 from collapse_guard.interventions import Site, find_intervention
-from collapse_guard.policies import ClipGradients, FreezeEncoder, LowerLr, RaiseCodebookLr
+from collapse_guard.policies import ClipGradients, FreezeEncoder, LowerLr, RaiseCodebookLr, Substitute
 from collapse_guard.window import Window
 from tests.interventions.scenes import D, Small, modes, plain
 from tests.loops import Recorder
@@ -174,6 +174,36 @@ def test_a_frozen_encoder_is_moved_neither_by_momentum_nor_by_decay_and_keeps_it
     assert not torch.equal(before[0], model.encoder.weight.detach())
 
 
+class Wrapped(Optimizer):
+    """A wrapper as Accelerate's: an optimizer by name, whose own part was never made."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return self.optimizer.param_groups
+
+    def step(self, closure: Any = None) -> Any:
+        return self.optimizer.step(closure)
+
+
+def test_of_a_wrapped_optimizer_the_one_inside_is_held() -> None:
+    model, optimizer = model_with(SGD)
+    rule = {"name": "all", "when": "step > 0", "ladder": [{"freeze_encoder": {"module": "encoder"}}]}
+    policy = {"version": 1, "name": "one", "sample": {"every": "1 steps", "min_tokens": 1}, "rules": [rule]}
+    with Guard(policy, console=False).attach(model, Wrapped(optimizer)) as guard:
+        moved = []
+        for step in range(3):
+            optimizer.zero_grad()
+            model.loss(modes(step)).backward()
+            before = model.encoder.bias.detach().clone()
+            Wrapped(optimizer).step()
+            moved.append(not torch.equal(before, model.encoder.bias.detach()))
+            guard.step()
+        assert moved == [True, False, False]
+
+
 def test_what_cannot_be_done_is_refused_with_the_reason() -> None:
     model, optimizer = model_with()
     place = site_of(model, [optimizer])
@@ -186,6 +216,17 @@ def test_what_cannot_be_done_is_refused_with_the_reason() -> None:
     for lower in (LowerLr(), LowerLr(of="encoder")):
         why = find_intervention("lower_lr")(lower, site_of(model, [relative])).refusal()
         assert why == "SGD has no learning rate `lr` that could be scaled"
+    whole = site_of(model, [LBFGS([*model.parameters(), nn.Parameter(torch.zeros(1))])])
+    for action, rung in (("lower_lr", LowerLr(of="encoder")), ("freeze_encoder", FreezeEncoder())):
+        assert "LBFGS moves all its parameters by one direction" in (
+            find_intervention(action)(rung, whole).refusal() or ""
+        )
+    assert find_intervention("lower_lr")(LowerLr(), whole).refusal() is None
+    assert find_intervention("substitute")(Substitute(), whole).refusal() == "LBFGS takes no parameters that come later"
+    mute = site_of(model, [Wrapped(SGD(model.parameters(), lr=0.1))])
+    for action, params in (("clip_gradients", ClipGradients()), ("lower_lr", LowerLr()), ("substitute", Substitute())):
+        why = find_intervention(action)(params, mute).refusal()
+        assert why == "Wrapped takes no hooks: give the optimizer inside of it to `attach`"
     without = site_of(model, [])
     for action, params in (("clip_gradients", ClipGradients()), ("lower_lr", LowerLr())):
         assert "give it to `attach(model, optimizers)`" in (find_intervention(action)(params, without).refusal() or "")
