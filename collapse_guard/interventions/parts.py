@@ -80,6 +80,10 @@ class Part(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what an earlier run saved."""
 
+    def in_words(self) -> str:
+        """Say what is other than its owner had it and in no checkpoint of the model; empty where nothing is."""
+        return ""
+
     def standing(self) -> Any:
         """Return what it is now where no checkpoint of model or optimizer holds it, as plain data; else `None`."""
         return None
@@ -242,6 +246,11 @@ class KnobPart(Part):
         """Take over the number."""
         self._saved, self._before, self._left = state["saved"], float(state["before"]), state.get("left")
 
+    def in_words(self) -> str:
+        """Say what the number is now, and was."""
+        now = self._knob.get()
+        return f"{self.name} is {now:.6g}, {self._before:.6g} before" if now != self._before else ""
+
     def standing(self) -> float:
         """Return the number in force."""
         return self._knob.get()
@@ -353,6 +362,11 @@ class NormalisationPart(Part):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over whether it was off."""
         self._was_off = bool(state["was_off"])
+
+    def in_words(self) -> str:
+        """Say that a model made anew would normalise."""
+        is_off = self._view.is_unnormalised and not self._was_off
+        return "normalisation is off: make the quantizer without it wherever this codebook is loaded" if is_off else ""
 
     def standing(self) -> bool | None:
         """Return `True` while it is off."""

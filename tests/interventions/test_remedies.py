@@ -175,6 +175,7 @@ def test_what_lasts_ends_by_itself_and_says_so() -> None:
         assert torch.equal(scene.model.encoder.bias.detach(), frozen)
         (tended,) = scene.recorder.of("tended")
         assert tended.fields["summary"] == "released after 20 steps"
+        assert tended.fields["is_over"]
         assert not scene.optim._optimizer_step_pre_hooks
         scene.train(1, guard)
         assert not torch.equal(scene.model.encoder.bias.detach(), frozen)
@@ -220,6 +221,39 @@ def test_undo_leaves_a_number_alone_that_its_owner_has_set_meanwhile(
         scene.train(20, guard)
         assert scene.told()[-1].endswith("failed undone")
         assert owner(scene)[name] == 0.123
+
+
+def test_what_a_recovered_run_has_left_changed_is_told_at_its_end_and_after_a_resume() -> None:
+    rule = {"when": "step < 10", "verify": {"success": "step >= 10"}, "ladder": [{"slow_ema": {"target": 0.99}}]}
+    left = {
+        "codebook": "quantizer",
+        "action": "slow_ema",
+        "step": 5,
+        "attempt": 1,
+        "meaning": "decay is 0.99, 0.9 before",
+    }
+    scene = Scene(plain(decay=0.9))
+    with scene.guarded(rule) as guard:
+        scene.train(30, guard)
+        state = guard.state_dict()
+    assert scene.told() == ["slow_ema applied", "slow_ema recovered"]
+    assert scene.recorder.of("summary")[0].fields["in_force"] == [left]
+    resumed = Scene(plain(decay=0.9))
+    with resumed.guarded(rule) as guard:
+        guard.load_state_dict(state)
+        assert resumed.quantizer.decay == 0.99
+        vars(resumed.quantizer)["decay"] = 0.9
+    assert resumed.recorder.of("resumed")[0].fields["in_force"] == [left]
+    assert resumed.recorder.of("summary")[0].fields["in_force"] == []
+
+
+def test_a_quantizer_that_no_longer_normalises_is_told_at_the_end() -> None:
+    rule = {"when": "step < 10", "verify": {"success": "step >= 15"}, "ladder": ["disable_normalisation"]}
+    scene = Scene(cosine(), inputs=rays)
+    with scene.guarded(rule) as guard:
+        scene.train(40, guard)
+    (told,) = scene.recorder.of("summary")[0].fields["in_force"]
+    assert told["meaning"].startswith("normalisation is off: make the quantizer without it")
 
 
 def test_everything_held_is_let_go_when_the_guard_closes() -> None:
