@@ -8,7 +8,7 @@ from typing import Any
 
 from collapse_guard.policies import Decision
 
-from .interventions import Intervention, Part, Transaction
+from .interventions import Intervention, Part, Transaction, find_intervention
 
 __all__ = ["Entry", "tries_of"]
 
@@ -80,6 +80,11 @@ class Entry:
         """Return what stands and is in no checkpoint of model or optimizer, by name of the part, as plain data."""
         standing = {part.name: part.standing() for part in self.parts}
         return {name: value for name, value in standing.items() if value is not None}
+
+    @property
+    def writes_rows(self) -> bool:
+        """Whether its action writes to the codebook itself."""
+        return "codebook" in find_intervention(self.action).touches
 
     @property
     def is_in_force(self) -> bool:

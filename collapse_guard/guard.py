@@ -39,7 +39,7 @@ from .interventions import ladders_on
 from .kmeans import KMeansTokenizer
 from .ledger import Ledger, without_tables
 from .measure import Loss, number_of
-from .optimizer import moment_sums, movers_of, ratio_of_moments
+from .optimizer import inner_optimizer, moment_sums, movers_of, ratio_of_moments
 from .pace import Pace
 from .ranks import Alone, OtherRankError, PartedError, Word, join_ranks
 from .reports import (
@@ -164,7 +164,7 @@ class Guard:
 
         Args:
             model: the model that is trained; of what `torch.compile` returned, the module inside is meant.
-            optimizers: all that may move a codebook.
+            optimizers: all that may move a codebook; of one that another wraps, the inner one is meant.
             group: of the ranks that train this model together, where those are not all ranks.
             patience: how long to wait for the slowest of them; as long as torch's collectives do where not given.
 
@@ -186,7 +186,8 @@ class Guard:
             ranks.leave()
             raise
         self._ranks, self._story = ranks, 0
-        optimizers = (optimizers,) if isinstance(optimizers, Optimizer) else tuple(optimizers)
+        optimizers = (optimizers,) if isinstance(optimizers, Optimizer) else optimizers
+        optimizers = tuple(map(inner_optimizer, optimizers))
         self._run, self._log.closing = new_run(), False
         self._log.sinks, self._file = open_sinks(
             self._log_dir if ranks.is_first else None,
@@ -553,6 +554,7 @@ class Guard:
         taken: list[Reading] = []
         uses: dict[str, list[int]] = {}
         ratio = self._moment_ratio() if self._ledger.entries else None
+        written = self._ledger.rewritten()
         for taken_now, counts in readings:
             version = self._ledger.version_of(taken_now.codebook)
             reading = replace(taken_now, rewrites=version, moment_ratio=ratio)
@@ -560,7 +562,9 @@ class Guard:
                 uses[reading.codebook] = uses_of(counts)
             self._readings_taken[reading.codebook] += 1
             self._ledger.note(reading.codebook, counts)
-            self._clinic.note(reading, counts, is_suspect=self._engine.is_suspect, version=version)
+            self._clinic.note(
+                reading, counts, is_suspect=self._engine.is_suspect, version=written.get(reading.codebook, 0)
+            )
             taken.append(reading)
         has_all = not self._watch.misses(self._step)
         self._pace.note(taken, every=sample.every_steps, min_tokens=enough, has_all=has_all)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,7 @@ class Ledger:
 
     def rewritten(self) -> dict[str, int]:
         """Return how often each codebook was written, and put back."""
-        undone = [entry.codebook for entry in self.entries if entry.undone]
+        undone = [entry.codebook for entry in self.entries if entry.undone and entry.writes_rows]
         names = {*self._versions, *undone}
         return {name: self._versions.get(name, 0) + undone.count(name) for name in sorted(names)}
 
@@ -152,7 +152,7 @@ class Ledger:
                 continue
             if intervention.writes > before:
                 self._versions[entry.codebook] = self.version_of(entry.codebook) + 1
-            self._tell_tended(entry, step, done)
+            self._tell_tended(entry, step, done, is_over=intervention.is_over)
             if intervention.is_over:
                 entry.intervention = None
 
@@ -184,11 +184,11 @@ class Ledger:
             if "codebook" in intervention.touches:
                 share_codebook(probe.view, self._optimizers, self._ranks)
 
-    def _tell_tended(self, entry: Entry, step: int, done: str | None) -> None:
+    def _tell_tended(self, entry: Entry, step: int, done: str | None, *, is_over: bool = False) -> None:
         if done is not None:
             facts = {"codebook": entry.codebook, "action": entry.action, "attempt": entry.attempt, "summary": done}
             facts |= entry.intervention.facts if entry.intervention is not None else {}
-            self._log.emit("tended", step, **facts, codebook_version=self.version_of(entry.codebook))
+            self._log.emit("tended", step, **facts, is_over=is_over, codebook_version=self.version_of(entry.codebook))
 
     def _act(self, decision: Decision, parts: Sequence[Decision], probes: Mapping[str, Probe]) -> list[Deed]:
         """Apply one intervention as a transaction, on each of its codebooks; tell, and return what became of it."""
@@ -277,8 +277,9 @@ class Ledger:
                 continue
             try:
                 self._ranks.together(entry.transaction.undo)
-                entry.undone = True
-                undone.append(entry.attempt)
+                if entry.transaction.parts:  # one that only told, or asked, leaves nothing to be undone
+                    entry.undone = True
+                    undone.append(entry.attempt)
             except Exception as error:
                 reason = f"undoing {entry.action} raised {type(error).__name__}: {error}"
                 self._log.emit("fault", step, where=entry.codebook, reason=reason)
@@ -294,13 +295,22 @@ class Ledger:
         return undone
 
     def in_force(self) -> list[dict[str, Any]]:
-        """Return what stays in force, as plain data: codebook, action, and the step since when."""
+        """Return what stays in force, as plain data: codebook, action, the step since when, and what it means.
+
+        Settings that an intervention has left changed stay, too, each told of the first that changed it.
+        """
         names = ("codebook", "action", "step", "attempt")
-        return [
-            {name: getattr(entry, name) for name in names} | {"meaning": entry.intervention.in_words()}
-            for entry in self.entries
-            if entry.is_in_force and entry.intervention is not None
-        ]
+        found, told = list[dict[str, Any]](), set[Hashable]()
+        for entry in self.entries:
+            left = [(part.place, part.in_words()) for part in entry.parts if part.place not in told]
+            told |= {place for place, _ in left}
+            if entry.is_in_force and entry.intervention is not None:
+                meaning: str | None = entry.intervention.in_words()
+            else:
+                meaning = "; ".join(words for _, words in left if words) or None
+            if meaning is not None:
+                found.append({name: getattr(entry, name) for name in names} | {"meaning": meaning})
+        return found
 
     def _tell(self, decision: Decision, probes: Mapping[str, Probe]) -> None:
         if decision.kind is DecisionKind.WITHDRAWN:
@@ -368,6 +378,8 @@ class Ledger:
             entry.transaction = Transaction.restore(snapshot, parts)
         entry.parts = [part for part in parts if part.name in values]
         for part in entry.parts:
+            if snapshot is None:
+                part.save()  # as this run's owner has it
             part.stand(values[part.name])
         if in_force is not None:
             entry.intervention = intervention

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 __all__ = [
     "Moments",
+    "inner_optimizer",
     "moment_rows",
     "moment_sums",
     "moments_of",
@@ -46,6 +47,14 @@ _MOMENTS = frozenset(
 )
 _BOTH = frozenset({"exp_avg", "exp_avg_sq", "step"})
 _OF_ADAM = _BOTH | {"max_exp_avg_sq", "mu_product"}  # of AMSGrad; NAdam's product of what its momentum was
+
+
+def inner_optimizer(optimizer: Optimizer) -> Optimizer:
+    """Return the optimizer that a wrapper steps, such as Accelerate's, which takes no hooks; any other as it is."""
+    inner = getattr(optimizer, "optimizer", None)
+    if isinstance(inner, Optimizer) and not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        return inner_optimizer(inner)
+    return optimizer
 
 
 def moment_rows(optimizers: Sequence[Optimizer], parameter: nn.Parameter) -> dict[str, Tensor]:

@@ -25,7 +25,11 @@ _EXPECTED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "string_type": lambda _: "text",
     "string_too_short": lambda _: "text that is not empty",
     "string_too_long": lambda limits: f"text of at most {limits['max_length']} characters",
-    "string_pattern_mismatch": lambda _: "a name of letters, digits, _ and -, not beginning with a digit or -",
+    "string_pattern_mismatch": lambda limits: (
+        "a name of letters, digits, _ and -, not beginning with a digit or -"
+        if "A-Z" in limits["pattern"]
+        else "a path of names with dots between them, such as `encoder.layers.0`"
+    ),
     "tuple_type": lambda _: "a list",
     "too_short": lambda _: "a list that is not empty",
     "greater_than": lambda limits: f"a number above {limits['gt']:g}",
@@ -52,12 +56,12 @@ def mismatches_of(error: ValidationError, model: type[BaseModel], place: Place =
             parts = cause.mismatches if isinstance(cause, MismatchesError) else (cause,)
             found += [part.below((*place, *inner)) for part in parts]
         else:
-            found.append(_mismatch(detail, model, inner).below(place))
+            found.append(_mismatch(detail, model, inner, at=str(place[-1]) if place else "").below(place))
     return found
 
 
-def _mismatch(detail: ErrorDetails, model: type[BaseModel], place: Place) -> MismatchError:
-    """Translate one error of pydantic's own."""
+def _mismatch(detail: ErrorDetails, model: type[BaseModel], place: Place, at: str) -> MismatchError:
+    """Translate one error of pydantic's own; `at` is the key that the whole model stands at, if it stands at any."""
     kind, value = detail["type"], detail["input"]
     if kind == "invalid_key":
         return no_text_key(value, place[:-1])
@@ -72,9 +76,10 @@ def _mismatch(detail: ErrorDetails, model: type[BaseModel], place: Place) -> Mis
     if kind == "missing":
         return MismatchError("a value", "nothing", f"Add {example or f'`{name}: ...`'}.", place=place)
     if kind in ("model_type", "dict_type", "model_attributes_type"):
-        keys = ", ".join(_fields(_model_at(model, place)))
+        inner = _model_at(model, place)
+        keys = ", ".join(_fields(inner))
         expected = f"a mapping with some of the keys {keys}" if keys else "an empty mapping"
-        return MismatchError(expected, quote(value), _as_mapping(name, value, keys), place=place)
+        return MismatchError(expected, quote(value), _as_mapping(name or at, value, inner), place=place)
     translate = _EXPECTED.get(kind)
     expected = translate(detail.get("ctx", {})) if translate else detail["msg"]
     if kind == "tuple_type":
@@ -90,14 +95,23 @@ def _as_list(value: object) -> str:
     return f"Write `[{value}]`." if is_short else ""
 
 
-def _as_mapping(name: str, value: object, keys: str) -> str:
-    """Say how a mapping is written where there is what its first key usually holds."""
+def _as_mapping(name: str, value: object, model: type[BaseModel]) -> str:
+    """Say how a mapping is written where there is what one of its keys usually holds."""
     if not name:
         return "Begin with `version: 1`."
     is_short = isinstance(value, (str, int, float)) and str(value).isprintable() and len(str(value)) <= 40
-    if not is_short or isinstance(value, bool) or name.isdigit() or not keys:
+    if not is_short or isinstance(value, bool) or name.isdigit():
         return ""
-    return f"Write `{name}: {{{keys.partition(',')[0]}: {value}}}`."
+    key = next((key for key in _fields(model) if _holds(model, key, value)), None)
+    return f"Write `{name}: {{{key}: {value}}}`." if key is not None else ""
+
+
+def _holds(model: type[BaseModel], key: str, value: object) -> bool:
+    try:
+        model.model_validate({key: value})
+    except ValidationError:
+        return False
+    return True
 
 
 def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:

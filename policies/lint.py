@@ -16,6 +16,7 @@ from .document import Document, read_document
 from .duration import Duration
 from .errors import Place
 from .intervals import Ranges, both, even_use, in_range, possible, ranges_of, share_room
+from .parts import OfCause
 from .schema import Policy, Rule
 
 __all__ = ["Finding", "lint_policy", "position_in"]
@@ -59,6 +60,7 @@ def lint_policy(policy: Policy, codes: int | None = None, commitment: float | No
     found: list[Finding] = []
     for rule in policy.rules:
         found += _of_stage(rule)
+        found += _of_causes(rule)
         found += _of_conditions(rule, ranges, codes)
         found += _of_success(rule, ranges, codes)
         found += _of_verification(rule, policy)
@@ -125,6 +127,20 @@ def _of_stage(rule: Rule) -> Iterator[Finding]:
             message = f"`{condition}` looks at `{_EVAL_ONLY}`, which readings in training do not have."
             hint = "Write `stage: eval`, and the rule looks at evaluation."
             yield Finding(kind="wrong-stage", rule=rule.name, place=place, message=message, hint=hint)
+
+
+def _of_causes(rule: Rule) -> Iterator[Finding]:
+    """Causes that are not looked for in readings of the rule's stage."""
+    named: list[tuple[Place, OfCause | None]] = [(("unless",), rule.unless)]
+    named += [(("ladder", index, "on"), rung.on) for index, rung in enumerate(rule.ladder)]
+    for place, of_cause in named:
+        wrong = (
+            [each for each in of_cause.cause if each.startswith("eval_") != (rule.stage == "eval")] if of_cause else []
+        )
+        if wrong:
+            message = f"{', '.join(wrong)} is never found in readings of stage {rule.stage}, which this rule looks at."
+            hint = "Leave it out, or name it in a rule of the other stage."
+            yield Finding(kind="cause-of-other-stage", rule=rule.name, place=place, message=message, hint=hint)
 
 
 def _in_eval_only(condition: Condition) -> bool:

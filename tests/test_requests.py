@@ -131,5 +131,6 @@ def test_a_rung_may_ask_and_is_judged_like_an_alert(kind: str) -> None:
     (intervention,) = recorder.of("intervention")
     assert (intervention.fields["result"], intervention.fields["manifest"]) == ("applied", [])
     assert intervention.fields["summary"] == "nothing was touched; the training loop is asked for it"
-    assert [event.fields["outcome"] for event in recorder.of("outcome")] == ["failed"]
+    (outcome,) = recorder.of("outcome")
+    assert (outcome.fields["outcome"], outcome.fields["undone"]) == ("failed", [])
     assert [event.step for event in recorder.of("exhausted")] == [40]

@@ -78,7 +78,7 @@ class Clinic:
         Args:
             reading: just taken. counts: (K,) of its window.
             is_suspect: whether a rule was at work before it.
-            version: how often the guard has written the codebook.
+            version: how often the guard has written the codebook, or put it back.
         """
         name = reading.codebook
         self._counts[name], self._versions[name] = counts, version

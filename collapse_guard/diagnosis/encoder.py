@@ -9,10 +9,9 @@ from collapse_guard.adapters import Knob
 from collapse_guard.policies import Cause, Diagnosis
 
 from .facts import Facts, ramp
+from .pulse import ONLY_PULL
 
 __all__ = ["collapsed_encoder", "exploding", "no_gradient", "non_finite"]
-
-_ONLY_PULL = 2e-3  # what rounding leaves of a gradient beside the commitment's, in single and half precision
 
 
 def non_finite(facts: Facts) -> Diagnosis | None:
@@ -86,11 +85,12 @@ def collapsed_encoder(facts: Facts) -> Diagnosis | None:
 
 def no_gradient(facts: Facts) -> Diagnosis | None:
     """Nothing of the task's gradient comes through the quantizer to the encoder."""
-    beats = [beat for beat in facts.beats if not math.isnan(beat.arrived)]
+    # Where nothing arrives at the output either, no backward came that way: a discriminator's step looks like that.
+    beats = [beat for beat in facts.beats if not math.isnan(beat.arrived) and (beat.arrived, beat.out) != (0, 0)]
     if not beats:
         return None
     nothing = [beat.arrived == 0 for beat in beats]
-    only = [beat.apart < _ONLY_PULL for beat in beats if not math.isnan(beat.apart)]
+    only = [beat.apart < ONLY_PULL for beat in beats if not math.isnan(beat.apart)]
     blocked = [abs(beat.through) < 0.02 for beat in beats if not math.isnan(beat.through)]
     sure = 0.75 if len(beats) == 1 else 0.97
     if all(nothing):

@@ -39,7 +39,7 @@ class Mark:
         latents: (3 + D,) float32: median norm, E|z - mean|^2, E|z|^2 and mean of some recent latents; NaN without any.
         perplexity, usage, relative_error, latent_rank, loss: as in the reading; `None` where unknown.
         beat: the latest gradients through the quantizer, as `Pulse.take` returns them; `None` where none were seen.
-        version: how often the guard itself had written the codebook.
+        version: how often the guard itself had written the codebook, or put it back.
     """
 
     step: int
@@ -161,7 +161,7 @@ def mark_of(
     Args:
         view: the codebook as it is now.
         window: its recent latents. reading, counts: of this step; without them the mark is of the start.
-        beat: gradients of a recent step. version: how often the guard has written the codebook.
+        beat: gradients of a recent step. version: how often the guard has written the codebook, or put it back.
     """
     table = view.codebook()
     rows = torch.arange(min(_CODES, len(table)), device=table.device) * len(table) // min(_CODES, len(table))

@@ -19,9 +19,11 @@ from collapse_guard.hooks import Hook
 
 from .layout import width_before_cut
 
-__all__ = ["Beat", "Pulse"]
+__all__ = ["ONLY_PULL", "Beat", "Pulse"]
 
 _ROWS = 256
+ONLY_PULL = 2e-3
+"""What rounding leaves of a gradient beside the pull between latents and codes, in single and half precision."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +35,9 @@ class Beat:
         norm: root mean square of that gradient.
         pull: its cosine with latent - code, the direction of a commitment loss, in [-1, 1].
         apart: share of its length that is not along latent - code, in [0, 1].
-        out: 1 if a gradient arrived at the quantizer's output, 0 if none did.
-        through: cosine of the gradients at input and output, in [-1, 1].
+        out: 1 if a gradient arrived at the quantizer's output, 0 if none did although one could.
+        through: cosine of the gradients at input and output, in [-1, 1]; NaN where all that the output gets is the pull
+            of a codebook loss: what is handed on was then made of it elsewhere.
         width: features of the vectors of which the latents are pieces; 0 where they are whole.
         between: share of the latents' variance that lies between the means of such pieces, in [0, 1].
     """
@@ -74,7 +77,7 @@ class Pulse:
         return self._is_armed
 
     def arm(self) -> None:
-        """Feel the next forward."""
+        """Feel the next forward of which a gradient comes back."""
         self._is_armed = True
 
     def take(self) -> dict[str, Any] | None:
@@ -89,7 +92,6 @@ class Pulse:
             given: what the quantizer was called with. output: what it returned.
             latents: (n, D) what the codebook was compared with.
         """
-        self._is_armed = False
         source = next((each for each in flatten_tensors(given) if each.is_floating_point()), None)
         if source is None or not source.requires_grad:
             return
@@ -99,12 +101,17 @@ class Pulse:
         self._sums = sums
         result = next((each for each in flatten_tensors(output) if _like(each, source)), None)
         gap = _gap(source.detach(), result.detach(), latents, self._D) if result is not None else None
-        if result is not None:
-            sums["out"] = 0.0
         kept: list[Tensor] = []
         if result is not None and result.requires_grad:
+            sums["out"] = 0.0
             result.register_hook(Hook(lambda gradient: _note_output(sums, kept, gradient)))
-        source.register_hook(Hook(lambda gradient: _note_input(sums, kept, gradient, gap, self._D)))
+
+        def arrive(gradient: Tensor) -> None:
+            _note_input(sums, kept, gradient, gap, self._D)
+            if self._is_armed:  # a forward after this one, such as that of a discriminator's step, may get none
+                self._sums, self._is_armed = sums, False
+
+        source.register_hook(Hook(arrive))
 
 
 def _like(tensor: Tensor, source: Tensor) -> bool:
@@ -167,16 +174,21 @@ def _note_input(sums: dict[str, Any], kept: list[Tensor], gradient: Tensor, gap:
     length = flat.dot(flat).sqrt()
     sums["arrived"] = 1.0
     sums["norm"] = length / len(flat) ** 0.5
-    if kept and kept[0].numel() == gradient.numel():
-        other = kept[0].float().reshape(-1)
+    rows, out = _rows(gradient, D), kept[0].float() if kept and kept[0].numel() == gradient.numel() else None
+    kept.clear()
+    if out is not None:
+        other = out.reshape(-1)
         lengths = length.clamp(min=1e-8) * other.dot(other).sqrt().clamp(min=1e-8)
         sums["through"] = flat.dot(other) / lengths
-    kept.clear()
-    rows = _rows(gradient, D)
     if gap is None or rows is None:
         return
-    rows = _few(rows)
+    sums["pull"], sums["apart"] = _along(_few(rows), gap)
+    if out is not None and (rows := _rows(out, D)) is not None:
+        sums["through"] = torch.where(_along(_few(rows), gap)[1] > ONLY_PULL, sums["through"], math.nan)
+
+
+def _along(rows: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cosine of (m, D) gradients with the pull, and the share of their length that is not along it."""
     along = (rows * gap).sum() / gap.square().sum().clamp(min=1e-30)
     length = rows.norm().clamp(min=1e-30)
-    sums["pull"] = along * gap.norm() / length
-    sums["apart"] = (rows - along * gap).norm() / length
+    return along * gap.norm() / length, (rows - along * gap).norm() / length

@@ -154,7 +154,7 @@ def _same_vector(facts: Facts) -> tuple[float, float]:
         if len(rows) < 8:
             continue
         size = _alike(rows)
-        near = torch.cdist(rows, rows) <= size
+        near = _distances(rows, rows) <= size
         common = near[near.sum(dim=1).argmax()]
         shares.append(float(common.float().mean()))
         rest = near[~common][:, ~common]
@@ -188,12 +188,17 @@ def _modes(facts: Facts, most: int) -> int:
     """
     rows = facts.latents[facts.forwards == facts.forwards.max()][:256]
     size = 2.5 * _alike(rows)
-    nearest = torch.cdist(rows, rows[:1]).squeeze(1)
+    nearest = _distances(rows, rows[:1]).squeeze(1)
     count = 1
     while count < most and float(nearest.max()) > size:
-        nearest = torch.minimum(nearest, torch.cdist(rows, rows[nearest.argmax()].unsqueeze(0)).squeeze(1))
+        nearest = torch.minimum(nearest, _distances(rows, rows[nearest.argmax()].unsqueeze(0)).squeeze(1))
         count += 1
     return count
+
+
+def _distances(one: Tensor, other: Tensor) -> Tensor:
+    """Return (n, m) distances, difference by difference: products would drown small ones far from the origin."""
+    return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _alike(rows: Tensor) -> float:

@@ -13,7 +13,7 @@ from collapse_guard.policies import ClipGradients
 from .base import Site
 from .holds import StepHold
 from .lasting import Lasting
-from .scopes import NO_OPTIMIZER
+from .scopes import why_no_optimizer
 
 __all__ = ["ClipGradientsIntervention"]
 
@@ -32,9 +32,7 @@ class ClipGradientsIntervention(Lasting[ClipGradients]):
 
     def refusal(self) -> str | None:
         """Refuse where no optimizer is known."""
-        if not self.site.optimizers:
-            return NO_OPTIMIZER
-        return super().refusal()
+        return super().refusal() or why_no_optimizer(self.site.optimizers)
 
     def apply(self) -> str:
         """Clip from the next step on."""

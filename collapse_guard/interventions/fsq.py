@@ -250,7 +250,8 @@ class StandIn(Hold):
         try:
             given = next(flatten_tensors((args, kwargs)))
             tokens = self._layout.tokens(given)
-            quantised, codes = self.fsq(tokens.reshape(1, -1, tokens.shape[-1]))
+            with torch.autocast(given.device.type, enabled=False):  # codes must be those whose vectors the table holds
+                quantised, codes = self.fsq(tokens.reshape(1, -1, tokens.shape[-1]).float())
             return self._layout.replaced(
                 given, output, quantised.reshape(tokens.shape), codes.reshape(tokens.shape[:-1]).long()
             )

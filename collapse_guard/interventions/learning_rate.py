@@ -7,7 +7,7 @@ their own with the scaled rate, and afterwards everything is as the scheduler, t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, cast
 
 from torch import nn
@@ -19,7 +19,7 @@ from collapse_guard.policies import LowerLr, RaiseCodebookLr
 from .base import Intervention, Site
 from .holds import StepHold
 from .lasting import Lasting
-from .scopes import NO_OPTIMIZER, encoder_of, moved_by, named, names_of, paths_of
+from .scopes import encoder_of, moved_by, named, names_of, paths_of, why_inseparable, why_no_optimizer
 
 __all__ = ["LowerLrIntervention", "RaiseCodebookLrIntervention", "ScaledRates"]
 
@@ -74,12 +74,30 @@ class ScaledRates(StepHold):
             group["lr"], group["params"] = rate, parameters
 
 
+class _TableRate(ScaledRates):
+    """The learning rate of one table: other tables that the same optimizers move have rates of their own."""
+
+    @property
+    def place(self) -> Hashable:
+        """What is done, and to which table."""
+        return self.name, frozenset(self._chosen or ())
+
+
 def _why_none(site: Site) -> str | None:
     """Say why there are no learning rates to scale."""
-    if not site.optimizers:
-        return NO_OPTIMIZER
-    without = [type(each).__name__ for each in site.optimizers if any("lr" not in group for group in each.param_groups)]
-    return f"{', '.join(without)} has no learning rate `lr`" if without else None
+    if (why := why_no_optimizer(site.optimizers)) is not None:
+        return why
+    groups = [(type(each).__name__, group) for each in site.optimizers for group in each.param_groups]
+    without = dict.fromkeys(name for name, group in groups if group.get("lr") is None)
+    return f"{', '.join(without)} has no learning rate `lr` that could be scaled" if without else None
+
+
+def _beside(site: Site, kind: type[LowerLrIntervention | RaiseCodebookLrIntervention]) -> str:
+    """Name the factors of the tries before on the same codebook, which are in force as well."""
+    factors = [
+        f"{each.params.factor:g}" for each in site.standing() if isinstance(each, kind) and each.site.view is site.view
+    ]
+    return f", and times {' and '.join(factors)} by another try," if factors else ""
 
 
 def _other(site: Site, kind: type[Intervention[Any]]) -> str | None:
@@ -110,7 +128,8 @@ class LowerLrIntervention(Lasting[LowerLr]):
     def in_words(self) -> str:
         """Say whose rate is scaled."""
         whose = "all parameters" if self._chosen is None else names_of(self.site.model, self._chosen)
-        return f"the learning rate of {whose} is {self.params.factor:g} times what the optimizer's groups say"
+        beside = _beside(self.site, LowerLrIntervention)
+        return f"the learning rate of {whose} is {self.params.factor:g} times what the optimizer's groups say{beside}"
 
     def state_dict(self) -> dict[str, Any]:
         """Return the names of the parameters concerned: a resumed run has seen no forward yet."""
@@ -138,7 +157,7 @@ class RaiseCodebookLrIntervention(Lasting[RaiseCodebookLr]):
         self._chosen: list[nn.Parameter] = []
         if isinstance(table, TensorRef) and table.is_parameter:
             self._chosen = moved_by(site.optimizers, [cast(nn.Parameter, table.whole())])
-        self._hold = ScaledRates("codebook_learning_rate", site.optimizers, self._chosen, params.factor)
+        self._hold = _TableRate("codebook_learning_rate", site.optimizers, self._chosen, params.factor)
 
     @classmethod
     def why_unsupported(cls, view: CodebookView) -> str | None:
@@ -151,14 +170,15 @@ class RaiseCodebookLrIntervention(Lasting[RaiseCodebookLr]):
 
     def refusal(self) -> str | None:
         """Refuse where there is no rate to scale, or where no step of the optimizer reaches the codebook."""
-        if (why := super().refusal() or _why_none(self.site)) is not None:
-            return why
-        if self.site.view.is_frozen:
-            return "the codebook's own updates are kept out, so that its learning rate has no effect"
-        return None if self._chosen else "no known optimizer moves the codebook"
+        why = super().refusal() or _why_none(self.site) or why_inseparable(self.site.optimizers, self._chosen)
+        if why is None and self.site.view.is_frozen:
+            why = "the codebook's own updates are kept out, so that its learning rate has no effect"
+        return why or (None if self._chosen else "no known optimizer moves the codebook")
 
     def in_words(self) -> str:
         """Say whose rate is scaled."""
         table = self.site.view.table
-        heads = ", all its heads" if isinstance(table, TensorRef) and table.head is not None else ""
-        return f"the codebook's learning rate{heads} is {self.params.factor:g} times what the optimizer's group says"
+        has_heads = isinstance(table, TensorRef) and table.head is not None and len(table.whole()) > 1
+        heads, beside = ", all its heads," if has_heads else "", _beside(self.site, RaiseCodebookLrIntervention)
+        rate = f"{self.params.factor:g} times what the optimizer's group says"
+        return f"the codebook's learning rate{heads} is {rate}{beside}"

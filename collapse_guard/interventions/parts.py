@@ -80,6 +80,10 @@ class Part(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what an earlier run saved."""
 
+    def in_words(self) -> str:
+        """Say what is other than its owner had it and in no checkpoint of the model; empty where nothing is."""
+        return ""
+
     def standing(self) -> Any:
         """Return what it is now where no checkpoint of model or optimizer holds it, as plain data; else `None`."""
         return None
@@ -209,6 +213,7 @@ class KnobPart(Part):
         self._knob = knob
         self._saved: Any = None
         self._before = 0.0
+        self._left: float | None = None  # the number as the intervention left it
 
     @property
     def place(self) -> Hashable:
@@ -219,9 +224,14 @@ class KnobPart(Part):
         """Keep the number as its owner has it, its type included."""
         self._saved, self._before = self._knob.save(), self._knob.get()
 
+    def check(self) -> None:
+        """Note the number that was left: another one that stands there later is its owner's."""
+        self._left = self._knob.get()
+
     def undo(self) -> None:
-        """Put the number back, its type included."""
-        self._knob.restore(self._saved)
+        """Put the number back, its type included, unless its owner has set another one meanwhile."""
+        if self._left is None or self._knob.get() == self._left:
+            self._knob.restore(self._saved)
 
     def changes(self) -> list[dict[str, Any]]:
         """Return the number before and after, if it changed."""
@@ -229,12 +239,17 @@ class KnobPart(Part):
         return [{"name": self.name, "before": self._before, "after": now}] if now != self._before else []
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number."""
-        return {"saved": self._saved, "before": self._before}
+        """Return the number, before and as it was left."""
+        return {"saved": self._saved, "before": self._before, "left": self._left}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the number."""
-        self._saved, self._before = state["saved"], float(state["before"])
+        self._saved, self._before, self._left = state["saved"], float(state["before"]), state.get("left")
+
+    def in_words(self) -> str:
+        """Say what the number is now, and was."""
+        now = self._knob.get()
+        return f"{self.name} is {now:.6g}, {self._before:.6g} before" if now != self._before else ""
 
     def standing(self) -> float:
         """Return the number in force."""
@@ -347,6 +362,11 @@ class NormalisationPart(Part):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over whether it was off."""
         self._was_off = bool(state["was_off"])
+
+    def in_words(self) -> str:
+        """Say that a model made anew would normalise."""
+        is_off = self._view.is_unnormalised and not self._was_off
+        return "normalisation is off: make the quantizer without it wherever this codebook is loaded" if is_off else ""
 
     def standing(self) -> bool | None:
         """Return `True` while it is off."""

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.optim import LBFGS
 
 from collapse_guard.adapters import CodebookView
 from collapse_guard.policies import Substitute
@@ -24,7 +25,7 @@ from .base import Intervention, Site
 from .fsq import Layout, StandIn, find_layout, levels_for, make_fsq, table_of
 from .holds import Hold
 from .placement import why_nowhere
-from .scopes import NO_OPTIMIZER
+from .scopes import why_no_optimizer
 
 __all__ = ["SubstituteIntervention"]
 
@@ -59,8 +60,10 @@ class SubstituteIntervention(Intervention[Substitute]):
             return why
         if (ranks := self.site.ranks) > 1:
             return f"{ranks} ranks train together: gradients of parameters that came later would not be averaged"
-        if not site.optimizers:
-            return NO_OPTIMIZER
+        if (why := why_no_optimizer(site.optimizers)) is not None:
+            return why
+        if any(isinstance(each, LBFGS) for each in site.optimizers):
+            return "LBFGS takes no parameters that come later"
         if site.view.is_frozen:
             return "the quantizer's own updates are kept out already"
         levels, layout = self._levels(), self._layout()

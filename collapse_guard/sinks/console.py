@@ -109,7 +109,8 @@ class ConsoleSink:
         if self._verbosity == "quiet":
             return event.event in _QUIET or (event.fields.get("severity") == "critical" and event.event == "alert")
         # A skipped candidate is for the log; an action that was not taken is for people.
-        return event.event not in _DETAILED and (event.event != "skip" or "action" in event.fields)
+        is_detail = event.event in _DETAILED and not event.fields.get("is_over")
+        return not is_detail and (event.event != "skip" or "action" in event.fields)
 
     def _lines(self, event: Event) -> list[Line]:
         if event.event == "summary":

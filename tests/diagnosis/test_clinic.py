@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from collapse_guard import Guard, read_events
 from collapse_guard.demos import FAULTS, Course
 from collapse_guard.diagnosis import EXAMINERS, Clinic, Examiner, Facts, clinic
 from collapse_guard.policies import Cause, Diagnosis, load_policy, recordings_of_events, replay
+from tests.interventions.scenes import modes, plain
 from tests.loops import Recorder, digits_model, train
 
 EVERY_STEP: dict[str, Any] = {
@@ -50,6 +52,38 @@ def test_nobody_is_asked_at_healthy_readings(monkeypatch: pytest.MonkeyPatch) ->
     with Guard(EVERY_STEP, console=False) as guard:
         train(digits_model(), 40, guard)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("is_counted", [False, True])
+def test_steps_of_a_discriminator_are_not_taken_for_a_missing_straight_through(is_counted: bool) -> None:
+    """Its step runs the generator with a graph, and no gradient goes back: felt alone, or before the other forward."""
+    torch.manual_seed(0)
+    model, judge = nn.Sequential(nn.Linear(8, 8), plain()), nn.Linear(8, 1)
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.01) for each in (model, judge)]
+    rule = {"name": "any", "when": "step >= 40", "ladder": ["alert"]}
+    recorder = Recorder()
+    with Guard({**EVERY_STEP, "rules": [rule]}, console=False, sinks=[recorder]).attach(model, optimizers) as guard:
+        for step in range(50):
+            for optimizer in reversed(optimizers) if not is_counted else optimizers:
+                output, loss, *_ = model(modes(step))
+                real = optimizer is optimizers[0]
+                (loss + output.square().mean() if real else judge(output.detach()).mean()).backward()
+                optimizer.step()
+                if real or is_counted:
+                    guard.step()
+    (alert,) = recorder.of("alert")
+    assert Cause.NO_GRADIENT.value not in [each["cause"] for each in alert.fields["causes"]]
+
+
+def test_codes_that_the_guard_put_back_are_not_taken_for_rewritten_by_the_quantizer() -> None:
+    rule = {"name": "any", "when": "step >= 10", "verify": {"within": "10 steps", "success": "usage > 2"},
+            "ladder": [{"reset_codes": {"scope": "all"}}]}  # fmt: skip
+    recorder = Recorder()
+    with Guard({**EVERY_STEP, "rules": [rule]}, console=False, sinks=[recorder]) as guard:
+        train(digits_model(repaired=True), 40, guard)
+        assert [(event.step, event.fields["undone"]) for event in recorder.of("outcome")] == [(30, [1])]
+        marks = guard._clinic._memories["quantizer"].marks
+    assert [(mark.step, mark.version) for mark in marks if mark.step >= 10] == [(10, 0), (20, 1), (30, 1), (40, 2)]
 
 
 def test_an_examiner_that_raises_is_told_once_and_asked_no_more() -> None:

@@ -10,8 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from collapse_guard.diagnosis import Beat, Mark, Memory, Pulse
+from collapse_guard.adapters import discover
+from collapse_guard.diagnosis import Beat, Facts, Mark, Memory, Pulse
 from collapse_guard.diagnosis.layout import width_before_cut
+from collapse_guard.diagnosis.tokens import padded
+from collapse_guard.policies import Reading
+from tests.quantizers import Plain
 
 D = 4
 
@@ -69,6 +73,37 @@ def test_the_gradients_at_output_and_input_are_compared() -> None:
     assert beat.through == pytest.approx(1, abs=1e-6)
 
 
+def test_a_codebook_that_gets_its_own_loss_alone_says_nothing_of_what_comes_through() -> None:
+    """As the inner codebook of vector-quantize-pytorch: the straight-through estimator stands around it."""
+    beat, _, _ = felt(
+        lambda source, codes: codes.requires_grad_(),
+        lambda source, codes, output: (output - source.detach()).square().mean() + task(source, codes, source),
+    )
+    assert (beat.arrived, beat.out) == (1, 1)
+    assert math.isnan(beat.through)
+    beat, _, _ = felt(
+        lambda source, codes: codes.requires_grad_(),
+        lambda source, codes, output: task(source, codes, output) + (source[..., 0] - source[..., 1]).sum(),
+    )
+    assert abs(beat.through) < 0.5
+
+
+@pytest.mark.parametrize("order", [(False, True), (True, False)])
+def test_a_forward_without_a_backward_does_not_hide_one_that_has_it(order: tuple[bool, ...]) -> None:
+    """A discriminator's step runs the generator, too, and detaches what comes out."""
+    pulse = Pulse(D)
+    pulse.arm()
+    for has_backward in order:
+        source = torch.randn(6, D, requires_grad=True) * 2
+        output = straight_through(source, torch.randn(6, D))
+        if pulse.is_armed:
+            pulse.feel(((source,), {}), (output,), source.detach())
+        if has_backward:
+            output.sum().backward()
+    beat = Beat.of(pulse.take())
+    assert (beat.arrived, beat.out) == (1, 1)
+
+
 def test_an_input_that_needs_no_gradient_is_left_alone() -> None:
     pulse = Pulse(D)
     pulse.arm()
@@ -121,3 +156,18 @@ def test_the_first_marks_and_the_latest_are_kept() -> None:
     for step in range(50):
         memory.add(Mark(step=step, codes=torch.ones(1, 1)))
     assert [mark.step for mark in memory.marks] == [0, 1, 44, 45, 46, 47, 48, 49]
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0, 100.0, 300.0])
+def test_padding_is_found_however_far_from_the_origin_the_latents_lie(offset: float) -> None:
+    torch.manual_seed(0)
+    latents = torch.where(torch.rand(128, 1) < 0.6, torch.randn(64), torch.randn(128, 64))
+    view = discover(nn.Sequential(Plain(K=16, D=64))).views[0]
+    reading = Reading(step=10, codebook="0", K=16, D=64, tokens=128, perplexity=8.0, ceiling=16.0,
+                      perplexity_ratio=0.5, usage=0.5, dead_fraction=0.5, top_share=0.6)  # fmt: skip
+    facts = Facts(view=view, reading=reading, counts=np.ones(16, dtype=np.int64), table=view.codebook(),
+                  latents=latents + offset, codes=torch.zeros(128, dtype=torch.int64),
+                  forwards=torch.zeros(128, dtype=torch.int64),
+                  marks=[Mark(step=10, codes=torch.ones(1, 64))])  # fmt: skip
+    found = padded(facts)
+    assert (found.evidence if found else {}) == {"same_vector": 0.625, "others_distinct": 1.0}

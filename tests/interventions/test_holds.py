@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader, TensorDataset
+from vector_quantize_pytorch import ResidualVQ
 
+from collapse_guard import Guard
 from collapse_guard.callbacks import CollapseGuard
 from collapse_guard.interventions import Site, find_intervention
-from collapse_guard.policies import ClipGradients, FreezeEncoder, LowerLr, RaiseCodebookLr
+from collapse_guard.policies import ClipGradients, FreezeEncoder, LowerLr, RaiseCodebookLr, Substitute
 from collapse_guard.window import Window
 from tests.interventions.scenes import D, Small, modes, plain
+from tests.loops import Recorder
 
 
 def model_with(kind: Callable[..., Optimizer] = Adam, **options: Any) -> tuple[Small, Optimizer]:
@@ -171,6 +174,36 @@ def test_a_frozen_encoder_is_moved_neither_by_momentum_nor_by_decay_and_keeps_it
     assert not torch.equal(before[0], model.encoder.weight.detach())
 
 
+class Wrapped(Optimizer):
+    """A wrapper as Accelerate's: an optimizer by name, whose own part was never made."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return self.optimizer.param_groups
+
+    def step(self, closure: Any = None) -> Any:
+        return self.optimizer.step(closure)
+
+
+def test_of_a_wrapped_optimizer_the_one_inside_is_held() -> None:
+    model, optimizer = model_with(SGD)
+    rule = {"name": "all", "when": "step > 0", "ladder": [{"freeze_encoder": {"module": "encoder"}}]}
+    policy = {"version": 1, "name": "one", "sample": {"every": "1 steps", "min_tokens": 1}, "rules": [rule]}
+    with Guard(policy, console=False).attach(model, Wrapped(optimizer)) as guard:
+        moved = []
+        for step in range(3):
+            optimizer.zero_grad()
+            model.loss(modes(step)).backward()
+            before = model.encoder.bias.detach().clone()
+            Wrapped(optimizer).step()
+            moved.append(not torch.equal(before, model.encoder.bias.detach()))
+            guard.step()
+        assert moved == [True, False, False]
+
+
 def test_what_cannot_be_done_is_refused_with_the_reason() -> None:
     model, optimizer = model_with()
     place = site_of(model, [optimizer])
@@ -178,9 +211,62 @@ def test_what_cannot_be_done_is_refused_with_the_reason() -> None:
     assert unknown.refusal() == "the model has no module 'backbone'; it has: encoder, quantizer"
     moved = find_intervention("raise_codebook_lr")(RaiseCodebookLr(), place).refusal()
     assert moved == "no optimizer moves the rows of this codebook (ema): it has no learning rate of its own"
+    relative = SGD(model.parameters(), lr=0.1)
+    relative.param_groups[0]["lr"] = None  # as Adafactor's, which computes its own
+    for lower in (LowerLr(), LowerLr(of="encoder")):
+        why = find_intervention("lower_lr")(lower, site_of(model, [relative])).refusal()
+        assert why == "SGD has no learning rate `lr` that could be scaled"
+    whole = site_of(model, [LBFGS([*model.parameters(), nn.Parameter(torch.zeros(1))])])
+    for action, rung in (("lower_lr", LowerLr(of="encoder")), ("freeze_encoder", FreezeEncoder())):
+        assert "LBFGS moves all its parameters by one direction" in (
+            find_intervention(action)(rung, whole).refusal() or ""
+        )
+    assert find_intervention("lower_lr")(LowerLr(), whole).refusal() is None
+    assert find_intervention("substitute")(Substitute(), whole).refusal() == "LBFGS takes no parameters that come later"
+    mute = site_of(model, [Wrapped(SGD(model.parameters(), lr=0.1))])
+    for action, params in (("clip_gradients", ClipGradients()), ("lower_lr", LowerLr()), ("substitute", Substitute())):
+        why = find_intervention(action)(params, mute).refusal()
+        assert why == "Wrapped takes no hooks: give the optimizer inside of it to `attach`"
     without = site_of(model, [])
     for action, params in (("clip_gradients", ClipGradients()), ("lower_lr", LowerLr())):
         assert "give it to `attach(model, optimizers)`" in (find_intervention(action)(params, without).refusal() or "")
+
+
+def test_levels_that_act_together_each_get_a_rate_for_their_own_table() -> None:
+    torch.manual_seed(0)
+    model = ResidualVQ(dim=D, codebook_size=16, num_quantizers=2, learnable_codebook=True, ema_update=False)
+    tables: list[Any] = [layer._codebook.embed for layer in cast(Any, model).layers]
+    optimizer = SGD(model.parameters(), lr=0.1)
+    rule = {"name": "all", "when": "step > 0", "ladder": [{"raise_codebook_lr": {"factor": 4.0}}]}
+    policy = {"version": 1, "name": "one", "sample": {"every": "1 steps", "min_tokens": 1}, "rules": [rule]}
+    with Guard(policy, console=False).attach(model, optimizer) as guard:
+        for factor in (1.0, 4.0):
+            optimizer.zero_grad()
+            model(modes(0)[None])[2].sum().backward()
+            before = [table.detach().clone() for table in tables]
+            optimizer.step()
+            guard.step()
+            for table, old in zip(tables, before, strict=True):
+                torch.testing.assert_close(old - table.detach(), factor * 0.1 * table.grad)
+        assert [each["result"] for each in guard.interventions] == ["applied", "applied"]
+
+
+def test_a_further_try_says_that_the_one_before_still_scales() -> None:
+    model, optimizer = model_with(SGD)
+    rule = {"name": "all", "when": "step > 0", "verify": {"within": "4 steps", "success": "usage > 2"},
+            "ladder": [{"lower_lr": {"factor": 0.1}, "repeat": 2}]}  # fmt: skip
+    policy = {"version": 1, "name": "one", "sample": {"every": "1 steps", "min_tokens": 1}, "rules": [rule]}
+    recorder = Recorder()
+    with Guard(policy, console=False, sinks=[recorder]).attach(model, optimizer) as guard:
+        for step in range(8):
+            optimizer.zero_grad()
+            model.loss(modes(step)).backward()
+            optimizer.step()
+            guard.step()
+    rate = "the learning rate of all parameters is 0.1 times what the optimizer's groups say"
+    assert [event.fields["summary"] for event in recorder.of("intervention")] == [
+        f"{rate} from now on", f"{rate}, and times 0.1 by another try, from now on"
+    ]  # fmt: skip
 
 
 class Lit(pl.LightningModule):

@@ -14,6 +14,7 @@ from collapse_guard import Event, Guard
 from collapse_guard.interventions import find_intervention
 from tests import quantizers
 from tests.interventions.scenes import CENTRES, Broken, D, Scene, modes, plain
+from tests.loops import Recorder
 
 RAY: Tensor = CENTRES[:1] / CENTRES[:1].norm()
 
@@ -145,6 +146,30 @@ def test_where_nothing_helps_a_remedy_is_undone_bit_equal(action: str) -> None:
                 assert all(torch.equal(old[key], new[key]) for key in old)
         assert not scene.recorder.of("fault")
         assert guard.interventions[0]["undone"]
+        assert bool(guard.rewritten) is ("codebook" in touches)
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_in_half_precision_the_stand_in_returns_the_vectors_that_the_table_holds(is_whole: bool) -> None:
+    torch.manual_seed(0)
+    half = torch.bfloat16
+    model = nn.Sequential(nn.Linear(D, D), VectorQuantize(dim=D, codebook_size=16))
+    model = model.to(half if is_whole else torch.float32)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    rule = {"name": "any", "when": "step >= 3", "ladder": ["substitute"]}
+    policy = {"version": 1, "name": "one", "sample": {"every": "3 steps", "min_tokens": 1}, "rules": [rule]}
+    recorder = Recorder()
+    with Guard(policy, console=False, sinks=[recorder]).attach(model, optimizer) as guard:
+        for step in range(8):
+            with torch.autocast("cpu", dtype=half, enabled=not is_whole):
+                quantised, codes, loss = model(modes(step)[None].to(half if is_whole else torch.float32))
+            (quantised.square().mean() + loss.sum()).float().backward()
+            optimizer.step()
+            if recorder.of("intervention"):
+                assert torch.equal(quantised, guard.views(["1"])[0].codebook()[codes].to(quantised.dtype))
+            guard.step()
+        assert [event.fields["result"] for event in recorder.of("intervention")] == ["applied"]
+        assert recorder.of("fault") == []
 
 
 WITHOUT_EFFECT: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
@@ -179,6 +204,7 @@ def test_what_lasts_ends_by_itself_and_says_so() -> None:
         assert torch.equal(scene.model.encoder.bias.detach(), frozen)
         (tended,) = scene.recorder.of("tended")
         assert tended.fields["summary"] == "released after 20 steps"
+        assert tended.fields["is_over"]
         assert not scene.optim._optimizer_step_pre_hooks
         scene.train(1, guard)
         assert not torch.equal(scene.model.encoder.bias.detach(), frozen)
@@ -202,6 +228,61 @@ def test_a_scaled_loss_weight_is_put_back_after_health_and_left_alone_when_its_o
         scene.train(10, guard)
         assert scene.model.weights["small"] == 3.0
         assert "somebody else sets it" in scene.recorder.of("tended")[0].fields["summary"]
+
+
+@pytest.mark.parametrize(
+    ("rung", "owner", "name"),
+    [
+        ({"slow_ema": {"target": 0.99}}, lambda scene: vars(scene.quantizer), "decay"),
+        ({"decay_commitment": {"factor": 0.5}}, lambda scene: vars(scene.quantizer), "commitment_cost"),
+        ({"scale_loss_weight": {"weight": "weights.near"}}, lambda scene: scene.model.weights, "near"),
+    ],
+)
+def test_undo_leaves_a_number_alone_that_its_owner_has_set_meanwhile(
+    rung: dict[str, Any], owner: Callable[[Scene], dict[str, Any]], name: str
+) -> None:
+    scene = Scene(plain())
+    verify = {"within": "15 steps", "success": "perplexity > 1000"}
+    with scene.guarded({"when": "step >= 10", "verify": verify, "ladder": [rung]}) as guard:
+        while not scene.recorder.of("intervention"):
+            scene.train(1, guard)
+        owner(scene)[name] = 0.123
+        scene.train(20, guard)
+        assert scene.told()[-1].endswith("failed undone")
+        assert owner(scene)[name] == 0.123
+
+
+def test_what_a_recovered_run_has_left_changed_is_told_at_its_end_and_after_a_resume() -> None:
+    rule = {"when": "step < 10", "verify": {"success": "step >= 10"}, "ladder": [{"slow_ema": {"target": 0.99}}]}
+    left = {
+        "codebook": "quantizer",
+        "action": "slow_ema",
+        "step": 5,
+        "attempt": 1,
+        "meaning": "decay is 0.99, 0.9 before",
+    }
+    scene = Scene(plain(decay=0.9))
+    with scene.guarded(rule) as guard:
+        scene.train(30, guard)
+        state = guard.state_dict()
+    assert scene.told() == ["slow_ema applied", "slow_ema recovered"]
+    assert scene.recorder.of("summary")[0].fields["in_force"] == [left]
+    resumed = Scene(plain(decay=0.9))
+    with resumed.guarded(rule) as guard:
+        guard.load_state_dict(state)
+        assert resumed.quantizer.decay == 0.99
+        vars(resumed.quantizer)["decay"] = 0.9
+    assert resumed.recorder.of("resumed")[0].fields["in_force"] == [left]
+    assert resumed.recorder.of("summary")[0].fields["in_force"] == []
+
+
+def test_a_quantizer_that_no_longer_normalises_is_told_at_the_end() -> None:
+    rule = {"when": "step < 10", "verify": {"success": "step >= 15"}, "ladder": ["disable_normalisation"]}
+    scene = Scene(cosine(), inputs=rays)
+    with scene.guarded(rule) as guard:
+        scene.train(40, guard)
+    (told,) = scene.recorder.of("summary")[0].fields["in_force"]
+    assert told["meaning"].startswith("normalisation is off: make the quantizer without it")
 
 
 def test_everything_held_is_let_go_when_the_guard_closes() -> None:

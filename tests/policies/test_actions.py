@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pytest
 from pydantic import Field
@@ -140,3 +140,19 @@ def test_parameters_cannot_be_changed_afterwards() -> None:
     params = load_policy("default").rules[1].ladder[0].params
     with pytest.raises(ValueError, match="frozen"):
         params.scope = "dead"  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ({"slow_ema": 0.99}, "keys target, got 0.99. Write `slow_ema: {target: 0.99}`."),
+        ({"freeze_encoder": "20 steps"}, "keys module, for, got '20 steps'. Write `freeze_encoder: {for: 20 steps}`."),
+        ({"alert": 3}, "expected an empty mapping, got 3."),
+        ({"freeze_encoder": {"module": "a..b"}}, "expected a path of names with dots between them"),
+    ],
+)
+def test_what_is_written_in_place_of_parameters_is_told_how_to_write(written: dict[str, Any], expected: str) -> None:
+    with pytest.raises(PolicyError) as refused:
+        load_policy({"version": 1, "rules": [{"name": "low", "when": "perplexity < 2", "ladder": [written]}]})
+    assert expected in str(refused.value)
+    assert "Begin with" not in str(refused.value)

@@ -142,6 +142,20 @@ def test_lint_warns_of_what_only_evaluation_knows_and_not_of_rules_of_another_st
     assert [each.kind for each in lint_policy(both_there)] == ["doubled"]
 
 
+def test_lint_warns_of_causes_that_are_looked_for_in_the_other_stage_alone() -> None:
+    shift, modes = {"cause": ["eval_shift", "encoder_collapse"]}, {"cause": "few_modes"}
+    reset: dict[str, Any] = {"reset_codes": {}}
+    blind = policy(rule("blind", "perplexity < 2", ladder=[{**reset, "on": shift}, reset], unless=modes))
+    (found,) = lint_policy(blind)
+    assert (found.kind, found.rule, found.place) == ("cause-of-other-stage", "blind", ("ladder", 0, "on"))
+    assert found.message == "eval_shift is never found in readings of stage train, which this rule looks at."
+    there = policy(on_eval("there", "perplexity < 2", ladder=[{**reset, "on": shift}, reset], unless=modes))
+    assert [(each.kind, each.place) for each in lint_policy(there)] == [
+        ("cause-of-other-stage", ("unless",)),
+        ("cause-of-other-stage", ("ladder", 0, "on")),
+    ]
+
+
 def test_the_stage_is_in_the_schema_and_in_plain_english() -> None:
     assert policy_json_schema()["$defs"]["Rule"]["properties"]["stage"]["enum"] == ["train", "eval"]
     text = " ".join(explain_policy(policy(on_eval(ladder=[FIX]))).split())

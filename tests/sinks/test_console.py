@@ -188,6 +188,14 @@ def test_readings_holds_and_skipped_candidates_are_for_the_log_not_for_people() 
     assert "cooling down" not in text
 
 
+def test_what_is_tended_is_for_the_log_and_its_end_for_people() -> None:
+    refit = {"codebook": "vq", "action": "fallback_tokenizer", "summary": "refitted", "is_over": False}
+    release = {"codebook": "vq", "action": "freeze_encoder", "summary": "released", "is_over": True}
+    text = shown([Event("tended", 50, refit), Event("tended", 60, release)])
+    assert "refitted" not in text
+    assert "step     60  TENDED        vq: freeze_encoder: released" in text
+
+
 def test_tables_show_what_is_watched_and_what_came_of_it() -> None:
     text = shown(STORY)
     assert "home-made (ema, l2) confirmed" in text
