@@ -185,10 +185,11 @@ class CollapseGuard(Callback):
                 get_console().print("collapse_guard: not attached: a fast_dev_run is too short to guard")
             return
         first = trainer.is_global_zero
+        directory = self._directory(trainer)  # on every rank: it may take an exchange with the first
         sinks = [*self._sinks, LoggerSink(lambda: trainer.loggers, lambda: trainer.global_step)] if first else []
         guard = Guard(
             self.policy,
-            log_dir=self._directory(trainer) if first else None,
+            log_dir=directory if first else None,
             console=self._console and first,
             verbosity=self._verbosity,
             sinks=sinks,
