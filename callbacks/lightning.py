@@ -282,6 +282,7 @@ class CollapseGuard(Callback):
             with contextlib.suppress(OSError):
                 if is_new and trainer.is_global_zero:  # what there is of it cannot be loaded
                     path.unlink(missing_ok=True)
+            trainer.strategy.barrier()  # where the Trainer lets the other ranks wait for this one
             for request in asked:
                 guard.requests.failed(request, f"{type(error).__name__}: {error}")
         else:
