@@ -38,7 +38,7 @@ from .interventions import ladders_on
 from .kmeans import KMeansTokenizer
 from .ledger import Ledger
 from .measure import Loss, number_of
-from .ranks import Alone, OtherRankError, PartedError, Word, join_ranks
+from .ranks import Alone, OtherRankError, PartedError, Purpose, Word, join_ranks
 from .reports import (
     describe_environment,
     describe_idle_rules,
@@ -472,6 +472,8 @@ class Guard:
 
     def _tend_and_read(self, loss: Loss, epoch: int | None) -> None:
         assert self._ledger is not None
+        if self._ranks.size > 1 and self._ledger.wants_tending(self._step):
+            self._watch.meet(self._word(Purpose.TENDING))
         self._ledger.tend(self._step, self._watch.probes, after_reading=False)
         self._watch.notice_silence()
         if self._is_due():
@@ -522,6 +524,10 @@ class Guard:
         """Time spent in the guard since it was attached: hooks, readings and interventions."""
         return self._seconds + self._watch.seconds
 
+    def _word(self, purpose: Purpose) -> Word:
+        """Return what this rank tells the others of itself."""
+        return Word(self._step, self._story, purpose=purpose)
+
     def _is_due(self, ahead: int = 0) -> bool:
         sample = self.policy.sample
         every = sample.when_suspect_steps if self._engine.is_suspect else sample.every_steps
@@ -534,7 +540,7 @@ class Guard:
         if epoch is None and self._without_epoch:
             self._fault("epoch", self._without_epoch)
         enough = sample.min_tokens if self._step >= self.policy.warmup_steps else 0
-        word = Word(self._step, self._story, loss, epoch)
+        word = replace(self._word(Purpose.READING), loss=loss, epoch=epoch)
         readings = self._watch.read(word, dead_below=sample.dead_below, min_tokens=enough)
         taken: list[Reading] = []
         uses: dict[str, list[int]] = {}
@@ -597,6 +603,7 @@ class Guard:
         """Return all state as plain data and tensors; a checkpoint with it still loads with `weights_only=True`.
 
         After `close` it is the state that the run ended in, verifications still open: a resumed run goes on from there.
+        Where it cannot be had, that is told, and the state is empty: the run's own checkpoint must not fail for it.
 
         Args:
             together: every rank calls this, after the same step. The first rank's state then also holds what the others
@@ -604,6 +611,15 @@ class Guard:
         """
         if self._state_at_close is not None:
             return self._state_at_close
+        try:
+            return self._state(self._watch_state(together=together))
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}; a checkpoint made now does not hold the guard's state"
+            self._fault("state", reason)
+            _logger.debug("guard state could not be had", exc_info=error)
+            return {}
+
+    def _state(self, watched: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "schema": _STATE_SCHEMA,
             "run": self._run,
@@ -611,7 +627,7 @@ class Guard:
             "read_at": self._read_at,
             "policy": {"name": self.policy.name, "fingerprint": self.policy.fingerprint()},
             "engine": self._engine.state_dict(),
-            "watch": self._watch_state(together=together),
+            "watch": watched,
             "clinic": self._clinic.state_dict(),
             "ledger": self._ledger.state_dict(self._watch.probes) if self._ledger is not None else {},
             "requests": self.requests.state_dict(),
@@ -622,6 +638,7 @@ class Guard:
         """Return what was recorded, by all ranks where they can still be asked."""
         if together and self._ranks.size > 1 and not self._ranks.parted:
             try:
+                self._watch.meet(self._word(Purpose.SAVING))
                 return self._watch.state_dict(together=True)
             except PartedError as error:
                 self._part(str(error))
@@ -638,10 +655,12 @@ class Guard:
         knobs = [probe.view.commitment for probe in self._watch.probes.values()]
         weights = [(knob, knob.get()) for knob in knobs if knob is not None]
         try:
-            if state.get("schema") != _STATE_SCHEMA:
-                raise ValueError(f"expected guard state of schema {_STATE_SCHEMA}, got {state.get('schema')}")
+            if self._ranks.size > 1:
+                self._watch.meet(self._word(Purpose.RESUMING))
             self._ranks.together(lambda: self._restore(state))
         except Exception as error:
+            if isinstance(error, PartedError):
+                self._part(str(error))
             self._fault("resume", f"{type(error).__name__}: {error}; the guard starts afresh")
             _logger.debug("guard state could not be restored", exc_info=error)
             if self._ledger is not None:
@@ -653,6 +672,8 @@ class Guard:
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         assert self._ledger is not None
+        if state.get("schema") != _STATE_SCHEMA:
+            raise ValueError(f"expected guard state of schema {_STATE_SCHEMA}, got {state.get('schema')}")
         self._step, self._read_at = int(state["step"]), int(state["read_at"])
         self._engine.load_state_dict(state["engine"])
         self._watch.load_state_dict(state["watch"])

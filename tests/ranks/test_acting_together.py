@@ -206,13 +206,26 @@ def test_codebooks_that_drift_apart_are_told_once_and_written_alike(crew: Crew) 
     assert written == theirs
 
 
-def by_itself(rank: int, size: int, *, steps: tuple[int, ...], fails: bool = False) -> dict[str, Any]:
+def by_itself(
+    rank: int,
+    size: int,
+    *,
+    steps: tuple[int, ...],
+    fails: bool = False,
+    policy: dict[str, Any] = loops.POLICY,
+    spoil_at: int | None = None,
+    saves_at: tuple[int | None, ...] | None = None,
+) -> dict[str, Any]:
     """Train without any collective but the guard's own, each rank for as long as it likes."""
     torch.manual_seed(0)
     model, recorder = loops.Autoencoder(loops.quantizer("ema", sync_codebook=False)), Recorder()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    guard = Guard(dict(loops.POLICY), console=False, sinks=[recorder]).attach(model, optimizer)
+    guard = Guard(policy, console=False, sinks=[recorder]).attach(model, optimizer)
     for step in range(steps[rank]):
+        if step == spoil_at:
+            loops.spoil(model)
+        if saves_at is not None and step == saves_at[rank]:
+            guard.state_dict(together=True)
         model(loops.batch(step, rank)).backward()
         optimizer.step()
         guard.step()
@@ -227,6 +240,28 @@ def test_a_rank_that_finishes_early_leaves_the_others_to_themselves(crew: Crew) 
         assert len(reasons) == 1
         assert reasons[0].startswith("rank 1 has ended after 14 steps. The ranks no longer act as one")
     assert [where for where, _ in faults(told[1])] == [where for where, _ in faults(told[0])][:-1]
+
+
+REFITTED = policy({"fallback_tokenizer": {"backend": "sklearn", "refit_every": "4 steps", "refit_growth": 1}})
+
+
+def test_a_rank_that_ends_when_a_refit_is_due_next_leaves_the_others_to_themselves(crew: Crew) -> None:
+    told = crew.run(by_itself, 2, steps=(18, 30), policy=REFITTED, spoil_at=6)
+    where, reason = faults(told[1])[-1]
+    assert where == "ranks"
+    assert reason.startswith("rank 0 has ended after 18 steps. The ranks no longer act as one: nothing is read or")
+    assert [step for step, event, _ in told[1]["story"] if event == "tended"] == [16]
+
+
+def test_a_rank_that_saves_the_state_of_all_by_itself_is_told_so(crew: Crew) -> None:
+    told = crew.run(by_itself, 2, steps=(20, 20), saves_at=(9, None))
+    for rank in range(2):
+        where, reason = faults(told[rank])[-1]
+        assert where == "ranks"
+        assert reason.startswith(
+            "rank 0 saves the state of all ranks after 9 steps and rank 1 takes a reading after 10: each rank must "
+            "make the same calls of its guard, at the same steps. The ranks no longer act as one"
+        )
 
 
 def test_a_rank_that_an_exception_ends_waits_for_nobody(crew: Crew) -> None:
