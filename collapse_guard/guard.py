@@ -391,6 +391,9 @@ class Guard:
                 one and is called only when a reading is due. A tensor is not waited for on other steps.
             epoch: epochs begun, from 0.
         """
+        if self._model is None and "attach" not in self._broken:
+            self._broken.add("attach")
+            _logger.warning("guard.step() was called before guard.attach(model, optimizer): nothing is guarded")
         self._step += self.is_attached
         self._contain(lambda: self._take_step(loss, epoch))
 
@@ -424,10 +427,11 @@ class Guard:
 
     def begin_evaluation(self) -> None:
         """Begin an evaluation, for loops that cannot use `evaluate`; never raises."""
-        if self._ranks.size > 1:
-            self._fault("evaluation", f"{self._ranks.size} ranks: evaluation is read where one rank trains alone")
-        else:
+        if self._ranks.size == 1:
             self._contain(self._evaluations.begin)
+        elif self.is_attached and self._ranks.is_first:
+            what = f"{self._ranks.size} ranks train together, and evaluation is read where one trains alone"
+            self._fault("evaluation", f"{what}: rules of stage eval do not fire; training is guarded all the same")
 
     def end_evaluation(self, *, loss: Loss = None, epoch: int | None = None) -> None:
         """End an evaluation: read, decide and act where due; never raises. The model trains with its own weights again.
@@ -651,7 +655,15 @@ class Guard:
 
         A policy that changed in between wins, and the log says so. State that cannot be read is told, and the guard
         starts afresh: the run itself must be able to resume.
+
+        Raises:
+            RuntimeError: the guard is not attached.
         """
+        if not self.is_attached:
+            raise RuntimeError(
+                "expected a guard that is attached, got one that is not: call guard.attach(model, optimizer) first, "
+                "then guard.load_state_dict(state)"
+            )
         knobs = [probe.view.commitment for probe in self._watch.probes.values()]
         weights = [(knob, knob.get()) for knob in knobs if knob is not None]
         try:

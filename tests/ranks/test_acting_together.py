@@ -276,6 +276,26 @@ def test_ranks_that_all_end_together_say_nothing_about_it(crew: Crew) -> None:
     assert [where for where, _ in faults(told[0])] == ["quantizer"]
 
 
+def evaluating(rank: int, size: int) -> list[tuple[str, str]]:
+    """Evaluate while the guard watches, and once more when it is closed."""
+    recorder = Recorder()
+    guard = Guard("observe", console=False, sinks=[recorder]).attach(loops.Autoencoder(loops.quantizer("ema")))
+    with guard.evaluate():
+        pass
+    told = len(recorder.of("fault"))
+    guard.close()
+    guard._broken.clear()
+    guard.begin_evaluation()
+    assert len(recorder.of("fault")) == told
+    return faults(loops.told(recorder))
+
+
+def test_that_evaluation_is_not_read_is_told_by_the_first_rank_as_long_as_it_guards(crew: Crew) -> None:
+    first, second = crew.run(evaluating, 2)
+    what = "2 ranks train together, and evaluation is read where one trains alone: rules of stage eval do not fire; "
+    assert (first, second) == ([("evaluation", what + "training is guarded all the same")], [])
+
+
 def unlike(rank: int, size: int) -> str:
     model = loops.Autoencoder(loops.quantizer("ema"))
     try:
