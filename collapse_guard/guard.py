@@ -159,7 +159,7 @@ class Guard:
             model: the model that is trained; of what `torch.compile` returned, the module inside is meant.
             optimizers: all that may move a codebook.
             group: of the ranks that train this model together, where those are not all ranks.
-            patience: how long to wait for the slowest of them; as long as torch's collectives do where not given.
+            patience: how long to wait for the slowest of them; 5 minutes where not given.
 
         Raises:
             NoQuantizerError: there is nothing to watch; says what was looked at.
@@ -219,13 +219,13 @@ class Guard:
         return self
 
     def _join(self, group: ProcessGroup | None, patience: timedelta | None) -> Alone:
-        """Return the ranks that train together; one that cannot reach the others observes by itself."""
+        """Return the ranks that train together; a guard that cannot reach the others stops."""
         try:
             return join_ranks(group, patience=patience)
         except RuntimeError as error:
             alone = Alone()
             alone.index = get_rank()
-            alone.leave(f"the ranks cannot talk to each other: {error}")
+            alone.leave(f"the ranks cannot talk to each other, and each of them must attach its guard: {error}")
             return alone
 
     def _agree(self, ranks: Alone, watch: Watch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from collapse_guard import Guard
 from collapse_guard.interventions import INTERVENTIONS
+from collapse_guard.ranks import Ranks, join_ranks
 from collapse_guard.testing import Recorder
 from tests.crew import Crew
 from tests.ranks import loops
@@ -294,6 +296,25 @@ def test_that_evaluation_is_not_read_is_told_by_the_first_rank_as_long_as_it_gua
     first, second = crew.run(evaluating, 2)
     what = "2 ranks train together, and evaluation is read where one trains alone: rules of stage eval do not fire; "
     assert (first, second) == ([("evaluation", what + "training is guarded all the same")], [])
+
+
+def patience_of(rank: int, size: int, *, given: timedelta | None) -> timedelta:
+    ranks = join_ranks(patience=given)
+    assert isinstance(ranks, Ranks)
+    group: Any = ranks._group
+    patience: timedelta = group._get_backend(torch.device("cpu")).options._timeout
+    ranks.leave()
+    return patience
+
+
+@pytest.mark.parametrize(
+    ("given", "then"), [(None, timedelta(minutes=5)), (timedelta(seconds=9), timedelta(seconds=9))]
+)
+def test_a_guard_waits_for_other_ranks_less_long_than_the_run_does(
+    crew: Crew, given: timedelta | None, then: timedelta
+) -> None:
+    """NCCL aborts a run whose ranks wait for ten minutes, as they would for one that waits in its guard."""
+    assert crew.run(patience_of, 2, given=given) == [then, then]
 
 
 def unlike(rank: int, size: int) -> str:
