@@ -185,10 +185,11 @@ class CollapseGuard(Callback):
                 get_console().print("collapse_guard: not attached: a fast_dev_run is too short to guard")
             return
         first = trainer.is_global_zero
+        directory = self._directory(trainer)  # on every rank: it may take an exchange with the first
         sinks = [*self._sinks, LoggerSink(lambda: trainer.loggers, lambda: trainer.global_step)] if first else []
         guard = Guard(
             self.policy,
-            log_dir=self._directory(trainer) if first else None,
+            log_dir=directory if first else None,
             console=self._console and first,
             verbosity=self._verbosity,
             sinks=sinks,
@@ -281,6 +282,7 @@ class CollapseGuard(Callback):
             with contextlib.suppress(OSError):
                 if is_new and trainer.is_global_zero:  # what there is of it cannot be loaded
                     path.unlink(missing_ok=True)
+            trainer.strategy.barrier()  # where the Trainer lets the other ranks wait for this one
             for request in asked:
                 guard.requests.failed(request, f"{type(error).__name__}: {error}")
         else:

@@ -41,7 +41,7 @@ from .ledger import Ledger, without_tables
 from .measure import Loss, number_of
 from .optimizer import inner_optimizer, moment_sums, movers_of, ratio_of_moments
 from .pace import Pace
-from .ranks import Alone, OtherRankError, PartedError, Word, join_ranks
+from .ranks import Alone, OtherRankError, PartedError, Purpose, Word, join_ranks
 from .reports import (
     describe_environment,
     describe_idle_rules,
@@ -166,7 +166,7 @@ class Guard:
             model: the model that is trained; of what `torch.compile` returned, the module inside is meant.
             optimizers: all that may move a codebook; of one that another wraps, the inner one is meant.
             group: of the ranks that train this model together, where those are not all ranks.
-            patience: how long to wait for the slowest of them; as long as torch's collectives do where not given.
+            patience: how long to wait for the slowest of them; 5 minutes where not given.
 
         Raises:
             NoQuantizerError: there is nothing to watch; says what was looked at.
@@ -227,13 +227,13 @@ class Guard:
         return self
 
     def _join(self, group: ProcessGroup | None, patience: timedelta | None) -> Alone:
-        """Return the ranks that train together; one that cannot reach the others observes by itself."""
+        """Return the ranks that train together; a guard that cannot reach the others stops."""
         try:
             return join_ranks(group, patience=patience)
         except RuntimeError as error:
             alone = Alone()
             alone.index = get_rank()
-            alone.leave(f"the ranks cannot talk to each other: {error}")
+            alone.leave(f"the ranks cannot talk to each other, and each of them must attach its guard: {error}")
             return alone
 
     def _agree(self, ranks: Alone, watch: Watch) -> None:
@@ -399,6 +399,9 @@ class Guard:
                 one and is called only when a reading is due. A tensor is not waited for on other steps.
             epoch: epochs begun, from 0.
         """
+        if self._model is None and "attach" not in self._broken:
+            self._broken.add("attach")
+            _logger.warning("guard.step() was called before guard.attach(model, optimizer): nothing is guarded")
         self._step += self.is_attached
         self._contain(lambda: self._take_step(loss, epoch))
 
@@ -432,10 +435,11 @@ class Guard:
 
     def begin_evaluation(self) -> None:
         """Begin an evaluation, for loops that cannot use `evaluate`; never raises."""
-        if self._ranks.size > 1:
-            self._fault("evaluation", f"{self._ranks.size} ranks: evaluation is read where one rank trains alone")
-        else:
+        if self._ranks.size == 1:
             self._contain(self._evaluations.begin)
+        elif self.is_attached and self._ranks.is_first:
+            what = f"{self._ranks.size} ranks train together, and evaluation is read where one trains alone"
+            self._fault("evaluation", f"{what}: rules of stage eval do not fire; training is guarded all the same")
 
     def end_evaluation(self, *, loss: Loss = None, epoch: int | None = None) -> None:
         """End an evaluation: read, decide and act where due; never raises. The model trains with its own weights again.
@@ -480,6 +484,8 @@ class Guard:
 
     def _tend_and_read(self, loss: Loss, epoch: int | None) -> None:
         assert self._ledger is not None
+        if self._ranks.size > 1 and self._ledger.wants_tending(self._step):
+            self._watch.meet(self._word(Purpose.TENDING))
         self._ledger.tend(self._step, self._watch.probes, after_reading=False)
         self._watch.notice_silence()
         if self._left() <= 0:
@@ -536,6 +542,10 @@ class Guard:
         """Time spent in the guard since it was attached: hooks, readings and interventions."""
         return self._seconds + self._watch.seconds
 
+    def _word(self, purpose: Purpose) -> Word:
+        """Return what this rank tells the others of itself."""
+        return Word(self._step, self._story, purpose=purpose)
+
     def _left(self) -> int:
         """Return how many steps it is until the next reading; none or fewer where it is due."""
         sample = self.policy.sample
@@ -549,7 +559,7 @@ class Guard:
         if epoch is None and self._without_epoch:
             self._fault("epoch", self._without_epoch)
         enough = sample.min_tokens if self._step >= self.policy.warmup_steps else 0
-        word = Word(self._step, self._story, loss, epoch)
+        word = replace(self._word(Purpose.READING), loss=loss, epoch=epoch)
         readings = self._watch.read(word, dead_below=sample.dead_below, min_tokens=enough)
         taken: list[Reading] = []
         uses: dict[str, list[int]] = {}
@@ -630,6 +640,7 @@ class Guard:
         """Return all state as plain data and tensors; a checkpoint with it still loads with `weights_only=True`.
 
         After `close` it is the state that the run ended in, verifications still open: a resumed run goes on from there.
+        Where it cannot be had, that is told, and the state is empty: the run's own checkpoint must not fail for it.
 
         Args:
             together: every rank calls this, after the same step. The first rank's state then also holds what the others
@@ -637,6 +648,15 @@ class Guard:
         """
         if self._state_at_close is not None:
             return self._state_at_close
+        try:
+            return self._state(self._watch_state(together=together))
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}; a checkpoint made now does not hold the guard's state"
+            self._fault("state", reason)
+            _logger.debug("guard state could not be had", exc_info=error)
+            return {}
+
+    def _state(self, watched: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "schema": _STATE_SCHEMA,
             "run": self._run,
@@ -644,7 +664,7 @@ class Guard:
             "read_at": self._read_at,
             "policy": {"name": self.policy.name, "fingerprint": self.policy.fingerprint()},
             "engine": self._engine.state_dict(),
-            "watch": self._watch_state(together=together),
+            "watch": watched,
             "pace": self._pace.state_dict(),
             "clinic": self._clinic.state_dict(),
             "ledger": self._ledger.state_dict(self._watch.probes) if self._ledger is not None else {},
@@ -656,6 +676,7 @@ class Guard:
         """Return what was recorded, by all ranks where they can still be asked."""
         if together and self._ranks.size > 1 and not self._ranks.parted:
             try:
+                self._watch.meet(self._word(Purpose.SAVING))
                 return self._watch.state_dict(together=True)
             except PartedError as error:
                 self._part(str(error))
@@ -668,14 +689,24 @@ class Guard:
 
         A policy that changed in between wins, and the log says so. State that cannot be read is told, and the guard
         starts afresh: the run itself must be able to resume.
+
+        Raises:
+            RuntimeError: the guard is not attached.
         """
+        if not self.is_attached:
+            raise RuntimeError(
+                "expected a guard that is attached, got one that is not: call guard.attach(model, optimizer) first, "
+                "then guard.load_state_dict(state)"
+            )
         knobs = [probe.view.commitment for probe in self._watch.probes.values()]
         weights = [(knob, knob.get()) for knob in knobs if knob is not None]
         try:
-            if state.get("schema") != _STATE_SCHEMA:
-                raise ValueError(f"expected guard state of schema {_STATE_SCHEMA}, got {state.get('schema')}")
+            if self._ranks.size > 1:
+                self._watch.meet(self._word(Purpose.RESUMING))
             self._ranks.together(lambda: self._restore(state))
         except Exception as error:
+            if isinstance(error, PartedError):
+                self._part(str(error))
             self._fault("resume", f"{type(error).__name__}: {error}; the guard starts afresh")
             _logger.debug("guard state could not be restored", exc_info=error)
             if self._ledger is not None:
@@ -687,6 +718,8 @@ class Guard:
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         assert self._ledger is not None
+        if state.get("schema") != _STATE_SCHEMA:
+            raise ValueError(f"expected guard state of schema {_STATE_SCHEMA}, got {state.get('schema')}")
         self._step, self._read_at = int(state["step"]), int(state["read_at"])
         self._engine.load_state_dict(state["engine"])
         self._watch.load_state_dict(state["watch"])

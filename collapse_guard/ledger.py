@@ -19,7 +19,7 @@ from .evaluation import Evaluations
 from .events import EventLog
 from .interventions import Intervention, Site, Transaction, find_intervention
 from .probe import Probe
-from .ranks import Alone, Pool
+from .ranks import Alone, PartedError, Pool
 from .requests import REQUESTABLE, Request, Requests
 from .residual import Levels, members_of
 from .sketch import MOST_SKETCHED, sketch
@@ -138,13 +138,13 @@ class Ledger:
         """At a step boundary: let interventions keep themselves up to date, before or after anything is read."""
         for entry in self.entries:
             intervention = entry.intervention
-            if intervention is None or not (intervention.tends if after_reading else intervention.stays):
-                continue
-            if not intervention.is_due(step - entry.step):
+            if intervention is None or not self._is_due(entry, step, after_reading):
                 continue
             before = intervention.writes
             try:
                 done = self._tended(intervention, probes[entry.codebook], step - entry.step)
+            except PartedError:  # what is in force stays
+                raise
             except Exception as error:
                 self._drop(entry)
                 reason = f"tending {entry.action} raised {type(error).__name__}: {error}; it is no longer tended"
@@ -155,6 +155,17 @@ class Ledger:
             self._tell_tended(entry, step, done, is_over=intervention.is_over)
             if intervention.is_over:
                 entry.intervention = None
+
+    def wants_tending(self, step: int) -> bool:
+        """Whether anything is due before this step is read: the same on all ranks."""
+        return any(self._is_due(entry, step, after_reading=False) for entry in self.entries)
+
+    @staticmethod
+    def _is_due(entry: Entry, step: int, after_reading: bool) -> bool:
+        intervention = entry.intervention
+        if intervention is None or not (intervention.tends if after_reading else intervention.stays):
+            return False
+        return intervention.is_due(step - entry.step)
 
     @staticmethod
     def _drop(entry: Entry) -> None:

@@ -17,7 +17,7 @@ from .adapters import CodebookView
 from .execution import Capture, explain_compiled, has_compiled
 from .measure import reading_of
 from .probe import Probe
-from .ranks import Alone, Part, PartedError, Roll, Word, bring_together, call_roll, fingerprint, say_farewell
+from .ranks import Alone, Part, PartedError, Purpose, Roll, Word, bring_together, call_roll, fingerprint, meet
 from .sums import Sums, sum_up
 
 __all__ = ["Watch"]
@@ -145,8 +145,8 @@ class Watch:
         Raises:
             PartedError: the ranks cannot go on as one.
         """
-        views = {name: probe.view for name, probe in self.probes.items()}
-        roll = call_roll(self._ranks, word, {name: self._tell(probe) for name, probe in self.probes.items()}, views)
+        told = {name: self._tell(probe) for name, probe in self.probes.items()}
+        roll = call_roll(self._ranks, word, told, self._views())
         if why := roll.why_parted():
             raise PartedError(why)
         self._drop_failed(roll)
@@ -169,9 +169,25 @@ class Watch:
             self.first.setdefault(name, reading)
             yield reading, counts
 
+    def meet(self, word: Word) -> None:
+        """Begin what all ranks do together other than a reading.
+
+        Args:
+            word: what this rank says of itself.
+
+        Raises:
+            PartedError: a rank has come for something else, or not at all.
+        """
+        if why := meet(self._ranks, word, self._views()).why_parted():
+            raise PartedError(why)
+
     def farewell(self, step: int) -> bool:
         """Tell the other ranks that this one takes no reading any more; return whether none of them does."""
-        return say_farewell(self._ranks, step, {name: probe.view for name, probe in self.probes.items()})
+        words = meet(self._ranks, Word(step, purpose=Purpose.LEAVING), self._views()).words
+        return all(word.purpose is Purpose.LEAVING for word in words)
+
+    def _views(self) -> dict[str, CodebookView]:
+        return {name: probe.view for name, probe in self.probes.items()}
 
     def _tell(self, probe: Probe) -> tuple[Part, Sums | None]:
         """Return what this rank says of one codebook; one that cannot be read must not keep the others from it."""
@@ -255,11 +271,15 @@ class Watch:
         Raises:
             PartedError, OtherRankError: the windows of the others could not be had.
         """
-        windows = {name: probe.window.state_dict() for name, probe in self.probes.items()}
+
+        def windows() -> dict[str, Any]:
+            return {name: probe.window.state_dict() for name, probe in self.probes.items()}
+
+        of_all = bring_together(self._ranks, windows) if together else []
         return {
             "rank": self._ranks.index,
-            "windows": windows,
-            "elsewhere": bring_together(self._ranks, windows)[1:] if together else [],
+            "windows": of_all[0] if of_all else windows(),
+            "elsewhere": of_all[1:],
             "first": {name: reading.as_dict() for name, reading in self.first.items()},
             "readings": {name: reading.as_dict() for name, reading in self.readings.items()},
             "started": dict(self._is_started),

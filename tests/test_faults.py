@@ -145,6 +145,23 @@ def test_a_spoilt_state_is_told_and_nothing_of_it_stays_in_force() -> None:
             assert guard.steps == 1
 
 
+def test_a_state_that_cannot_be_had_is_told_and_the_users_checkpoint_is_saved_without_it() -> None:
+    recorder = Recorder()
+    with Guard("default", console=False, sinks=[recorder]) as guard:
+        train(digits_model(), 90, guard)
+        (standing,) = (entry.intervention for entry in guard._ledger.entries if entry.is_in_force)  # type: ignore[union-attr]
+
+        def unspeakable() -> dict[str, Any]:
+            raise RuntimeError("no words")
+
+        standing.state_dict = unspeakable  # type: ignore[union-attr, method-assign]
+        assert (guard.state_dict(), guard.state_dict()) == ({}, {})
+    (fault,) = recorder.of("fault")
+    assert fault.fields["where"] == "state"
+    assert fault.fields["reason"] == "RuntimeError: no words; a checkpoint made now does not hold the guard's state"
+    assert recorder.of("summary")
+
+
 def test_an_older_state_without_the_newer_fields_is_restored() -> None:
     with Guard("default", console=False) as donor:
         train(digits_model(), 40, donor)

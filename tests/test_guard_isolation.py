@@ -55,6 +55,17 @@ def test_a_torn_last_line_is_skipped_and_the_next_run_appends_after_it(tmp_path:
     assert "torn" in caplog.text
 
 
+def test_a_guard_that_was_never_attached_says_so_once_and_takes_no_state(caplog: Any) -> None:
+    guard = Guard("observe", console=False)
+    guard.step()
+    guard.step()
+    assert [record.message for record in caplog.records] == [
+        "guard.step() was called before guard.attach(model, optimizer): nothing is guarded"
+    ]
+    with pytest.raises(RuntimeError, match="expected a guard that is attached, got one that is not: call"):
+        guard.load_state_dict(guard.state_dict())
+
+
 class Broken(Recorder):
     """A sink that fails after its first event."""
 

@@ -17,7 +17,7 @@ from collapse_guard.policies import RestartOptimizer
 
 from .base import Intervention, Site
 from .parts import InterventionError, Part, TensorsPart
-from .scopes import NO_OPTIMIZER
+from .scopes import why_no_optimizer
 
 __all__ = ["RestartOptimizerIntervention"]
 
@@ -98,10 +98,8 @@ class RestartOptimizerIntervention(Intervention[RestartOptimizer]):
 
     def refusal(self) -> str | None:
         """Refuse where nothing is remembered that could be forgotten."""
-        if (why := super().refusal()) is not None:
+        if (why := super().refusal() or why_no_optimizer(self.site.optimizers)) is not None:
             return why
-        if not self.site.optimizers:
-            return NO_OPTIMIZER
         if any(True for each in self._movers for _ in moments_of(each)):
             return None
         kept = sorted({str(key) for each in self._movers for state in each.state.values() for key in state})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .group import Alone, OtherRankError, PartedError, Ranks, join_ranks
 from .keeping import bring_together
 from .recorded import Pool, Recorded
-from .roll import Part, Roll, Word, call_roll, say_farewell
+from .roll import Part, Purpose, Roll, Word, call_roll, meet
 from .tensors import fingerprint, share
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Part",
     "PartedError",
     "Pool",
+    "Purpose",
     "Ranks",
     "Recorded",
     "Roll",
@@ -22,6 +23,6 @@ __all__ = [
     "call_roll",
     "fingerprint",
     "join_ranks",
-    "say_farewell",
+    "meet",
     "share",
 ]

@@ -25,6 +25,7 @@ __all__ = ["Alone", "OtherRankError", "PartedError", "Ranks", "join_ranks"]
 T = TypeVar("T")
 
 _WORD = 1000  # bytes
+_PATIENCE = timedelta(minutes=5)  # less than the ten after which NCCL aborts a run whose other ranks wait for this one
 
 
 class PartedError(RuntimeError):
@@ -206,7 +207,7 @@ def join_ranks(group: dist.ProcessGroup | None = None, *, patience: timedelta | 
 
     Args:
         group: of the ranks that train copies, or shards, of one model; all ranks where not given.
-        patience: how long an exchange waits for the slowest rank; as long as torch's own collectives where not given.
+        patience: how long an exchange waits for the slowest rank; 5 minutes where not given.
 
     Raises:
         RuntimeError: gloo is missing, or the ranks could not be reached.
@@ -216,7 +217,8 @@ def join_ranks(group: dist.ProcessGroup | None = None, *, patience: timedelta | 
     if not dist.is_gloo_available():
         raise RuntimeError("expected a torch with gloo, over which the guards of several ranks talk, got one without")
     members: Sequence[int] | None = None if group is None else dist.get_process_group_ranks(group)
-    own = dist.new_group(members, timeout=patience, backend="gloo", use_local_synchronization=members is not None)
+    is_local = members is not None
+    own = dist.new_group(members, timeout=patience or _PATIENCE, backend="gloo", use_local_synchronization=is_local)
     return Ranks(cast(dist.ProcessGroup, own))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,12 +14,12 @@ from .group import Alone
 __all__ = ["bring_together"]
 
 
-def bring_together(ranks: Alone, kept: Mapping[str, Any]) -> list[dict[str, Any]]:
+def bring_together(ranks: Alone, kept: Callable[[], Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return on the first rank what each rank keeps, by rank; elsewhere nothing.
 
     Args:
         ranks: all enter.
-        kept: of this rank, plain data and tensors.
+        kept: returns what this rank keeps, plain data and tensors.
 
     Raises:
         OtherRankError: a rank could not say what it keeps.
@@ -27,7 +27,7 @@ def bring_together(ranks: Alone, kept: Mapping[str, Any]) -> list[dict[str, Any]
 
     def pack() -> Tensor:
         buffer = io.BytesIO()
-        torch.save(dict(kept), buffer)
+        torch.save(dict(kept()), buffer)
         return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
 
     packed = ranks.collect(ranks.together(pack))

@@ -3,6 +3,9 @@
 Each rank says where it stands, and of each codebook whether it could be read and what it adds up to. All of that is one
 vector of float64 that is added up over the ranks: sums meet, and what is a rank's own lies in its own place, where the
 others put zeros. Its length depends on the codebooks and the number of ranks alone, never on what was seen.
+
+All else that ranks begin together begins with a roll, too: those that came for different things then find out, where
+two different exchanges would wait for each other.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import Enum
 
 import numpy as np
 
@@ -18,11 +22,24 @@ from collapse_guard.sums import Sums
 
 from .group import Alone
 
-__all__ = ["Part", "Roll", "Word", "call_roll", "say_farewell"]
+__all__ = ["Part", "Purpose", "Roll", "Word", "call_roll", "meet"]
 
 _FAREWELL = timedelta(seconds=120)  # others may be between two readings
 _WORD_NUMBERS = 7
 _PART_NUMBERS = 4
+
+
+class Purpose(Enum):
+    """What a rank has come for."""
+
+    READING = "takes a reading"
+    TENDING = "tends an intervention"
+    SAVING = "saves the state of all ranks"
+    RESUMING = "loads a saved state"
+    LEAVING = "has ended"
+
+
+_PURPOSES = tuple(Purpose)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +50,14 @@ class Word:
         step: optimizer steps completed.
         story: a checksum of all decisions so far.
         loss: what the loop names as its loss. epoch: epochs begun.
-        is_leaving: whether this rank is at its end and takes no further part.
+        purpose: what it has come for.
     """
 
     step: int
     story: int = 0
     loss: float | None = None
     epoch: int | None = None
-    is_leaving: bool = False
+    purpose: Purpose = Purpose.READING
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +103,13 @@ class Roll:
         """Say why the ranks cannot go on as one; empty where they can."""
         first = self.words[0]
         for rank, word in enumerate(self.words):
-            if word.is_leaving:
+            if word.purpose is Purpose.LEAVING:
                 return f"rank {rank} has ended after {word.step} steps"
+            if word.purpose is not first.purpose:
+                return (
+                    f"rank 0 {first.purpose.value} after {first.step} steps and rank {rank} {word.purpose.value} after "
+                    f"{word.step}: each rank must make the same calls of its guard, at the same steps"
+                )
             if word.step != first.step:
                 return (
                     f"rank 0 has called guard.step() {first.step} times and rank {rank} {word.step} times: each rank "
@@ -133,15 +155,16 @@ def call_roll(
     return Roll(words, told, total)
 
 
-def say_farewell(ranks: Alone, step: int, views: Mapping[str, CodebookView]) -> bool:
-    """Tell the others that this rank is at its end, in the place of a reading; they stop then, if they have not.
+def meet(ranks: Alone, word: Word, views: Mapping[str, CodebookView]) -> Roll:
+    """Call a roll at which nothing is read; who leaves waits for the others a while, and no longer.
 
-    Returns:
-        Whether all ranks are.
+    Args:
+        ranks: that train together.
+        word: of this rank.
+        views: the codebooks, the same on all ranks.
     """
-    word = Word(step, is_leaving=True)
-    roll = call_roll(ranks, word, {name: (Part(), None) for name in views}, views, _FAREWELL)
-    return all(each.is_leaving for each in roll.words)
+    patience = _FAREWELL if word.purpose is Purpose.LEAVING else None
+    return call_roll(ranks, word, {name: (Part(), None) for name in views}, views, patience)
 
 
 def _in_place(numbers: tuple[float, ...], ranks: Alone) -> np.ndarray:
@@ -153,15 +176,16 @@ def _in_place(numbers: tuple[float, ...], ranks: Alone) -> np.ndarray:
 
 def _numbers(word: Word) -> tuple[float, ...]:
     has_loss, has_epoch = word.loss is not None, word.epoch is not None
-    return (word.step, word.story, word.is_leaving, has_loss, word.loss or 0.0, has_epoch, word.epoch or 0)
+    purpose = _PURPOSES.index(word.purpose)
+    return (word.step, word.story, purpose, has_loss, word.loss or 0.0, has_epoch, word.epoch or 0)
 
 
 def _word(numbers: np.ndarray) -> Word:
-    step, story, is_leaving, has_loss, loss, has_epoch, epoch = numbers.tolist()
+    step, story, purpose, has_loss, loss, has_epoch, epoch = numbers.tolist()
     return Word(
         int(step),
         int(story),
         loss if has_loss else None,
         int(epoch) if has_epoch else None,
-        is_leaving=bool(is_leaving),
+        _PURPOSES[int(purpose)],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from collapse_guard import Guard
 from collapse_guard.callbacks import CollapseGuard
@@ -61,6 +63,26 @@ def test_averaged_weights_follow_a_codebook_that_was_placed_anew(tmp_path: Path)
     assert [event.fields["action"] for event in recorder.of("intervention")] == ["reset_codes", "fallback_tokenizer"]
     table: Any = model.quantizer
     assert torch.allclose(table.codebook, seen[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("part", ["quantizer", "classifier"])
+def test_an_average_of_a_part_of_the_model_follows_where_the_codebook_is_in_it(tmp_path: Path, part: str) -> None:
+    class Average(pl.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            self.average = AveragedModel(pl_module.get_submodule(part), use_buffers=True)
+
+    from collapse_guard.demos import digits_loaders
+    from tests.callbacks.test_lightning import trainer
+
+    model, recorder, average = digits_model(), Recorder(), Average()
+    before = copy.deepcopy(model.state_dict())
+    guard = CollapseGuard("default", console=False, sinks=[recorder])
+    run = trainer(tmp_path, average, guard, max_steps=99)
+    run.fit(model, digits_loaders(0)[0])
+    assert (run.global_step, bool(recorder.of("intervention"))) == (99, True)
+    ends_in = model.state_dict() if part == "quantizer" else before  # nothing else moves this average
+    for name, tensor in average.average.module.state_dict().items():
+        assert torch.equal(tensor, ends_in[f"{part}.{name}"]) or name == "steps", name  # which is no part of a codebook
 
 
 @pytest.mark.parametrize("case", SOME, ids=lambda case: case.id)

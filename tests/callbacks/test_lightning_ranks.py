@@ -9,11 +9,12 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 
 from collapse_guard import read_events
 from collapse_guard.callbacks import CollapseGuard
 from tests.callbacks.models import QUIET_TRAINER
-from tests.callbacks.test_lightning_requests import same_batches
+from tests.callbacks.test_lightning_requests import FullDisk, same_batches
 from tests.crew import Crew
 from tests.loops import digits_model
 from tests.ranks import loops, trainers
@@ -46,6 +47,21 @@ def test_under_ddp_both_ranks_stop_where_the_policy_asks_for_it(crew: Crew, tmp_
     first, second = crew.run(trainers.ddp_fit, 2, folder=str(tmp_path), policy=policy)
     assert (first["steps"], second["steps"]) == (12, 12)
     assert sum(record["event"] == "carried_out" for record in read_events(tmp_path)) == 1
+
+
+def full_disk_fit(rank: int, size: int, **options: Any) -> dict[str, Any]:
+    """Train under Lightning's DDP on a disk that takes no checkpoint."""
+    plugins = [trainers.Started(rank, size), FullDisk()]
+    return trainers.fit(trainers.Trained(), strategy=DDPStrategy(), plugins=plugins, **options)
+
+
+def test_a_checkpoint_that_the_first_rank_cannot_write_keeps_no_rank_waiting(crew: Crew, tmp_path: Path) -> None:
+    policy = loops.POLICY | {"rules": [loops.POLICY["rules"][0] | {"ladder": ["save_checkpoint"]}]}
+    first, second = crew.run(full_disk_fit, 2, folder=str(tmp_path), policy=policy)
+    assert (first["steps"], second["steps"]) == (24, 24)
+    assert first["end"] == second["end"]
+    (fault,) = (record for record in read_events(tmp_path) if record["event"] == "fault")
+    assert "No space left on device; training goes on without it" in fault["reason"]
 
 
 class Telling(CollapseGuard):

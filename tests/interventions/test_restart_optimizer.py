@@ -256,9 +256,9 @@ def test_readings_say_how_much_larger_gradients_are_remembered_once_the_guard_ha
     scene = spiked(torch.optim.Adam)
     with scene.guarded({"when": "step >= 10", "ladder": ["alert"]}) as guard:
         scene.train(120, guard)
-    before, after = ratios(scene)[:2], ratios(scene)[2:]
+    before, after = ratios(scene)[:2], [each for each in ratios(scene)[2:] if each is not None]
     assert before == [None, None]
-    assert all(isinstance(each, float) for each in after)
+    assert len(after) == len(ratios(scene)) - 2
     assert max(after[:2]) < 10 < 100 < after[-1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from collapse_guard import Guard
 from collapse_guard.interventions import INTERVENTIONS
+from collapse_guard.ranks import Ranks, join_ranks
 from collapse_guard.testing import Recorder
 from tests.crew import Crew
 from tests.ranks import loops
@@ -206,13 +208,26 @@ def test_codebooks_that_drift_apart_are_told_once_and_written_alike(crew: Crew) 
     assert written == theirs
 
 
-def by_itself(rank: int, size: int, *, steps: tuple[int, ...], fails: bool = False) -> dict[str, Any]:
+def by_itself(
+    rank: int,
+    size: int,
+    *,
+    steps: tuple[int, ...],
+    fails: bool = False,
+    policy: dict[str, Any] = loops.POLICY,
+    spoil_at: int | None = None,
+    saves_at: tuple[int | None, ...] | None = None,
+) -> dict[str, Any]:
     """Train without any collective but the guard's own, each rank for as long as it likes."""
     torch.manual_seed(0)
     model, recorder = loops.Autoencoder(loops.quantizer("ema", sync_codebook=False)), Recorder()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    guard = Guard(dict(loops.POLICY), console=False, sinks=[recorder]).attach(model, optimizer)
+    guard = Guard(policy, console=False, sinks=[recorder]).attach(model, optimizer)
     for step in range(steps[rank]):
+        if step == spoil_at:
+            loops.spoil(model)
+        if saves_at is not None and step == saves_at[rank]:
+            guard.state_dict(together=True)
         model(loops.batch(step, rank)).backward()
         optimizer.step()
         guard.step()
@@ -229,6 +244,28 @@ def test_a_rank_that_finishes_early_leaves_the_others_to_themselves(crew: Crew) 
     assert [where for where, _ in faults(told[1])] == [where for where, _ in faults(told[0])][:-1]
 
 
+REFITTED = policy({"fallback_tokenizer": {"backend": "sklearn", "refit_every": "4 steps", "refit_growth": 1}})
+
+
+def test_a_rank_that_ends_when_a_refit_is_due_next_leaves_the_others_to_themselves(crew: Crew) -> None:
+    told = crew.run(by_itself, 2, steps=(18, 30), policy=REFITTED, spoil_at=6)
+    where, reason = faults(told[1])[-1]
+    assert where == "ranks"
+    assert reason.startswith("rank 0 has ended after 18 steps. The ranks no longer act as one: nothing is read or")
+    assert [step for step, event, _ in told[1]["story"] if event == "tended"] == [16]
+
+
+def test_a_rank_that_saves_the_state_of_all_by_itself_is_told_so(crew: Crew) -> None:
+    told = crew.run(by_itself, 2, steps=(20, 20), saves_at=(9, None))
+    for rank in range(2):
+        where, reason = faults(told[rank])[-1]
+        assert where == "ranks"
+        assert reason.startswith(
+            "rank 0 saves the state of all ranks after 9 steps and rank 1 takes a reading after 10: each rank must "
+            "make the same calls of its guard, at the same steps. The ranks no longer act as one"
+        )
+
+
 def test_a_rank_that_an_exception_ends_waits_for_nobody(crew: Crew) -> None:
     told = crew.run(by_itself, 2, steps=(30, 14), fails=True)
     where, reason = faults(told[0])[-1]
@@ -239,6 +276,45 @@ def test_a_rank_that_an_exception_ends_waits_for_nobody(crew: Crew) -> None:
 def test_ranks_that_all_end_together_say_nothing_about_it(crew: Crew) -> None:
     told = crew.run(by_itself, 2, steps=(10, 10))
     assert [where for where, _ in faults(told[0])] == ["quantizer"]
+
+
+def evaluating(rank: int, size: int) -> list[tuple[str, str]]:
+    """Evaluate while the guard watches, and once more when it is closed."""
+    recorder = Recorder()
+    guard = Guard("observe", console=False, sinks=[recorder]).attach(loops.Autoencoder(loops.quantizer("ema")))
+    with guard.evaluate():
+        pass
+    told = len(recorder.of("fault"))
+    guard.close()
+    guard._broken.clear()
+    guard.begin_evaluation()
+    assert len(recorder.of("fault")) == told
+    return faults(loops.told(recorder))
+
+
+def test_that_evaluation_is_not_read_is_told_by_the_first_rank_as_long_as_it_guards(crew: Crew) -> None:
+    first, second = crew.run(evaluating, 2)
+    what = "2 ranks train together, and evaluation is read where one trains alone: rules of stage eval do not fire; "
+    assert (first, second) == ([("evaluation", what + "training is guarded all the same")], [])
+
+
+def patience_of(rank: int, size: int, *, given: timedelta | None) -> timedelta:
+    ranks = join_ranks(patience=given)
+    assert isinstance(ranks, Ranks)
+    group: Any = ranks._group
+    patience: timedelta = group._get_backend(torch.device("cpu")).options._timeout
+    ranks.leave()
+    return patience
+
+
+@pytest.mark.parametrize(
+    ("given", "then"), [(None, timedelta(minutes=5)), (timedelta(seconds=9), timedelta(seconds=9))]
+)
+def test_a_guard_waits_for_other_ranks_less_long_than_the_run_does(
+    crew: Crew, given: timedelta | None, then: timedelta
+) -> None:
+    """NCCL aborts a run whose ranks wait for ten minutes, as they would for one that waits in its guard."""
+    assert crew.run(patience_of, 2, given=given) == [then, then]
 
 
 def unlike(rank: int, size: int) -> str:

@@ -119,6 +119,28 @@ def test_of_the_first_ranks_state_alone_the_others_begin_with_empty_windows(
     assert [each[1:] for each in acts(told[0])] == [each[1:] for each in acts(whole[0])]
 
 
+def torn_on_one(rank: int, size: int) -> dict[str, Any]:
+    """Load a state that only the first rank could read, and train on."""
+    told: dict[str, Any] = {}
+
+    def load(step: int, rank: int, guard: Guard, model: torch.nn.Module) -> None:
+        if step == 0:
+            guard.load_state_dict(guard.state_dict() if rank == 0 else {"schema": 0})
+            told["steps"] = guard.steps
+
+    return loops.ddp_run(rank, size, steps=10, during=load, spoil_at=()) | told
+
+
+def test_a_state_that_one_rank_cannot_read_is_restored_on_none(crew: Crew) -> None:
+    told = crew.run(torn_on_one, 2)
+    assert_alike(told)
+    assert told[0]["readings"]
+    ((_, _, fault),) = (each for each in told[0]["story"] if each[1] == "fault")
+    assert fault["reason"].endswith(
+        "rank 1: ValueError: expected guard state of schema 1, got 0; the guard starts afresh"
+    )
+
+
 def test_a_state_of_two_ranks_is_one_of_three_without_what_the_second_recorded(crew: Crew, tmp_path: Path) -> None:
     file = str(tmp_path / "state")
     crew.run(go, 2, steps=range(12), file=file)

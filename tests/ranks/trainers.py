@@ -122,11 +122,11 @@ def fit(
     """Train under a Trainer with the callback; return what its guard told, as `loops.ddp_run` does.
 
     Args:
-        folder: where the event log goes.
+        folder: where the Trainer, and with it the event log, goes.
         further: callbacks beside the guard's.
         options: further ones of the Trainer.
     """
-    guard = Marking(dict(policy), console=False, log_dir=folder, loss="loss")
+    guard = Marking(dict(policy), console=False, loss="loss")
     trainer = pl.Trainer(
         max_epochs=1,
         callbacks=[guard, *further],
