@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .bench_engine import DERIVED_POLICY, engine_readings
     from .bench_evaluation import run_case as run_evaluation_case
     from .bench_log import LogCost, log_costs_as_markdown, measure_log, write_long_log
+    from .bench_overhead import time_models
     from .bench_upkeep import (
         UPKEEP_ARMS,
         ControlRun,
@@ -149,6 +150,7 @@ __all__ = [
     "scaling_as_markdown",
     "tell_story",
     "time_arms",
+    "time_models",
     "upkeep_as_markdown",
     "write_long_log",
     "zoo",
@@ -165,6 +167,7 @@ _MODULES = {
     "bench_engine": "DERIVED_POLICY engine_readings",
     "bench_evaluation": "run_evaluation_case=run_case",
     "bench_log": "LogCost log_costs_as_markdown measure_log write_long_log",
+    "bench_overhead": "time_models",
     "bench_upkeep": "UPKEEP_ARMS ControlRun UpkeepRun "
     "control_as_markdown run_control run_upkeep_arm upkeep_as_markdown",
     "diagnosis_cost": "COST_BOUND DiagnosisCost cost_as_markdown measure_cost",

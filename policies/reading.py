@@ -29,7 +29,8 @@ class Reading:
         step: optimizer steps completed when the window closed, counted by the guard itself, from 1.
         codebook: name of the codebook, the module path of its quantizer.
         K: number of codes. D: dimension of a code.
-        tokens: number of codes counted in the window; masked positions and dropped levels are not tokens.
+        tokens: number of codes counted in the window, at the steps that were recorded; masked positions and dropped
+            levels are not tokens.
         perplexity: exp of the entropy (nats) of the pooled code counts, in [1, K]; 0 where there are no tokens.
         ceiling: the perplexity that perfectly uniform codes would show with this many tokens, in [1, K].
         perplexity_ratio: perplexity / ceiling; about 1 for uniform codes.

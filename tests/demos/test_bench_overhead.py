@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,9 @@ from collapse_guard.demos import (
     overhead_as_markdown,
     own_cost,
     time_arms,
+    time_models,
 )
+from collapse_guard.probe import Probe
 
 
 @pytest.mark.parametrize(
@@ -76,6 +79,24 @@ def test_the_cost_of_a_setting_is_measured_and_told() -> None:
     assert "| 16 | 2 | 32 | 300 | 200 | 100 | 2000 | 20 | 3.0 MiB |" in page
     assert "| Guard | 3.00 ms | 1.500 |" in page
     assert "are at steps 1 (2), and at no other" in page
+
+
+def test_the_steps_of_a_model_are_timed_read_recorded_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[int, list[bool]] = {}
+    record = Probe._record
+
+    def noted(probe: Probe, *call: Any) -> None:
+        seen.setdefault(id(probe), []).append(probe.rests)
+        record(probe, *call)
+
+    monkeypatch.setattr(Probe, "_record", noted)
+    found = time_models(lambda: SmallModel(16), 16, steps=10)
+    assert list(found) == ["plain", "guard 1", "guard 10", "guard 50", "one-hot"]
+    assert min(found.values()) > 0
+    reads, records, rests = sorted(seen.values(), key=sum)  # two record all of their steps
+    assert (any(reads), any(records)) == (False, False)
+    assert (len(rests), rests[0]) == (15, False)
+    assert sum(rests) >= 12
 
 
 def test_the_section_of_a_gpu_is_measured_and_told() -> None:
