@@ -256,9 +256,10 @@ def test_readings_say_how_much_larger_gradients_are_remembered_once_the_guard_ha
     scene = spiked(torch.optim.Adam)
     with scene.guarded({"when": "step >= 10", "ladder": ["alert"]}) as guard:
         scene.train(120, guard)
-    before, after = ratios(scene)[:2], ratios(scene)[2:]
-    assert before == [None, None]
-    assert all(isinstance(each, float) for each in after)
+    found = ratios(scene)
+    assert found[:2] == [None, None]
+    after = [each for each in found if each is not None]
+    assert len(after) == len(found) - 2
     assert max(after[:2]) < 10 < 100 < after[-1]
 
 

@@ -171,8 +171,8 @@ def test_what_a_restart_forgets_and_where_upkeep_takes_places_from_is_said() -> 
     ladder = ["restart_optimizer", {"upkeep": {"source": "reservoir"}}, {"upkeep": {"most": 0.2}}]
     text = " ".join(explain_policy(policy(rule(ladder=ladder))).split())
     assert "let the encoder's optimizer forget its moments and begin its step count anew" in text
-    assert "at most 10 % of all at once, to latents drawn at random, every 25 steps" in text
-    assert "at most 20 % of all at once, to the worst served latents, every 25 steps" in text
+    assert "at most 10% of all at once, to latents drawn at random, every 25 steps" in text
+    assert "at most 20% of all at once, to the worst served latents, every 25 steps" in text
 
 
 def test_a_policy_that_observes_says_what_it_would_do() -> None:
