@@ -161,7 +161,8 @@ def ratio_of_moments(remembered: float, shown: float) -> float | None:
 
 def own_part(tensor: Tensor) -> Tensor:
     """Return what this rank holds of a tensor that may be sharded; it shares memory with it."""
-    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    to_local = getattr(tensor, "to_local", None)
+    local: Tensor = tensor if to_local is None else to_local()
     return local
 
 

@@ -54,9 +54,10 @@ class Reading:
         eval_to_train: in evaluation, perplexity_ratio / that of the latest reading in training, 0 or more; `None` in
             training, and in evaluation before any reading there.
         rewrites: how often the guard has written this codebook so far.
-        moment_ratio: how much larger gradients an Adam remembers than it is shown now, from what moves the encoder:
-            about 1 or less for gradients that are as they were, far above 1 after a collapse. Measured only once the
-            guard has intervened in the run.
+        moment_ratio: how much larger gradients an Adam remembers than it is shown now, from what moves the encoder, 0
+            or more: about 1 for noise as ever, less for gradients that point one way, far above 1 after a collapse, and
+            above 1 where they shrink as a run converges. `None` in evaluation, without an Adam, and before the guard
+            has intervened in the run.
         causes: why, likeliest first; only known where a rule was about to alert or to act.
     """
 

@@ -256,9 +256,10 @@ def test_readings_say_how_much_larger_gradients_are_remembered_once_the_guard_ha
     scene = spiked(torch.optim.Adam)
     with scene.guarded({"when": "step >= 10", "ladder": ["alert"]}) as guard:
         scene.train(120, guard)
-    before, after = ratios(scene)[:2], [each for each in ratios(scene)[2:] if each is not None]
-    assert before == [None, None]
-    assert len(after) == len(ratios(scene)) - 2
+    found = ratios(scene)
+    assert found[:2] == [None, None]
+    after = [each for each in found if each is not None]
+    assert len(after) == len(found) - 2
     assert max(after[:2]) < 10 < 100 < after[-1]
 
 

@@ -85,6 +85,25 @@ def test_only_idle_codes_move_a_bounded_share_at_once_and_onto_latents() -> None
         assert torch.equal(tensor[~moved], before[role][~moved]), role
 
 
+@pytest.mark.parametrize("source", ["distortion", "reservoir"])
+def test_places_are_where_the_error_is_or_anywhere(source: str) -> None:
+    """A tenth of the latents is far from every code: by error most places are there, at random about a tenth."""
+    params = Upkeep.model_validate({"every": "4 steps", "most": 0.5, "source": source})
+    bench = Bench(params)
+    with torch.no_grad():
+        latents = data(generator=torch.Generator().manual_seed(0)).squeeze(0)
+        latents[::10] -= 1000.0
+        bench.probe.window.forget()
+        bench.probe.window.add(torch.zeros(len(latents), dtype=torch.int64), latents)
+    before = bench.view.codebook().clone()
+    bench.probe.window.restart()
+    bench.upkeep.tend(4)
+    moved = bench.view.codebook()[(bench.view.codebook() != before).any(dim=1)]
+    assert len(moved) == K // 2
+    far = float((moved.mean(dim=1) < -500).float().mean())
+    assert far > 0.5 if source == "distortion" else far < 0.25
+
+
 def test_all_idle_codes_come_into_use_after_some_rounds_and_the_end_says_how_many_moves_it_took() -> None:
     bench = Bench(EAGER)
     for step in range(4, 81, 4):

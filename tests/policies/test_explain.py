@@ -169,6 +169,14 @@ def test_what_a_rule_without_a_ladder_says_of_one_has_no_effect() -> None:
     assert "tries nothing, so what it says of cooldown and budget has no effect." in text
 
 
+def test_what_a_restart_forgets_and_where_upkeep_takes_places_from_is_said() -> None:
+    ladder = ["restart_optimizer", {"upkeep": {"source": "reservoir"}}, {"upkeep": {"most": 0.2}}]
+    text = " ".join(explain_policy(policy(rule(ladder=ladder))).split())
+    assert "let the encoder's optimizer forget its moments and begin its step count anew" in text
+    assert "at most 10% of all at once, to latents drawn at random, every 25 steps" in text
+    assert "at most 20% of all at once, to the worst served latents, every 25 steps" in text
+
+
 def test_a_policy_that_observes_says_what_it_would_do() -> None:
     text = explain_policy(load_policy("observe"))
     assert "writes down what it would do; it touches nothing." in text
