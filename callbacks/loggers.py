@@ -29,7 +29,7 @@ SCALARS = (
     "relative_error",
     "finite_fraction",
 )
-OF_THE_QUANTIZER = ("commitment_weight", "decay", "rewrites")
+OF_THE_QUANTIZER = ("commitment_weight", "decay", "rewrites", "frozen", "moment_ratio")
 """What evaluation shows no other values of. Logged at each reading of training: a replay takes each by itself."""
 _HEALTH = {"unknown": 0, "healthy": 1, "degraded": 2, "collapsed": 3}
 _SEVERITY = {"info": 1, "warning": 2, "critical": 3}

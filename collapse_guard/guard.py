@@ -566,8 +566,13 @@ class Guard:
         ratio = self._moment_ratio() if self._ledger.entries else None
         written = self._ledger.rewritten()
         for taken_now, counts in readings:
-            version = self._ledger.version_of(taken_now.codebook)
-            reading = replace(taken_now, rewrites=version, moment_ratio=ratio)
+            name = taken_now.codebook
+            reading = replace(
+                taken_now,
+                rewrites=self._ledger.version_of(name),
+                frozen=int(self._watch.probes[name].view.is_frozen),
+                moment_ratio=ratio,
+            )
             if is_told(self._readings_taken[reading.codebook]):
                 uses[reading.codebook] = uses_of(counts)
             self._readings_taken[reading.codebook] += 1

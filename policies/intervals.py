@@ -22,7 +22,7 @@ Ranges: TypeAlias = Mapping[str, tuple[float, float]]
 Alternative: TypeAlias = tuple[Comparison, ...]
 
 _MOST_ALTERNATIVES = 256
-_FROM_0_TO_1 = ("finite_fraction", "decay")
+_FROM_0_TO_1 = ("finite_fraction", "decay", "frozen")
 _OF_LATENTS = ("norm_ratio", "used_norm_ratio", "latent_variance", "relative_error")
 _FROM_0 = (*_OF_LATENTS, "epoch", "eval_to_train", "rewrites", "moment_ratio")
 _FROM_1 = ("D", "latent_rank", "codebook_rank")

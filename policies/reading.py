@@ -54,6 +54,8 @@ class Reading:
         eval_to_train: in evaluation, perplexity_ratio / that of the latest reading in training, 0 or more; `None` in
             training, and in evaluation before any reading there.
         rewrites: how often the guard has written this codebook so far.
+        frozen: 1 while the guard keeps the quantizer's own updates out of the codebook, as a fallback does, else 0;
+            `None` in evaluation.
         moment_ratio: how much larger gradients an Adam remembers than it is shown now, from what moves the encoder, 0
             or more: about 1 for noise as ever, less for gradients that point one way, far above 1 after a collapse, and
             above 1 where they shrink as a run converges. `None` in evaluation, without an Adam, and before the guard
@@ -88,6 +90,7 @@ class Reading:
     loss: float | None = None
     eval_to_train: float | None = None
     rewrites: int | None = None
+    frozen: int | None = None
     moment_ratio: float | None = None
     causes: tuple[Diagnosis, ...] = ()
 

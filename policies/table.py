@@ -23,6 +23,7 @@ Values: TypeAlias = "dict[str, float | None]"
 _MANY_TOKENS = 10**9
 _RUN = ""
 _NEVER_LEFT_OUT = ("perplexity", "perplexity_ratio", "usage", "dead_fraction", "top_share")
+_COUNTED = ("rewrites", "frozen")
 _CARRIED = ("loss", "epoch")
 
 
@@ -61,7 +62,8 @@ def recording_of_rows(
             count, epoch = values.pop("tokens", None), carried["epoch"]
             seen = int(count) if count is not None else _MANY_TOKENS if tokens is None else tokens
             known: dict[str, Any] = _completed(values, ceiling(seen))
-            known |= {"loss": carried["loss"], "epoch": _whole(epoch), "rewrites": _whole(known.get("rewrites"))}
+            known |= {"loss": carried["loss"], "epoch": _whole(epoch)}
+            known |= {name: _whole(known.get(name)) for name in _COUNTED}
             readings.append(Reading(step=step, codebook=book, K=K, D=D, tokens=seen, **known))
     return Recording(readings=readings)
 

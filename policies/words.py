@@ -38,6 +38,7 @@ MEANINGS = {
     "loss": "the loss that was named to the guard",
     "eval_to_train": "perplexity_ratio in evaluation, as a fraction of what training showed last; about 1 is right",
     "rewrites": "how often the guard has written the codebook so far",
+    "frozen": "1 while the quantizer's own updates are kept out of the codebook, else 0",
     "moment_ratio": "how much larger gradients the optimizer remembers than it is shown now",
 }
 """What each field of a reading says, in one phrase."""
