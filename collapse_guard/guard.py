@@ -61,6 +61,7 @@ __all__ = ["Guard"]
 
 _logger = logging.getLogger("collapse_guard")
 _STATE_SCHEMA = 1
+_AFTERMATH_STEPS = 500  # half of what Adam's usual 0.999 takes to forget two thirds of what it has seen
 
 Explain: TypeAlias = "Callable[[Sequence[Reading]], Sequence[Reading]]"
 
@@ -563,7 +564,7 @@ class Guard:
         readings = self._watch.read(word, dead_below=sample.dead_below, min_tokens=enough)
         taken: list[Reading] = []
         uses: dict[str, list[int]] = {}
-        ratio = self._moment_ratio() if self._ledger.entries else None
+        ratio = self._moment_ratio() if self._is_after_trouble() else None
         written = self._ledger.rewritten()
         for taken_now, counts in readings:
             name = taken_now.codebook
@@ -584,6 +585,11 @@ class Guard:
         has_all = not self._watch.misses(self._step)
         self._pace.note(taken, every=sample.every_steps, min_tokens=enough, has_all=has_all)
         self._judge(taken, self._explained, uses)
+
+    def _is_after_trouble(self) -> bool:
+        """Whether the guard has intervened lately, so that what optimizers remember may be of what made it."""
+        entries = self._ledger.entries if self._ledger is not None else []
+        return bool(entries) and self._step - entries[-1].step <= _AFTERMATH_STEPS
 
     def _moment_ratio(self) -> float | None:
         """Return how much larger gradients the encoder's optimizer remembers than it is shown, over all ranks."""
