@@ -28,7 +28,8 @@ TOLD_AS = {
 }
 """Events of decisions that ask for nothing."""
 
-_JUDGED_BY = ("step", "perplexity", "perplexity_ratio", "usage", "norm_ratio", "relative_error", "loss")
+_OF_CODES = ("perplexity", "perplexity_ratio", "usage", "norm_ratio", "relative_error")
+_JUDGED_BY = ("step", *_OF_CODES, "loss", "commitment_weight", "decay", "moment_ratio")
 
 
 def fields_of_word(decision: Decision, probes: Mapping[str, Probe]) -> dict[str, Any]:
