@@ -90,7 +90,7 @@ def test_what_the_callback_gave_the_loggers_replays_to_the_decisions_of_the_run(
         told.append(json.loads(printed)["new"])
     event_log, tensorboard, table = told
     no_loss = {"fields": ["loss"], "missing": "keep", "consequences": []}  # named to no guard; `any:` does without it
-    assert event_log["counts"]["outcome recovered"] == 1
+    assert event_log["counts"]["outcome recovered"] == 2
     assert event_log["absent"] == {"fallen": no_loss}
     for other in (tensorboard, table):
         assert other["absent"] == event_log["absent"]

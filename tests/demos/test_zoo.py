@@ -16,7 +16,7 @@ from collapse_guard.cli import app
 from collapse_guard.demos import zoo
 from collapse_guard.policies import PolicyError, load_policy
 
-CELL = zoo.CellResult("start-far-away", "nothing", 0, 400, "", 0.2, [10.0], [0.1], [[100.0], [40.0], [10.0], [10.0]])
+CELL = zoo.CellResult("start-far-away", "nothing", 0, 800, "", 0.2, [10.0], [0.1], [[100.0], [40.0], [10.0], [10.0]])
 TWIN = replace(CELL, arm="twin", error=0.1, perplexity=[100.0], trace=[[100.0]] * 4)
 PATCHES = zoo.SCENARIOS["start-far-away"]
 
@@ -144,7 +144,7 @@ def test_an_arm_is_left_out_where_it_makes_no_sense() -> None:
 
 def test_a_study_runs_what_is_missing_and_gives_up_on_what_takes_too_long(tmp_path: Path) -> None:
     path = tmp_path / "zoo.jsonl"
-    study = zoo.Study([PATCHES], [zoo.ARMS["twin"], zoo.ARMS["nothing"]], 1, share_of_steps=0.0625)
+    study = zoo.Study([PATCHES], [zoo.ARMS["twin"], zoo.ARMS["nothing"]], 1, share_of_steps=0.03125)
     assert zoo.run_study(study, path) == []
     assert [(cell.arm, cell.steps) for cell in zoo.read_cells(path)] == [("twin", 25), ("nothing", 25)]
     with path.open("a", encoding="utf-8") as file:

@@ -24,7 +24,7 @@ def test_each_rung_is_refused_where_a_capability_is_missing_and_nowhere_else() -
     assert [set(rung.refused) for rung in ladders["collapsing"].rungs] == [
         {"vq", "fsq"},
         {"fsq"},
-        set(),  # an alert
+        {"fsq"},
         {"fsq"},
         {"vq", "fsq"},
         {"fsq"},
@@ -46,7 +46,7 @@ def test_a_run_says_at_its_start_where_it_can_only_tell(capsys: pytest.CaptureFi
     with Guard("default", sinks=[recorder]) as guard:
         guard.attach(Two())
     (attached,) = recorder.of("attached")
-    rules = ("collapsed", "astray", "unspread", "collapsing", "fallen", "half_repaired", "idle_since", "hasty")
+    rules = ("collapsed", "astray", "unspread", "collapsing", "fallen", "half_repaired", "hasty")
     assert attached.fields["powerless"] == {**{rule: ["fsq"] for rule in rules}, "overcommitted": ["vq", "fsq"]}
     said = " ".join(capsys.readouterr().out.split())
     assert f"only told fsq: nothing in the ladders of {', '.join(rules)}, overcommitted can repair it" in said

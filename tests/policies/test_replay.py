@@ -198,7 +198,8 @@ def test_what_a_table_does_not_hold_is_said_rule_by_rule() -> None:
         f"unspread, without dead_fraction, norm_ratio, relative_error: it can never fire {keep}",
         f"collapsing, without relative_error: it can never fire {keep}",
         f"fallen, without loss, relative_error: it can never fire {keep}",
-        f"half_repaired, without relative_error, rewrites: it can never fire {keep}",
+        f"half_repaired, without frozen, rewrites: it can never fire {keep}",
+        f"stale_moments, without moment_ratio: it can never fire {keep}",
         f"hasty, without decay: it can never fire {keep}",
         f"overcommitted, without commitment_weight, relative_error: it can never fire {keep}",
     ]
