@@ -28,7 +28,7 @@ def quieted(turn: Turn, rule: RulePlan, state: RuleState, *, fires: bool) -> Rul
     if turn.step < rule.silence_until:
         return silence(turn, rule, state)
     inhibitor = turn.inhibitor(rule)
-    if inhibitor is not None and not turn.is_pending(inhibitor):
+    if inhibitor is not None and turn.rules[inhibitor].phase is not Phase.PENDING:
         return hush(turn, rule, state, inhibitor)
     coarser = turn.group.coarser(turn, rule, state, fires=fires)
     return None if coarser is None else yield_to(turn, rule, state, coarser)

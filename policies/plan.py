@@ -104,7 +104,9 @@ class RulePlan:
 
     def rungs_left(self, state: RuleState) -> Iterator[RungPlan]:
         """Yield the rungs that have neither failed nor spent their budget, whatever causes they are for."""
-        return (rung for rung in self.rungs if rung.description not in state.failed and not rung.is_spent(state))
+        for rung in self.rungs:
+            if rung.description not in state.failed and (rung.budget is None or not rung.is_spent(state)):
+                yield rung
 
     def is_spent(self, state: RuleState) -> bool:
         """Whether the rule has had all its interventions on a codebook."""

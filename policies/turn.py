@@ -26,6 +26,8 @@ ARMED = RuleState()
 AT_REST = frozenset({Phase.ARMED, Phase.WITHDRAWN})
 """Phases in which a rule keeps no other quiet."""
 
+_FIRED = (Phase.FIRING, Phase.VERIFYING)  # told, and not over
+
 
 class Turn:
     """The codebook as it changes.
@@ -164,41 +166,41 @@ class Turn:
 
         An exhausted rule does nothing more: it keeps quiet only what has not fired yet and could do nothing either.
         """
-        phases = {name: self._phase(name) for name in rule.inhibited_by}
-        at_work = [name for name, phase in phases.items() if phase not in AT_REST]
-        if Phase.EXHAUSTED in phases.values() and (self._has_fired(rule) or self._may_try(rule)):
-            at_work = [name for name in at_work if phases[name] is not Phase.EXHAUSTED]
-        if len(at_work) < 2:
-            return at_work[0] if at_work else None
-        return min(at_work, key=self.is_pending)
-
-    def is_pending(self, name: str) -> bool:
-        """Whether a rule counts readings and has not fired yet."""
-        return self._phase(name) is Phase.PENDING
+        active, pending, exhausted = list[str](), list[str](), list[str]()
+        own = self.rules.get(rule.name, ARMED).phase
+        for name in rule.inhibited_by:
+            phase = self.rules.get(name, ARMED).phase
+            if phase is Phase.EXHAUSTED:
+                exhausted.append(name)
+            elif phase is Phase.PENDING:
+                pending.append(name)
+            elif phase not in AT_REST:
+                active.append(name)
+        if exhausted and own not in _FIRED and not self._may_try(rule):
+            active += exhausted
+        return next(iter(active + pending), None)
 
     def taught(self, rule: RulePlan, state: RuleState) -> RuleState:
         """Return the state of a rule for which what exhausted rules that inhibit it tried in vain has failed, too.
 
         A rung that is being repeated keeps its tries: with the last of them they are undone, or kept.
         """
-        exhausted = (self.rules[name] for name in rule.inhibited_by if self._phase(name) is Phase.EXHAUSTED)
-        in_vain = {tried for other in exhausted for tried in other.failed}
+        in_vain = set[str]()
+        for name in rule.inhibited_by:
+            other = self.rules.get(name, ARMED)
+            if other.phase is Phase.EXHAUSTED:
+                in_vain.update(other.failed)
         in_vain -= {*state.failed, state.tried if state.tries else None}
+        if not in_vain:
+            return state
         more = dict.fromkeys(rung.description for rung in rule.rungs if rung.description in in_vain)
         return changed(state, failed=(*state.failed, *more)) if more else state
 
     def _may_try(self, rule: RulePlan) -> bool:
         """Whether a rule has a rung, and budget for it, that neither it nor a rule above it has tried here in vain."""
         state = self.taught(rule, self.rules.get(rule.name, ARMED))
-        is_spent = rule.is_spent(state) or self.group.spent >= self.plan.interventions
+        is_spent = self.group.spent >= self.plan.interventions or (rule.budget is not None and rule.is_spent(state))
         return self.resigned is None and not is_spent and any(rule.rungs_left(state))
-
-    def _has_fired(self, rule: RulePlan) -> bool:
-        """Whether a rule has told its alert, and is not over."""
-        return self._phase(rule.name) in (Phase.FIRING, Phase.VERIFYING)
-
-    def _phase(self, name: str) -> Phase:
-        return self.rules.get(name, ARMED).phase
 
     def occupant(self, *, besides: RulePlan | None = None) -> tuple[RulePlan, RuleState] | None:
         """Return the rule, other than `besides`, that has an open intervention on this codebook, with its state."""

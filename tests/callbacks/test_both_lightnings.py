@@ -40,7 +40,8 @@ def fit(name: str, tmp_path: Path, ckpt_path: Path | None = None, **options: Any
 def test_the_guard_repairs_under_either_trainer(tmp_path: Path, name: str) -> None:
     run, recorder = fit(name, tmp_path, max_steps=130)
     assert isinstance(run.callbacks[0], import_module(name).Callback)
-    assert [event.fields["outcome"] for event in recorder.of("outcome")] == ["failed", "recovered"]
+    outcomes = [(event.fields["action"], event.fields["outcome"]) for event in recorder.of("outcome")]
+    assert outcomes[:2] == [("reset_codes", "failed"), ("fallback_tokenizer", "recovered")]
     assert recorder.of("fault") == []
 
 
@@ -51,7 +52,7 @@ def test_a_checkpoint_of_one_resumes_under_the_other(tmp_path: Path, first: str,
     assert torch.load(tmp_path / "cut.ckpt", weights_only=True)["callbacks"]["CollapseGuard"]["step"] == 60
     _, recorder = fit(then, tmp_path, tmp_path / "cut.ckpt", max_steps=130)
     assert [event.step for event in recorder.of("resumed")] == [60]
-    assert [event.fields["action"] for event in recorder.of("intervention")] == ["fallback_tokenizer"]
+    assert [event.fields["action"] for event in recorder.of("intervention")] == ["fallback_tokenizer", "restart_optimizer"]
 
 
 def program(*lines: str) -> list[str]:
