@@ -152,7 +152,7 @@ def test_a_run_killed_at_a_random_moment_and_resumed_equals_the_undisturbed_one(
 ) -> None:
     told = [(record["event"], record["step"]) for record in history(whole[kind][0])]
     assert [event for event, _ in told if event in ("alert", "intervention", "outcome")] == [
-        "alert", "intervention", "outcome", "intervention", "outcome",
+        "alert", "intervention", "outcome", "intervention", "alert", "outcome", "intervention", "outcome",
     ]  # fmt: skip
     assert told[-1] == ("summary", STEPS)
     for seed in seeds:

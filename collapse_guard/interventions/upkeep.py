@@ -81,9 +81,9 @@ class UpkeepIntervention(Intervention[Upkeep]):
         return f"{self._moved} moves of codes in {self._rounds} rounds"
 
     def _idle(self, counts: Tensor) -> Tensor:
-        """Return the codes to move, the least used first. The most used code is left out: it may stand for padding."""
-        K = len(counts)
-        share = (counts.sum() - counts.max()) / max(K - 1, 1)
+        """Return the codes to move, the least used first; unless it has all, the most used may stand for padding."""
+        K, others = len(counts), counts.sum() - counts.max()
+        share = others / (K - 1) if others > 0 else counts.sum() / K
         idle = (counts < self.params.below * share).nonzero().flatten()
         return idle[counts[idle].argsort(stable=True)][: max(1, int(self.params.most * K))]
 

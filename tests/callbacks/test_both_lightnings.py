@@ -52,7 +52,8 @@ def test_a_checkpoint_of_one_resumes_under_the_other(tmp_path: Path, first: str,
     assert torch.load(tmp_path / "cut.ckpt", weights_only=True)["callbacks"]["CollapseGuard"]["step"] == 60
     _, recorder = fit(then, tmp_path, tmp_path / "cut.ckpt", max_steps=130)
     assert [event.step for event in recorder.of("resumed")] == [60]
-    assert [event.fields["action"] for event in recorder.of("intervention")] == ["fallback_tokenizer", "restart_optimizer"]
+    actions = [event.fields["action"] for event in recorder.of("intervention")]
+    assert actions == ["fallback_tokenizer", "restart_optimizer"]
 
 
 def program(*lines: str) -> list[str]:

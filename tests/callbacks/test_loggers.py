@@ -92,7 +92,7 @@ def test_a_csv_holds_each_number_at_its_step(run: Any) -> None:
     told = expected(events, "perplexity")
     assert [step for step, _ in found] == [step for step, _ in told]
     assert [value for _, value in found] == pytest.approx([value for _, value in told])
-    assert [float(row[f"codebook_alert/{BOOK}"]) for row in rows if row[f"codebook_alert/{BOOK}"]] == [3]
+    assert [float(row[f"codebook_alert/{BOOK}"]) for row in rows if row[f"codebook_alert/{BOOK}"]] == [3, 2]
 
 
 def test_mlflow_stores_scalars_and_what_happened_as_tags(run: Any) -> None:
@@ -132,8 +132,11 @@ def test_wandb_offline_stores_scalars_text_histograms_and_alerts(run: Any) -> No
     assert texts[0].startswith("alert collapsed on quantizer")
     histograms = [each[key] for each in history if (key := f"codebook_uses/{BOOK}/values") in each]
     assert sum(histograms[0]) == next(each["tokens"] for each in events if each["event"] == "reading")
-    ((title, text, level),) = alerts
-    assert (title, level) == ("collapse_guard: collapsed", "ERROR")
+    assert [(title, level) for title, _, level in alerts] == [
+        ("collapse_guard: collapsed", "ERROR"),
+        ("collapse_guard: stale_moments", "WARN"),
+    ]
+    text = alerts[0][1]
     assert "Likely cause" in text
 
 
