@@ -1,8 +1,8 @@
 """What optimizers remember: rows that keep pushing a code which was just placed elsewhere, and outgrown gradients.
 
 Adam divides each step by the root of a moving average of squared gradients, `exp_avg_sq`. With its usual decay of
-0.999 a collapse, whose gradients may be a thousand times larger, is remembered for thousands of steps, and as long the
-steps of a repaired run are so much too small (Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015,
+0.999 a collapse, whose gradients may be a hundred times larger, is remembered for a thousand steps and more, and as
+long the steps of a repaired run are too small (Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015,
 section 2.1, call m / sqrt(v) a signal-to-noise ratio: the smaller, the smaller the step).
 """
 

@@ -18,6 +18,7 @@ from collapse_guard.testing import Recorder
 from collapse_guard.window import Window
 from tests.crew import Crew
 from tests.loops import digits_model, train
+from tests.policies import series as policies
 
 K, D, N = 16, 8, 512
 POLICY: dict[str, Any] = {
@@ -240,9 +241,7 @@ def test_while_the_guard_keeps_a_codebook_up_every_step_is_recorded(monkeypatch:
 
 
 def reading(tokens: int) -> Reading:
-    known: dict[str, Any] = {"step": 10, "codebook": "vq", "K": K, "D": D, "tokens": tokens, "perplexity": 9.0}
-    rest: dict[str, Any] = {"perplexity_ratio": 0.6, "usage": 1.0, "dead_fraction": 0.0, "top_share": 0.2}
-    return Reading(**known, **rest, ceiling=15.0)
+    return policies.reading(10, K=K, D=D, tokens=tokens)
 
 
 @pytest.mark.parametrize(

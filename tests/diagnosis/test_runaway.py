@@ -9,7 +9,7 @@ from torch import Tensor
 from collapse_guard.adapters import discover
 from collapse_guard.diagnosis import Facts, Mark
 from collapse_guard.diagnosis.codebook import runaway
-from collapse_guard.policies import Reading
+from tests.policies.series import reading
 from tests.quantizers import Plain
 
 K, D = 64, 4
@@ -34,18 +34,8 @@ def _confidence(latents: Tensor) -> float:
     sums = torch.cat([torch.stack([power.sqrt().median(), variance, power.mean()]), mean])
     facts = Facts(
         view=view,
-        reading=Reading(
-            step=120,
-            codebook="0",
-            K=K,
-            D=D,
-            tokens=2560,
-            perplexity=6.0,
-            ceiling=64.0,
-            perplexity_ratio=0.1,
-            usage=0.9,
-            dead_fraction=0.1,
-            top_share=0.7,
+        reading=reading(
+            120, 6.0, "0", K=K, D=D, ceiling=64.0, perplexity_ratio=0.1, top_share=0.7, relative_error=None
         ),
         counts=np.ones(K, dtype=np.int64),
         table=table,
