@@ -14,11 +14,14 @@ class Action(BaseModel):
 
     Attributes:
         action: the name that a ladder uses, in snake_case.
+        is_gradual: whether it goes on for long and changes little at a time, as training does: finer levels of a
+            residual need not wait until it has been verified.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
 
     action: ClassVar[str]
+    is_gradual: ClassVar[bool] = False
 
     def describe(self) -> str:
         """Return the action as one would call it: `reset_codes(scope=all, source=kmeans, refill=0.5)`."""

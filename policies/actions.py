@@ -100,6 +100,7 @@ class Upkeep(Action):
     """
 
     action: ClassVar[str] = "upkeep"
+    is_gradual: ClassVar[bool] = True
 
     every: PositiveSteps = Duration(25, "steps")
     below: Annotated[float, Field(gt=0, le=1)] = 0.1

@@ -99,7 +99,8 @@ class Group:
     def coarser(self, turn: Turn, rule: RulePlan, state: RuleState, *, fires: bool) -> str | None:
         """Return a coarser level whose open intervention a rule must wait for.
 
-        A rule that `fires` need not wait for the very intervention that it would ask for, if others ask for it now.
+        A rule that `fires` need not wait for the very intervention that it would ask for, if others ask for it now. No
+        rule waits for one that is gradual: a level may collapse in the thousand steps that its verification takes.
         """
         if turn.level == 0:
             return None
@@ -107,7 +108,7 @@ class Group:
         shared = self.asked.get((rule.name, rung.description)) if rung is not None else None
         for other in self.turns.values():
             occupant = other.occupant() if other.level < turn.level else None
-            if occupant is not None and occupant[1].attempt != shared:
+            if occupant is not None and occupant[1].attempt != shared and not _is_gradual(*occupant):
                 return other.codebook
         return None
 
@@ -165,3 +166,9 @@ def taken_together(readings: Iterable[Reading]) -> Iterator[tuple[Reading, ...]]
                 of_group[reading.group] = bundle
             bundle.append(reading)
         yield from map(tuple, bundles)
+
+
+def _is_gradual(rule: RulePlan, state: RuleState) -> bool:
+    """Whether a rule's open intervention changes little at a time."""
+    rung = rule.open_rung(state)
+    return rung is not None and rung.params.is_gradual

@@ -150,6 +150,7 @@ class RestartOptimizer(Action):
     """Let the optimizers that move the encoder forget both moments and begin their step count anew; weights stay."""
 
     action: ClassVar[str] = "restart_optimizer"
+    is_gradual: ClassVar[bool] = True
 
 
 class TakeOverUpdates(Action):

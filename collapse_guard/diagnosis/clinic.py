@@ -17,7 +17,7 @@ from collapse_guard.policies import Diagnosis, Reading
 
 from .examiners import EXAMINERS, Examiner, diagnose
 from .facts import Facts, gather
-from .memory import Memory, mark_of
+from .memory import Mark, Memory, mark_of
 
 if TYPE_CHECKING:
     from collapse_guard.probe import Probe
@@ -122,17 +122,24 @@ class Clinic:
             return reading
 
     def _causes_of(self, reading: Reading, together: Sequence[Reading]) -> tuple[Diagnosis, ...]:
-        memory = self._memories[reading.codebook]
-        if not memory.marks or memory.marks[-1].step != reading.step:
-            self._mark(reading)
-        if not memory.marks:
+        marks = self._marks_of(reading)
+        if not marks:
             return ()
         probe = self._probes[reading.codebook]
         levels = {each.level: each for each in together if each.level is not None}
+        first = levels[min(levels)] if levels else reading
+        coarsest = self._marks_of(first) if first.codebook != reading.codebook else ()
         facts: Facts = gather(
-            probe.view, probe.window, reading, self._counts[reading.codebook], memory.marks, levels, self._paths
+            probe.view, probe.window, reading, self._counts[reading.codebook], marks, levels, coarsest, self._paths
         )
         return diagnose(facts, self._examiners, self._dismiss)
+
+    def _marks_of(self, reading: Reading) -> Sequence[Mark]:
+        """Return the marks of a codebook, one of this reading included."""
+        memory = self._memories[reading.codebook]
+        if not memory.marks or memory.marks[-1].step != reading.step:
+            self._mark(reading)
+        return memory.marks
 
     def _dismiss(self, examiner: Examiner, error: Exception) -> None:
         """Ask an examiner that raised no more."""

@@ -34,13 +34,14 @@ def non_finite(facts: Facts) -> Diagnosis | None:
 
 def collapsed_encoder(facts: Facts) -> Diagnosis | None:
     """The latents' variance, or the number of directions that they spread over, is gone."""
-    if not facts.read:
+    marks = facts.encoded
+    if not marks:
         return None
-    now = facts.read[-1]
-    earlier = [mark.latent_variance for mark in facts.read]
+    now = marks[-1]
+    earlier = [mark.latent_variance for mark in marks]
     widest = max(*earlier[:2], statistics.median(earlier), 0.0)
     left = now.latent_variance / widest if widest > 0 else 0.0
-    ranks = [mark.latent_rank for mark in facts.read if mark.latent_rank is not None]
+    ranks = [mark.latent_rank for mark in marks if mark.latent_rank is not None]
     rank, best = (ranks[-1], max(ranks)) if ranks else (math.nan, math.nan)
     flat = now.latent_variance / now.latent_power if now.latent_power > 0 else 0.0
     by_variance = ramp(-math.log10(max(left, 1e-12)), 0.9, 1.6)
@@ -48,7 +49,7 @@ def collapsed_encoder(facts: Facts) -> Diagnosis | None:
     by_rank *= 1 - 0.5 * ramp(left, 1, 2)
     pulled = ramp(facts.beat.pull, 0.6, 0.85) * max(ramp(left, 0.7, 0.4), by_rank)
     from_start = ramp(-math.log10(max(flat, 1e-12)), 3, 5)
-    wider = facts.latent_norm / facts.read[0].latent_norm if facts.read[0].latent_norm > 0 else 1.0
+    wider = now.latent_norm / marks[0].latent_norm if marks[0].latent_norm > 0 else 1.0
     calm = 1 - 0.4 * ramp(wider, 2, 5)  # latents that have grown so much have not collapsed, they were thrown
     ill = facts.trouble  # lost directions are an illness whatever is made of those that are left
     confidence = 0.95 * max(max(by_variance, from_start) * ill, max(by_rank, pulled) * max(ill, 0.75)) * calm

@@ -38,6 +38,7 @@ class Facts:
         latents: (n, D) finite latents of tokens, oldest first. codes: (n,) of them. forwards: (n,) where each is from.
         marks: of this and earlier readings, oldest first; never empty. The first may be of the start, before any token.
         levels: readings of all levels of its residual at this step, by level; empty where it is no level.
+        coarsest: marks of the coarsest level of its residual, oldest first; empty where it is that level, or no level.
         paths: paths of the model's modules by identity, for lines of code.
     """
 
@@ -50,6 +51,7 @@ class Facts:
     forwards: Tensor
     marks: Sequence[Mark]
     levels: Mapping[int, Reading] = field(default_factory=dict)
+    coarsest: Sequence[Mark] = ()
     paths: Mapping[int, str] = field(default_factory=dict)
 
     @property
@@ -66,6 +68,14 @@ class Facts:
     def read(self) -> Sequence[Mark]:
         """The marks that saw latents, oldest first."""
         return [mark for mark in self.marks if math.isfinite(mark.latent_norm)]
+
+    @cached_property
+    def encoded(self) -> Sequence[Mark]:
+        """The marks that saw what the encoder made, oldest first.
+
+        A finer level's latents are what coarser codes leave over: these tell of the coarser codes, too.
+        """
+        return [mark for mark in self.coarsest if math.isfinite(mark.latent_norm)] or self.read
 
     @cached_property
     def beats(self) -> Sequence[Beat]:
@@ -170,6 +180,7 @@ def gather(
     counts: np.ndarray,
     marks: Sequence[Mark],
     levels: Mapping[int, Reading],
+    coarsest: Sequence[Mark],
     paths: Mapping[int, str],
 ) -> Facts:
     """Bring the facts of a case to the host. Waits for the device."""
@@ -189,5 +200,6 @@ def gather(
         forwards=forwards,
         marks=[mark.on_host() for mark in marks],
         levels=levels,
+        coarsest=[mark.on_host() for mark in coarsest],
         paths=paths,
     )

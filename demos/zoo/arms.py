@@ -21,7 +21,7 @@ class Arm:
 
     Attributes:
         name: short. says: what it is.
-        variant: `cause`, `twin` or `own`: which options the quantizer gets, and whether the cause is there.
+        variant: `cause`, `twin`, `sound` or `own`: which options the quantizer gets, and whether the cause is there.
         family: of the quantizer that stands in for the scenario's own; empty for its own.
         options: of the quantizer, over the scenario's.
         policy: of the guard: a preset, a file or a mapping; `None` for no guard.
@@ -37,6 +37,11 @@ class Arm:
     policy: str | Path | Mapping[str, Any] | None = None
     is_random: bool = False
     is_peer: bool = False
+
+    @property
+    def has_cause(self) -> bool:
+        """Whether what goes wrong is there."""
+        return self.variant not in ("twin", "sound")
 
     @property
     def fingerprint(self) -> str:
@@ -69,6 +74,7 @@ ARMS: dict[str, Arm] = {
     arm.name: arm
     for arm in (
         Arm("twin", "healthy twin: the cause is not there", variant="twin"),
+        Arm("sound", "the cause is not there, nor any replacement of dead codes", variant="sound"),
         Arm("nothing", "nothing is done"),
         Arm("observe", "the guard only looks", policy="observe"),
         Arm("default", "the policy `default`", policy="default"),

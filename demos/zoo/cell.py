@@ -166,7 +166,7 @@ class _Trainer:
 
     def __init__(self, scenario: Scenario, arm: Arm, seed: int) -> None:
         self.scenario = scenario
-        self.is_twin = arm.variant == "twin"
+        self.has_cause = arm.has_cause
         self.run = _prepare(scenario, arm, seed)
         self.run.draws = torch.Generator().manual_seed(seed)
         self.adversary = _Adversary(self.run.data.train.shape[-1]) if scenario.has_adversary else None
@@ -180,13 +180,13 @@ class _Trainer:
         scenario, run = self.scenario, self.run
         if scenario.routine is not None:
             scenario.routine(run, step)
-        if scenario.disturb is not None and step >= scenario.onset and not self.is_twin:
+        if scenario.disturb is not None and step >= scenario.onset and self.has_cause:
             scenario.disturb(run, step)
         x, mask = self._pad(scenario.draw(run, step, scenario.batch))
         if run.spoiled:
             x = x.clone()
             x[: max(int(run.spoiled * len(x)), 1)] = math.nan
-        decoded, codes, loss = run.model(x, mask if self.is_twin else None)
+        decoded, codes, loss = run.model(x, None if self.has_cause else mask)
         loss = loss + _error(decoded, x, mask) / run.data.variance
         if self.adversary is not None:
             loss = loss + _ADVERSARY_WEIGHT * self.adversary.fooled(decoded)
@@ -214,7 +214,7 @@ class _Trainer:
         run.draws = torch.Generator().manual_seed(_START_STREAM)
         x, mask = self._pad(run.data.test)
         run.draws = draws
-        decoded, codes, _ = run.model(x, mask if self.is_twin else None)
+        decoded, codes, _ = run.model(x, None if self.has_cause else mask)
         run.model.is_passed_by = is_passed_by
         error = float(_error(decoded, x, mask)) / run.data.variance
         K = run.model.bottleneck.K
@@ -228,38 +228,37 @@ class _Trainer:
 
 def _prepare(scenario: Scenario, arm: Arm, seed: int) -> Run:
     """Build model and optimizer, and let the codebook start as scenario and arm want it to."""
-    is_twin = arm.variant == "twin"
     torch.manual_seed(seed)
     options = scenario.options_of(arm.variant) | dict(arm.options) if not arm.family else {}
     quantizer = build_quantizer(arm.family or scenario.family, scenario.D, scenario.K, options)
     data = scenario.load()
     torch.manual_seed(seed)  # the same encoder and decoder around every quantizer
-    model = _coder(scenario, quantizer, is_twin=is_twin)
+    model = _coder(scenario, quantizer, has_cause=arm.has_cause)
     if scenario.is_pretrained:
-        model.load_state_dict(_pretrained(scenario, seed, is_twin=is_twin), strict=False)
+        model.load_state_dict(_pretrained(scenario, seed, has_cause=arm.has_cause), strict=False)
     optimizer = torch.optim.Adam(model.parameters(), lr=scenario.lr)
     run = Run(model, data, optimizer, torch.Generator().manual_seed(seed + _START_STREAM), scenario.lr)
-    start = scenario.healthy_start if is_twin else scenario.start
+    start = scenario.start if arm.has_cause else scenario.healthy_start
     if start is not None and not arm.family:
         start(run)
     return run
 
 
-def _coder(scenario: Scenario, quantizer: Bottleneck, *, is_twin: bool) -> Coder:
-    arguments = {**scenario.model, **(scenario.healthy_model if is_twin else {})}
+def _coder(scenario: Scenario, quantizer: Bottleneck, *, has_cause: bool) -> Coder:
+    arguments = {**scenario.model, **({} if has_cause else scenario.healthy_model)}
     return Coder(scenario.load().train.shape[-1], scenario.D, quantizer, tokens=scenario.tokens, **arguments)
 
 
-def _pretrained(scenario: Scenario, seed: int, *, is_twin: bool) -> dict[str, Tensor]:
+def _pretrained(scenario: Scenario, seed: int, *, has_cause: bool) -> dict[str, Tensor]:
     """Return weights of encoder and decoder that were trained without a quantizer.
 
     Scenarios that have data, sizes and model in common share them.
     """
-    arguments = {**scenario.model, **(scenario.healthy_model if is_twin else {})}
+    arguments = {**scenario.model, **({} if has_cause else scenario.healthy_model)}
     key = (scenario.data, scenario.D, scenario.tokens, tuple(sorted(arguments.items())), seed)
     if key not in _PRETRAINED:
         torch.manual_seed(seed)
-        model = _coder(scenario, Bottleneck(nn.Identity(), _never, 1), is_twin=is_twin)
+        model = _coder(scenario, Bottleneck(nn.Identity(), _never, 1), has_cause=has_cause)
         model.is_passed_by = True
         run = Run(model, scenario.load(), torch.optim.Adam(model.parameters(), lr=2e-3), torch.Generator(), scenario.lr)
         run.draws.manual_seed(seed + _START_STREAM)

@@ -199,7 +199,7 @@ def _healthy_table(arms: dict[str, Any]) -> list[str]:
     return lines
 
 
-_SHOWN = ("nothing", "random", "own", "rotation", "simvq", "fsq", "default", "upkeep")
+_SHOWN = ("sound", "nothing", "random", "own", "rotation", "simvq", "fsq", "default", "upkeep")
 
 
 def _scenario_table(scenarios: dict[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """What a scenario is: data, model, quantizer, what goes wrong, and when; a small declarative entry.
 
-A scenario is trained in two variants: with its cause, and as the healthy twin, which differs in nothing but the cause.
+A scenario is trained with its cause, and as the healthy twin, which has none and, where its package offers one, a
+replacement of dead codes; and `sound`, with neither: what a run is like that nothing happens to, good or bad.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from .models import Coder
 from .split import is_held_out
 
 __all__ = ["Run", "Scenario", "any_items"]
+
+
+_REPLACEMENT = "threshold_ema_dead_code"  # vector-quantize-pytorch and encodec call it alike; 0: no replacement
 
 
 @dataclass(slots=True)
@@ -103,13 +107,16 @@ class Scenario:
         return load(self.data)
 
     def options_of(self, variant: str) -> dict[str, Any]:
-        """Return the quantizer's options in a variant: `cause`, `twin` or `own`.
+        """Return the quantizer's options in a variant: `cause`, `twin`, `sound` or `own`.
 
         Raises:
             ValueError: `own` of a package that has no prevention.
         """
-        if variant == "twin":
-            return {**self.options, **self.healthy}
+        if variant in ("twin", "sound"):
+            options = {**self.options, **self.healthy}
+            if variant == "sound" and _REPLACEMENT in options:
+                options[_REPLACEMENT] = 0
+            return options
         elif variant == "own":
             if self.own is None:
                 raise ValueError(f"{self.name}: the quantizer has no prevention of its own")
