@@ -108,6 +108,20 @@ def test_a_finer_level_waits_while_a_coarser_one_is_being_verified_and_then_coun
     assert skip.reason == "rvq.0, a coarser level of the same residual, is being verified"
 
 
+@pytest.mark.parametrize("gradual", ["upkeep", "restart_optimizer"])
+def test_a_finer_level_waits_for_nothing_that_changes_a_coarser_one_little_at_a_time(gradual: str) -> None:
+    idle = rule("idle", when="perplexity < 60", ladder=[gradual], verify={"within": "1000 steps"}, severity="info")
+    lost = rule("lost", when="perplexity < 1.5", ladder=["reset_codes"], hold=2, inhibits=["idle"])
+    run = decided(policy(lost, idle), course([50.0] * 5, [90.0] * 2 + [1.0] * 3))
+    assert told(run) == [
+        "10 idle alert [0]",
+        f"10 idle act #1 {gradual} [0]",
+        "30 idle skip inhibited [1]",
+        "40 lost alert [1]",
+        "40 lost act #2 reset_codes [1]",
+    ]
+
+
 def test_what_a_finer_level_shows_settles_after_an_intervention_on_a_coarser_one() -> None:
     mine = policy(rule(ladder=["reset_codes"]), sample={"settle": 1})
     run = decided(mine, course([1.0, 90.0, 90.0], [90.0, 1.0, 90.0], [90.0, 1.0, 90.0]))
