@@ -11,13 +11,10 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: $(shell awk -F: '/^[a-z-]+:/ {print $$1}' $(MAKEFILE_LIST))
-.PHONY: help demo ablation test test-all lint format docs bench bench-overhead zoo bench-kmeans bench-upkeep bench-evaluation bench-diagnosis bench-loss-bound peers chaos-ranks readme support bench-endurance kill chaos coverage clean
-.PHONY: help demo test test-all test-cuda lint format docs bench bench-overhead zoo bench-kmeans bench-kmeans-gpu bench-upkeep bench-evaluation bench-diagnosis peers chaos-ranks readme support bench-endurance kill chaos coverage clean
-.PHONY: help demo test test-all lint format docs bench bench-overhead bench-log zoo bench-kmeans bench-upkeep bench-evaluation bench-diagnosis peers chaos-ranks pictures readme support bench-endurance kill chaos coverage clean
+.PHONY: $(shell awk -F: '/^[a-z0-9-]+:/ {print $$1}' $(MAKEFILE_LIST))
 
 help:  ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
 
 demo: $(STAMP)  ## watch a codebook collapse, and see it repaired
 	$(BIN)/collapse-guard demo
@@ -86,6 +83,7 @@ chaos-ranks: $(STAMP)  ## a hundred runs of 2 to 4 ranks in which things go wron
 ray: $(STAMP)  ## install Ray, and compare a run under Ray Train with one under plain DDP
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/callbacks/test_ray_train.py $(ARGS)
+
 pictures: $(STAMP)  ## make the pictures of docs/see.md from a run of the demo; needs chromium
 	OMP_NUM_THREADS=1 $(BIN)/python docs/pictures.py
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import torch
 
-from collapse_guard.adapters import discover
-from collapse_guard.diagnosis import Facts
-from collapse_guard.diagnosis.memory import Mark
 from collapse_guard.diagnosis.tokens import few_modes
 from collapse_guard.policies import Reading
-from tests.quantizers import Plain
+from tests.diagnosis.case import facts_of
 
 READING = Reading(
     step=10,
@@ -70,16 +66,5 @@ def _confidence(latents: torch.Tensor, reading: Reading = READING, codes: torch.
 
     On one code they show nothing of how the codes part them: then `reading.relative_error` says what these leave.
     """
-    view = next(iter(discover(torch.nn.Sequential(Plain(K=reading.K, D=4))).views))
-    facts = Facts(
-        view=view,
-        reading=reading,
-        counts=np.zeros(reading.K, dtype=np.int64),
-        table=view.codebook(),
-        latents=latents,
-        codes=torch.zeros(256, dtype=torch.int64) if codes is None else codes,
-        forwards=torch.zeros(256, dtype=torch.int64),
-        marks=[Mark(step=0, codes=view.codebook())],
-    )
-    found = few_modes(facts)
+    found = few_modes(facts_of(reading, latents, codes=codes))
     return found.confidence if found is not None else 0.0

@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from collapse_guard.adapters import discover
-from collapse_guard.diagnosis import Beat, Facts, Mark, Memory, Pulse
+from collapse_guard.diagnosis import Beat, Mark, Memory, Pulse
 from collapse_guard.diagnosis.layout import width_before_cut
 from collapse_guard.diagnosis.tokens import padded
 from collapse_guard.policies import Reading
-from tests.quantizers import Plain
+from tests.diagnosis.case import facts_of
 
 D = 4
 
@@ -162,12 +161,7 @@ def test_the_first_marks_and_the_latest_are_kept() -> None:
 def test_padding_is_found_however_far_from_the_origin_the_latents_lie(offset: float) -> None:
     torch.manual_seed(0)
     latents = torch.where(torch.rand(128, 1) < 0.6, torch.randn(64), torch.randn(128, 64))
-    view = discover(nn.Sequential(Plain(K=16, D=64))).views[0]
     reading = Reading(step=10, codebook="0", K=16, D=64, tokens=128, perplexity=8.0, ceiling=16.0,
                       perplexity_ratio=0.5, usage=0.5, dead_fraction=0.5, top_share=0.6)  # fmt: skip
-    facts = Facts(view=view, reading=reading, counts=np.ones(16, dtype=np.int64), table=view.codebook(),
-                  latents=latents + offset, codes=torch.zeros(128, dtype=torch.int64),
-                  forwards=torch.zeros(128, dtype=torch.int64),
-                  marks=[Mark(step=10, codes=torch.ones(1, 64))])  # fmt: skip
-    found = padded(facts)
+    found = padded(facts_of(reading, latents + offset))
     assert (found.evidence if found else {}) == {"same_vector": 0.625, "others_distinct": 1.0}

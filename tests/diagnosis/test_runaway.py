@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from collapse_guard.adapters import discover
-from collapse_guard.diagnosis import Facts, Mark
+from collapse_guard.diagnosis import Mark
 from collapse_guard.diagnosis.codebook import runaway
+from tests.diagnosis.case import facts_of
 from tests.policies.series import reading
-from tests.quantizers import Plain
 
 K, D = 64, 4
 
@@ -26,23 +24,12 @@ def test_codes_as_long_as_the_latents_beside_short_padding_have_not_run_away() -
 
 def _confidence(latents: Tensor) -> float:
     """Return how sure it is of a runaway of codes that grew from norm 0.2 to 2 while the latents stayed."""
-    view = next(iter(discover(torch.nn.Sequential(Plain(K=K, D=D))).views))
-    table = 2 * torch.nn.functional.normalize(view.codebook(), dim=-1)
+    table = 2 * torch.nn.functional.normalize(torch.randn(K, D, generator=torch.Generator().manual_seed(1)), dim=-1)
     power = latents.square().sum(dim=-1)
     mean = latents.mean(dim=0)
     variance = (latents - mean).square().sum(dim=-1).mean()
     sums = torch.cat([torch.stack([power.sqrt().median(), variance, power.mean()]), mean])
-    facts = Facts(
-        view=view,
-        reading=reading(
-            120, 6.0, "0", K=K, D=D, ceiling=64.0, perplexity_ratio=0.1, top_share=0.7, relative_error=None
-        ),
-        counts=np.ones(K, dtype=np.int64),
-        table=table,
-        latents=latents,
-        codes=torch.zeros(200, dtype=torch.int64),
-        forwards=torch.zeros(200, dtype=torch.int64),
-        marks=[Mark(step=10, codes=table / 10, latents=sums), Mark(step=120, codes=table, latents=sums)],
-    )
-    found = runaway(facts)
+    marks = [Mark(step=10, codes=table / 10, latents=sums), Mark(step=120, codes=table, latents=sums)]
+    fields = {"ceiling": 64.0, "perplexity_ratio": 0.1, "top_share": 0.7, "relative_error": None}
+    found = runaway(facts_of(reading(120, 6.0, "0", K=K, D=D, **fields), latents, table=table, marks=marks))
     return found.confidence if found is not None else 0.0
