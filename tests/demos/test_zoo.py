@@ -195,7 +195,7 @@ def test_a_policy_file_is_an_arm_and_brings_what_it_is_judged_by(tmp_path: Path)
     file.write_text("version: 1\nname: mine\nextends: default\nwarm: 10\n", encoding="utf-8")
     with pytest.raises(PolicyError, match="warm"):
         zoo.study_of(arms=[str(file)])
-    with pytest.raises(LookupError, match=r"expected one of twin, nothing, .*got 'nonsense'"):
+    with pytest.raises(LookupError, match=r"expected one of twin, sound, nothing, .*got 'nonsense'"):
         zoo.study_of(arms=["nonsense"])
 
 
