@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -235,6 +236,7 @@ def _work(pipe: Connection) -> None:
     """Train what comes through the pipe, and send back how it ended, until it is closed."""
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the study's, which ends its workers
     torch.set_num_threads(1)
     while True:
         try:
