@@ -147,10 +147,16 @@ def run_study(
                     tell(failures[-1])
                     continue
                 append_line(path, result.as_record())
-                tell(f"{cell}: error {result.error}, perplexity {result.perplexity}, {result.cpu_seconds:.1f} s")
+                tell(f"{cell}: {_told(result)}")
     finally:
         crew.dismiss()
     return failures
+
+
+def _told(result: CellResult) -> str:
+    error = "no number" if result.error is None else f"{result.error:.4f}"
+    levels = ", ".join(f"{value:.1f}" for value in result.perplexity)
+    return f"error {error}, perplexity {levels}, {result.cpu_seconds:.1f} s"
 
 
 def _failure(cell: Cell, why: str) -> dict[str, object]:
