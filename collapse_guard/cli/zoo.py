@@ -13,7 +13,7 @@ __all__ = ["zoo"]
 
 zoo = typer.Typer(no_args_is_help=True, help="The collapse zoo: a benchmark of detection and recovery.")
 
-_FOLDER = typer.Option(help="Where zoo.jsonl is or will be, and the report beside it.")
+_FOLDER = typer.Option(file_okay=False, help="Where zoo.jsonl is or will be, and the report beside it.")
 
 
 @zoo.command()
@@ -22,23 +22,28 @@ def run(
         list[str] | None, typer.Option(help="An arm, or a policy file (.yaml); may be repeated. Without it: all arms.")
     ] = None,
     scenario: Annotated[list[str] | None, typer.Option(help="A scenario; may be repeated. Without it: all.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm of each scenario.")] = 5,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Runs of each arm of each scenario. Without it: 5, with --quick 1.")
+    ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Cells that are trained at the same time.")] = 1,
     minutes: Annotated[
-        float | None, typer.Option(help="After so long no cell is begun; run it again to go on.")
+        float | None, typer.Option(min=0, help="After so long no cell is begun; run it again to go on.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few scenarios and arms, one seed, for a look.")] = False,
     folder: Annotated[Path, _FOLDER] = Path("runs/zoo"),
 ) -> None:
     """Run what is not in the file yet, and write the report. It goes on where it was stopped."""
     from collapse_guard.demos import zoo as cages
-    from collapse_guard.policies import PolicyError
 
     try:
         study = cages.study_of(scenarios=scenario or (), arms=arm or (), seeds=seeds, is_quick=quick)
-    except (LookupError, PolicyError) as error:
+    except (LookupError, ValueError) as error:  # a policy that is not valid among them
         complain(str(error))
-    failures = cages.run_zoo(study, folder, processes=processes, minutes=minutes)
+    try:
+        failures = cages.run_zoo(study, folder, processes=processes, minutes=minutes)
+    except KeyboardInterrupt:
+        say("Stopped. The same command goes on; `collapse-guard zoo report` shows what is there.")
+        raise
     for line in failures:
         say(f"failed: {line}")
     say(f"Report: {folder / 'zoo.md'}, zoo.json and figures beside it.")

@@ -203,20 +203,27 @@ _SHOWN = ("sound", "nothing", "random", "own", "rotation", "simvq", "fsq", "defa
 
 
 def _scenario_table(scenarios: dict[str, Any]) -> list[str]:
+    shown = (*_SHOWN, *_policies(scenarios))
     lines = [
         "Median error over the seeds, relative to the healthy twin's (1.00); in brackets how many pairs recovered.",
         "",
-        f"| scenario | K | twin | {' | '.join(_SHOWN)} |",
-        f"|---|---|---|{'---|' * len(_SHOWN)}",
+        f"| scenario | K | twin | {' | '.join(shown)} |",
+        f"|---|---|---|{'---|' * len(shown)}",
     ]
     for name, found in scenarios.items():
         twin = found["arms"].get("twin")
         if not found["is_collapse"] or twin is None:
             continue
         mark = " *" if found["is_held_out"] else ""
-        cells = [_against(found["arms"].get(arm), twin) for arm in _SHOWN]
+        cells = [_against(found["arms"].get(arm), twin) for arm in shown]
         lines.append(f"| {name}{mark} | {found['K']} | {twin['perplexity']:.0f} | {' | '.join(cells)} |")
     return [*lines, "", "The twin's column is its perplexity, of the worst level. * held out from tuning."]
+
+
+def _policies(scenarios: dict[str, Any]) -> list[str]:
+    """Return the arms that are somebody's own policy."""
+    arms = dict.fromkeys(arm for found in scenarios.values() for arm in found["arms"])
+    return [arm for arm in arms if arm.startswith("policy:")]
 
 
 def _against(own: dict[str, Any] | None, twin: dict[str, Any]) -> str:
@@ -229,18 +236,19 @@ def _against(own: dict[str, Any] | None, twin: dict[str, Any]) -> str:
 
 
 def _control_table(scenarios: dict[str, Any]) -> list[str]:
+    shown = ("default", "upkeep", "dense", *_policies(scenarios))
     lines = [
         "Alerts and interventions a run, in the mean; error relative to the run without a guard.",
         "",
-        "| control | perplexity | `default` | `upkeep` | `dense` |",
-        "|---|---|---|---|---|",
+        f"| control | perplexity | {' | '.join(f'`{arm}`' for arm in shown)} |",
+        f"|---|---|{'---|' * len(shown)}",
     ]
     for name, found in scenarios.items():
         nothing = found["arms"].get("nothing")
         if found["is_collapse"] or nothing is None:
             continue
         cells = []
-        for arm in ("default", "upkeep", "dense"):
+        for arm in shown:
             own = found["arms"].get(arm)
             cells.append(
                 "-"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -19,6 +20,7 @@ from typing import Any
 
 from .arms import Arm
 from .cell import CellResult, run_cell
+from .entries import SCENARIOS
 from .scenario import Scenario
 
 __all__ = ["Cell", "Study", "read_cells", "run_study"]
@@ -118,9 +120,14 @@ def run_study(
 
     Returns:
         What failed, a line each.
+
+    Raises:
+        ValueError: a scenario that is not the zoo's own of its name; workers would train that one instead.
     """
     from collapse_guard.demos import append_line
 
+    if strangers := [each.name for each in study.scenarios if SCENARIOS.get(each.name) != each]:
+        raise ValueError(f"expected scenarios of `SCENARIOS`, got others: {', '.join(strangers)}; use `run_cell`")
     path.parent.mkdir(parents=True, exist_ok=True)
     done = {(each.scenario, each.arm, each.seed, each.steps, each.policy) for each in read_cells(path)}
     todo = [cell for cell in study.cells() if cell.key not in done]
@@ -140,10 +147,16 @@ def run_study(
                     tell(failures[-1])
                     continue
                 append_line(path, result.as_record())
-                tell(f"{cell}: error {result.error}, perplexity {result.perplexity}, {result.cpu_seconds:.1f} s")
+                tell(f"{cell}: {_told(result)}")
     finally:
         crew.dismiss()
     return failures
+
+
+def _told(result: CellResult) -> str:
+    error = "no number" if result.error is None else f"{result.error:.4f}"
+    levels = ", ".join(f"{value:.1f}" for value in result.perplexity)
+    return f"error {error}, perplexity {levels}, {result.cpu_seconds:.1f} s"
 
 
 def _failure(cell: Cell, why: str) -> dict[str, object]:
@@ -229,8 +242,7 @@ def _work(pipe: Connection) -> None:
     """Train what comes through the pipe, and send back how it ended, until it is closed."""
     import torch
 
-    from .entries import SCENARIOS
-
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the study's, which ends its workers
     torch.set_num_threads(1)
     while True:
         try:
@@ -238,6 +250,10 @@ def _work(pipe: Connection) -> None:
         except EOFError:
             return
         try:
-            pipe.send(run_cell(SCENARIOS[name], arm, seed, steps=steps))
+            result: CellResult | str = run_cell(SCENARIOS[name], arm, seed, steps=steps)
         except Exception as error:  # whatever a foreign package raises is this cell's failure alone
-            pipe.send(f"{type(error).__name__}: {error}")
+            result = f"{type(error).__name__}: {error}"
+        try:
+            pipe.send(result)
+        except BrokenPipeError:  # the study was killed meanwhile
+            return

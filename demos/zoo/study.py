@@ -27,15 +27,17 @@ QUICK = {
 
 
 def study_of(
-    *, scenarios: Sequence[str] = (), arms: Sequence[str] = (), seeds: int = 5, is_quick: bool = False
+    *, scenarios: Sequence[str] = (), arms: Sequence[str] = (), seeds: int | None = None, is_quick: bool = False
 ) -> Study:
     """Return the study that is asked for; nothing named means everything.
 
-    A policy file brings along what it is judged by: the twin, and the arm in which nothing is done.
+    A policy file brings along what it is judged by: the twin, and the arm in which nothing is done. Seeds that are not
+    told are five, and one of the quick study.
 
     Raises:
         LookupError: an unknown scenario or arm; says which there are.
         PolicyError: a policy file that is not valid.
+        ValueError: two policy files of the same name.
     """
     names = list(scenarios or (QUICK["scenarios"] if is_quick else SCENARIOS))
     unknown = [name for name in names if name not in SCENARIOS]
@@ -43,7 +45,10 @@ def study_of(
         raise LookupError(f"expected one of {', '.join(SCENARIOS)}, got {', '.join(unknown)}")
     chosen = [arm_named(name) for name in arms or (QUICK["arms"] if is_quick else ARMS)]
     ordered = {arm.name: arm for arm in (ARMS["twin"], ARMS["nothing"], *chosen)}
-    return Study([SCENARIOS[name] for name in names], list(ordered.values()), 1 if is_quick else seeds)
+    if hidden := [arm for arm in chosen if arm.policy != ordered[arm.name].policy]:
+        files = ", ".join(str(arm.policy) for arm in (*hidden, ordered[hidden[0].name]))
+        raise ValueError(f"expected policies of different names, got {hidden[0].name} from {files}; change a `name:`")
+    return Study([SCENARIOS[name] for name in names], list(ordered.values()), seeds or (1 if is_quick else 5))
 
 
 def run_zoo(study: Study, folder: Path, *, processes: int = 1, minutes: float | None = None) -> list[str]:
@@ -71,7 +76,7 @@ def run_zoo(study: Study, folder: Path, *, processes: int = 1, minutes: float | 
             progress.console.print(line, style="dim", soft_wrap=True, highlight=False, markup=False)
 
         failures = run_study(study, path, processes=processes, until=until, tell=tell)
-    write_report(folder)
+    write_report(folder, study.arms)
     return failures
 
 
@@ -82,23 +87,26 @@ def current_cells(path: Path, arms: Sequence[Arm] = ()) -> list[CellResult]:
         path: of the file.
         arms: further ones; policy files that are not given here are taken as they were last run.
     """
-    fingerprints = {arm.name: arm.fingerprint for arm in (*ARMS.values(), *arms)}
+    cells = read_cells(path)
+    fingerprints = {each.arm: each.policy for each in cells}  # of the last that was run
+    fingerprints |= {arm.name: arm.fingerprint for arm in (*ARMS.values(), *arms)}
     found: dict[tuple[str, str, int], CellResult] = {}
-    for each in read_cells(path):
+    for each in cells:
         scenario = SCENARIOS.get(each.scenario)
-        if (
-            scenario is not None
-            and each.steps == scenario.steps
-            and fingerprints.get(each.arm, each.policy) == each.policy
-        ):
+        if scenario is not None and each.steps == scenario.steps and each.policy == fingerprints[each.arm]:
             found[(each.scenario, each.arm, each.seed)] = each
-    order = {name: place for place, name in enumerate([*ARMS, *(arm.name for arm in arms)])}
+    order = {name: place for place, name in enumerate(dict.fromkeys([*ARMS, *(arm.name for arm in arms)]))}
     return sorted(found.values(), key=lambda each: order.get(each.arm, len(order)))
 
 
-def write_report(folder: Path) -> str:
-    """Write `zoo.json`, `zoo.md` and the two figures beside `zoo.jsonl`; return the page."""
-    cells = current_cells(folder / "zoo.jsonl")
+def write_report(folder: Path, arms: Sequence[Arm] = ()) -> str:
+    """Write `zoo.json`, `zoo.md` and the two figures beside `zoo.jsonl`; return the page.
+
+    Args:
+        folder: where `zoo.jsonl` is.
+        arms: as for `current_cells`.
+    """
+    cells = current_cells(folder / "zoo.jsonl", arms)
     study = Study(list(SCENARIOS.values()), list(ARMS.values()))
     figures = summarise_zoo(cells, study.scenarios, study)
     text = zoo_as_markdown(figures)

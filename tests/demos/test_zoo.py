@@ -199,10 +199,42 @@ def test_a_policy_file_is_an_arm_and_brings_what_it_is_judged_by(tmp_path: Path)
         zoo.study_of(arms=["nonsense"])
 
 
-def test_the_command_lists_and_refuses() -> None:
+def test_an_edited_policy_stands_in_every_table_and_its_former_runs_in_none(tmp_path: Path) -> None:
+    mine, control = replace(TWIN, arm="policy:mine"), replace(CELL, scenario="plain-ema")
+    former, edited = replace(mine, error=0.9, policy="former"), replace(mine, seed=1, policy="edited")
+    healthy = [control, replace(control, arm="policy:mine", policy="edited", readings=[50])]
+    doomed = [replace(each, seed=seed) for seed in (0, 1) for each in (CELL, TWIN)]
+    lines = [json.dumps(cell.as_record()) for cell in (*doomed, former, edited, *healthy)]
+    (tmp_path / "zoo.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = zoo.write_report(tmp_path)
+    assert "| `policy:mine` | 1 | 100% |" in text
+    assert "| start-far-away | 128 | 100 | 2.00 (0/2) | - | - | - | - | - | - | - | 1.00 (1/1) |" in text
+    assert "| plain-ema * | 10 | - | - | - | 0.0, 0.0; 1.00 |" in text
+
+
+def test_two_policies_of_one_name_and_a_scenario_that_only_has_the_name_are_refused(tmp_path: Path) -> None:
+    files = [tmp_path / "first.yaml", tmp_path / "second.yaml"]
+    for file in files:
+        file.write_text("version: 1\nname: mine\nextends: default\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"different names, got policy:mine from .*first\.yaml, .*second\.yaml"):
+        zoo.study_of(arms=list(map(str, files)))
+    study = zoo.Study([replace(PATCHES, batch=8)], [zoo.ARMS["nothing"]], 1)
+    with pytest.raises(ValueError, match="got others: start-far-away"):
+        zoo.run_study(study, tmp_path / "zoo.jsonl")
+
+
+def test_seeds_that_are_asked_for_are_run_by_the_quick_study_too() -> None:
+    assert [zoo.study_of(is_quick=True, seeds=seeds).seeds for seeds in (None, 2)] == [1, 2]
+    assert [zoo.study_of(seeds=seeds).seeds for seeds in (None, 2)] == [5, 2]
+
+
+def test_the_command_lists_and_refuses(tmp_path: Path) -> None:
     runner = CliRunner()
     listed = runner.invoke(app, ["zoo", "list"])
     assert listed.exit_code == 0
     assert all(name in listed.output for name in (*zoo.SCENARIOS, *zoo.ARMS))
     assert runner.invoke(app, ["zoo", "report", "--folder", "nowhere"]).exit_code == 2
-    assert runner.invoke(app, ["zoo", "run", "--scenario", "nonsense"]).exit_code == 2
+    file = tmp_path / "file"
+    file.touch()
+    for wrong in (["--scenario", "nonsense"], ["--minutes", "-1"], ["--folder", str(file)]):
+        assert runner.invoke(app, ["zoo", "run", *wrong]).exit_code == 2
