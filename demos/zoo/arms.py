@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from collapse_guard.policies import Policy, load_policy
 
 from .scenario import Scenario
 
-__all__ = ["ARMS", "DENSE", "Arm", "arm_named", "policy_arm", "random_policy"]
+__all__ = ["ARMS", "DENSE", "Arm", "arm_named", "blunt_policy", "policy_arm", "random_policy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Arm:
         family: of the quantizer that stands in for the scenario's own; empty for its own.
         options: of the quantizer, over the scenario's.
         policy: of the guard: a preset, a file or a mapping; `None` for no guard.
-        is_random: whether it has the policy `default` with random ladders, drawn for each scenario and seed.
+        answers: returns the policy `default` with other ladders, given a text that seeds what is drawn; or `None`.
         is_peer: whether it is a prevention that guarded arms are compared with.
     """
 
@@ -35,7 +35,7 @@ class Arm:
     family: str = ""
     options: tuple[tuple[str, Any], ...] = ()
     policy: str | Path | Mapping[str, Any] | None = None
-    is_random: bool = False
+    answers: Callable[[str], Policy] | None = None
     is_peer: bool = False
 
     @property
@@ -46,8 +46,18 @@ class Arm:
     @property
     def fingerprint(self) -> str:
         """Return what tells this arm's policy from a changed one; empty where it has none of its own."""
-        policy = "default" if self.is_random else self.policy
+        policy = "default" if self.answers is not None else self.policy
         return load_policy(policy).fingerprint() if policy is not None else ""
+
+    def policy_of(self, scenario: Scenario, seed: int) -> Policy | None:
+        """Return the guard's policy in one run; `None` for no guard.
+
+        Raises:
+            PolicyError: a policy file that is not valid.
+        """
+        if self.answers is not None:
+            return self.answers(f"{scenario.name} {seed}")
+        return load_policy(self.policy) if self.policy is not None else None
 
     def applies_to(self, scenario: Scenario) -> bool:
         """Whether it makes sense: whether there is such an option, and anything to prevent or to rescue."""
@@ -55,8 +65,8 @@ class Arm:
             return not scenario.is_collapse
         if not scenario.is_collapse:
             return self.name == "nothing" or self.policy is not None
-        if self.variant == "own":
-            return scenario.own is not None
+        if self.variant == "own" and scenario.own is None:
+            return False
         if self.family:
             return scenario.family != "rvq"
         return not self.options or scenario.family in ("vq", "rvq")
@@ -70,6 +80,68 @@ DENSE: Mapping[str, Any] = {
 }
 """The default policy with five times the readings, as dense as `default` itself reads where it suspects something."""
 
+def random_policy(seed: str) -> Policy:
+    """Return the policy `default` with random ladders: it acts when `default` does, and does anything.
+
+    Every rung is drawn anew; each action that changes a codebook is equally likely, and so is none. What fails is not
+    undone, but the next rung has its turn, as with `default`. Until the first action both are the same.
+
+    Args:
+        seed: of the draw.
+    """
+    draw = random.Random(seed)
+    rules = [
+        {"name": rule.name, "verify": {"undo": "never"}, "ladder": _random_ladder(draw, len(rule.ladder))}
+        for rule in load_policy("default").rules
+        if rule.ladder
+    ]
+    return load_policy({"version": 1, "name": "random", "extends": "default", "rules": rules})
+
+
+def blunt_policy(seed: str) -> Policy:
+    """Return the policy `default` with the same answer to everything: all codes are placed anew, at random latents.
+
+    No cause is asked for, nothing is undone, and nothing else is tried, but the optimizer begins anew as in `default`.
+
+    Args:
+        seed: nothing is drawn.
+    """
+    rules = [
+        {
+            "name": rule.name,
+            "verify": {"undo": "never"},
+            "ladder": [{"reset_codes": {"scope": "all", "source": "reservoir"}}],
+        }
+        for rule in load_policy("default").rules
+        if rule.ladder and rule.name not in ("stale_moments", "half_repaired")
+    ]
+    gone = {"name": "half_repaired", "remove": True}
+    return load_policy({"version": 1, "name": "blunt", "extends": "default", "rules": [*rules, gone]})
+
+
+def _random_ladder(draw: random.Random, rungs: int) -> list[dict[str, Any]]:
+    """Return rungs that differ, as those of any ladder must."""
+    ladder: list[dict[str, Any]] = []
+    while len(ladder) < rungs:
+        rung = _random_action(draw)
+        if rung not in ladder:
+            ladder.append(rung)
+    return ladder
+
+
+def _random_action(draw: random.Random) -> dict[str, Any]:
+    scope, source = draw.choice(("dead", "all")), draw.choice(("kmeans", "reservoir", "distortion"))
+    return draw.choice(
+        [
+            {"alert": {}},
+            {"reset_codes": {"scope": scope, "source": source}},
+            {"decay_commitment": {"factor": round(draw.uniform(0.1, 0.9), 2)}},
+            {"upkeep": {"most": round(draw.uniform(0.05, 0.5), 2)}},
+            {"fallback_tokenizer": {}},
+        ]
+    )
+
+
 ARMS: dict[str, Arm] = {
     arm.name: arm
     for arm in (
@@ -79,9 +151,16 @@ ARMS: dict[str, Arm] = {
         Arm("observe", "the guard only looks", policy="observe"),
         Arm("default", "the policy `default`", policy="default"),
         Arm("upkeep", "the policy `upkeep`: `default`, and idle codes are moved", policy="upkeep"),
-        Arm("random", "`default` with random actions in its ladders", is_random=True),
+        Arm("random", "`default` with random actions in its ladders", answers=random_policy),
+        Arm("blunt", "`default` with a reset of all codes for every trouble, never undone", answers=blunt_policy),
         Arm("own", "the package's own prevention: k-means start, dead codes replaced", variant="own", is_peer=True),
-        Arm("rotation", "the rotation trick", options=(("rotation_trick", True),), is_peer=True),
+        Arm(
+            "rotation",
+            "the rotation trick beside the package's own prevention",
+            variant="own",
+            options=(("rotation_trick", True),),
+            is_peer=True,
+        ),
         Arm("simvq", "SimVQ in place of the quantizer", family="simvq", is_peer=True),
         Arm("fsq", "FSQ in place of the quantizer", family="fsq", is_peer=True),
         Arm("dense", "controls only: `default`, read each ten steps", policy=DENSE),
@@ -111,44 +190,3 @@ def arm_named(name: str) -> Arm:
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return policy_arm(path)
     raise LookupError(f"expected one of {', '.join(ARMS)}, or a policy file, got {name!r}")
-
-
-def random_policy(seed: str) -> Policy:
-    """Return the policy `default` with random ladders: it acts when `default` does, and does anything.
-
-    Every rung is drawn anew; each action that changes a codebook is equally likely, and so is none. What fails is not
-    undone, but the next rung has its turn, as with `default`. Until the first action both are the same.
-
-    Args:
-        seed: of the draw.
-    """
-    draw = random.Random(seed)
-    rules = [
-        {"name": rule.name, "verify": {"undo": "never"}, "ladder": _random_ladder(draw, len(rule.ladder))}
-        for rule in load_policy("default").rules
-        if rule.ladder
-    ]
-    return load_policy({"version": 1, "name": "random", "extends": "default", "rules": rules})
-
-
-def _random_ladder(draw: random.Random, rungs: int) -> list[dict[str, Any]]:
-    """Return rungs that differ, as those of any ladder must."""
-    ladder: list[dict[str, Any]] = []
-    while len(ladder) < rungs:
-        rung = _random_action(draw)
-        if rung not in ladder:
-            ladder.append(rung)
-    return ladder
-
-
-def _random_action(draw: random.Random) -> dict[str, Any]:
-    scope, source = draw.choice(("dead", "all")), draw.choice(("kmeans", "reservoir", "distortion"))
-    return draw.choice(
-        [
-            {"alert": {}},
-            {"reset_codes": {"scope": scope, "source": source}},
-            {"decay_commitment": {"factor": round(draw.uniform(0.1, 0.9), 2)}},
-            {"upkeep": {"most": round(draw.uniform(0.05, 0.5), 2)}},
-            {"fallback_tokenizer": {}},
-        ]
-    )

@@ -14,15 +14,20 @@ from .scenario import Run
 
 __all__ = [
     "batch_of_nan",
+    "crowd",
     "deep_levels_too_large",
     "drift",
     "few_items",
     "jump",
+    "lose_codes",
+    "lose_level",
     "narrow_cone",
     "one_class",
     "one_photo_then_the_other",
     "passed_by_at_first",
     "place_shifted",
+    "rescale",
+    "shrink",
     "start_from_latents",
 ]
 
@@ -90,6 +95,14 @@ def narrow_cone(run: Run) -> None:
     _write(run.model.bottleneck.quantizer, functional.normalize(away + noise, dim=-1))
 
 
+def crowd(run: Run) -> None:
+    """Start all codes around one latent, within a thousandth of the latents' spread."""
+    rows = _first_latents(run, 1024)
+    spread = (rows - rows.mean(dim=0)).square().mean().sqrt()
+    noise = torch.randn(run.model.bottleneck.K, rows.shape[1], generator=run.draws)
+    _write(run.model.bottleneck.quantizer, rows[0] + 1e-3 * spread * noise)
+
+
 def jump(*, at: int, steps: int, factor: float) -> Disturbance:
     """Return a disturbance: a learning rate `factor` times as high for some steps."""
 
@@ -111,6 +124,66 @@ def drift(per_step: float, *, until: int) -> Disturbance:
         if step < until:
             bias: Tensor = run.model.encoder[-1].bias  # type: ignore[assignment]
             bias += per_step
+
+    return disturb
+
+
+def rescale(factor: float, *, at: int) -> Disturbance:
+    """Return a disturbance: at one step the latents become `factor` times as large, and the decoder takes them for it.
+
+    Without a quantizer between them, encoder and decoder would compute what they did before.
+    """
+
+    @torch.no_grad()
+    def disturb(run: Run, step: int) -> None:
+        if step == at:
+            last, first = cast(nn.Linear, run.model.encoder[-1]), cast(nn.Linear, run.model.decoder[0])
+            last.weight *= factor
+            last.bias *= factor
+            first.weight /= factor
+
+    return disturb
+
+
+def lose_codes(*, at: int) -> Disturbance:
+    """Return a disturbance: at one step a learnable codebook starts anew within 1/K, as its package sets it up."""
+
+    @torch.no_grad()
+    def disturb(run: Run, step: int) -> None:
+        if step == at:
+            table = cast(nn.Embedding, run.model.bottleneck.quantizer.embedding).weight
+            draws = torch.Generator().manual_seed(at)  # the batches stay those of the twin
+            table.copy_((2 * torch.rand(table.shape, generator=draws) - 1) / len(table))
+
+    return disturb
+
+
+def shrink(share: float) -> Disturbance:
+    """Return a disturbance: each step takes a share of a learnable codebook, as decoupled weight decay does.
+
+    A codebook that is not trained is let alone, as optimizers let it.
+    """
+
+    @torch.no_grad()
+    def disturb(run: Run, step: int) -> None:
+        table = cast(nn.Embedding, run.model.bottleneck.quantizer.embedding).weight
+        if table.requires_grad:
+            table.mul_(1 - share)
+
+    return disturb
+
+
+def lose_level(level: int, *, at: int) -> Disturbance:
+    """Return a disturbance: at one step a level of a residual is overwritten at ten times the latents' spread."""
+
+    @torch.no_grad()
+    def disturb(run: Run, step: int) -> None:
+        if step == at:
+            rows = run.model.latents(run.data.train[:1024]).flatten(0, 1)
+            spread = (rows - rows.mean(dim=0)).square().mean().sqrt()
+            draws = torch.Generator().manual_seed(at)  # the batches stay those of the twin
+            codes = torch.randn(run.model.bottleneck.K, rows.shape[1], generator=draws)
+            _write(cast(nn.ModuleList, run.model.bottleneck.quantizer.layers)[level], 10.0 * spread * codes)
 
     return disturb
 

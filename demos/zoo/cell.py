@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib.metadata import version
 from typing import Any, cast
 
 import torch
@@ -19,7 +21,7 @@ from torch.nn import functional
 from collapse_guard import Event, Guard
 from collapse_guard.statistics import perplexity, usage
 
-from .arms import Arm, random_policy
+from .arms import Arm
 from .models import Bottleneck, Coder, build_quantizer
 from .scenario import Run, Scenario, any_items
 
@@ -45,8 +47,9 @@ class CellResult:
         trace: for each `WINDOW` of steps the perplexity of each level's codes in training; empty where there were none.
         alerts: (step, rule, severity) of each.
         interventions: (step, codebook, action, result) of each.
-        readings: steps of the guard's readings of its first codebook. codebooks: that it watched.
+        readings: steps of the guard's readings of its first codebook in training. codebooks: that it watched.
         guard_share: the guard's share of the training's wall time. cpu_seconds: of the process, for the training.
+        packages: versions of what it was made with; empty where an older version did not write them down.
     """
 
     scenario: str
@@ -64,10 +67,17 @@ class CellResult:
     codebooks: int = 0
     guard_share: float = 0.0
     cpu_seconds: float = 0.0
+    packages: str = ""
 
     def as_record(self) -> dict[str, Any]:
         """Return it as plain data."""
         return asdict(self)
+
+
+@cache
+def _packages() -> str:
+    names = ("collapse_guard", "torch", "vector-quantize-pytorch", "scikit-learn")
+    return ", ".join(f"{name} {version(name)}" for name in names)
 
 
 class _Listener:
@@ -81,7 +91,7 @@ class _Listener:
         """Keep an alert or the step of a reading."""
         if event.event == "alert":
             self.alerts.append((event.step, str(event.fields["rule"]), str(event.fields["severity"])))
-        elif event.event == "reading":
+        elif event.event == "reading" and event.fields["stage"] == "train":
             self.readings.setdefault(str(event.fields["codebook"]), []).append(event.step)
 
     def close(self) -> None:
@@ -101,8 +111,8 @@ def run_cell(scenario: Scenario, arm: Arm, seed: int, *, steps: int | None = Non
         ImportError: the package of the quantizer is not installed.
     """
     steps = steps or scenario.steps
+    policy, fingerprint = arm.policy_of(scenario, seed), arm.fingerprint
     trainer = _Trainer(scenario, arm, seed)
-    policy = random_policy(f"{scenario.name} {seed}") if arm.is_random else arm.policy
     listener = _Listener()
     guard = Guard(policy or "observe", console=False, sinks=[listener], seed=seed, total_steps=steps)
     counter = _Counter(trainer.run.model.bottleneck.K)
@@ -113,7 +123,8 @@ def run_cell(scenario: Scenario, arm: Arm, seed: int, *, steps: int | None = Non
         for step in range(steps):
             codes, loss = trainer.step(step)
             counter.add(codes, step)
-            guard.step(loss=loss)
+            if policy is not None:
+                guard.step(loss=loss)
             if (step + 1) % EVALUATED_EVERY == 0 and step + 1 < steps:
                 with guard.evaluate():
                     trainer.judge()
@@ -128,7 +139,8 @@ def run_cell(scenario: Scenario, arm: Arm, seed: int, *, steps: int | None = Non
         arm=arm.name,
         seed=seed,
         steps=steps,
-        policy=arm.fingerprint,
+        policy=fingerprint,
+        packages=_packages(),
         error=error,
         perplexity=perplexities,
         usage=usages,

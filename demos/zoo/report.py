@@ -44,7 +44,7 @@ def summarise_zoo(cells: Sequence[CellResult], scenarios: Sequence[Scenario], st
 
 
 def _in_part(part: str, pair: Pair) -> bool:
-    return part == "all" or pair.scenario.is_held_out == (part == "held out")
+    return part in ("all", pair.scenario.part)
 
 
 def _by_seed(pairs: Sequence[Pair], value: Callable[[Pair], float | None]) -> list[list[float]]:
@@ -109,7 +109,7 @@ def _scenario_figures(pairs: Pairs, scenario: Scenario) -> dict[str, Any]:
     return {
         "says": scenario.says,
         "is_collapse": scenario.is_collapse,
-        "is_held_out": scenario.is_held_out,
+        "part": scenario.part,
         "K": scenario.K,
         "arms": arms,
     }

@@ -69,6 +69,7 @@ class Scenario:
         is_pretrained: whether encoder and decoder have learned to work without a quantizer before. The latents of an
             untrained encoder move so much at first that few codebooks keep up, whatever else is wrong or right.
         has_adversary: whether a discriminator with an optimizer of its own looks at what is decoded.
+        is_fresh: whether it was added when the policy had been tuned, and has not been tuned on.
     """
 
     name: str
@@ -96,11 +97,12 @@ class Scenario:
     is_padded: bool = False
     is_pretrained: bool = True
     has_adversary: bool = False
+    is_fresh: bool = False
 
     @property
-    def is_held_out(self) -> bool:
-        """Whether nothing is tuned on it."""
-        return is_held_out(self.name)
+    def part(self) -> str:
+        """The part of the zoo that it belongs to: `tuned`, `held out` or `fresh`."""
+        return "fresh" if self.is_fresh else "held out" if is_held_out(self.name) else "tuned"
 
     def load(self) -> Data:
         """Return its data."""
