@@ -67,8 +67,6 @@ def list_all() -> None:
 
     for scenario in cages.SCENARIOS.values():
         kind = "collapse" if scenario.is_collapse else "control"
-        typer.echo(
-            f"{scenario.name:20} {kind:9} {'held out ' if scenario.is_held_out else '         '} {scenario.says}"
-        )
+        typer.echo(f"{scenario.name:20} {kind:9} {scenario.part:9} {scenario.says}")
     for name, each in cages.ARMS.items():
         typer.echo(f"--arm {name:14} {each.says}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from .arms import ARMS, Arm, arm_named, random_policy
+from .arms import ARMS, Arm, arm_named, blunt_policy, random_policy
 from .cell import CellResult, run_cell
 from .collapses import COLLAPSES
 from .controls import CONTROLS
 from .entries import SCENARIOS
-from .intervals import Interval, mean_over_seeds, median_over_scenarios
+from .fresh import FRESH
+from .intervals import Interval, mean_of_pairs, median_of_pairs
 from .measures import Pairs, fell_at, held_since, is_as_good
 from .models import FAMILIES
 from .runner import Study, read_cells, run_study
@@ -20,6 +21,7 @@ __all__ = [
     "COLLAPSES",
     "CONTROLS",
     "FAMILIES",
+    "FRESH",
     "HELD_OUT",
     "SCENARIOS",
     "Arm",
@@ -29,12 +31,13 @@ __all__ = [
     "Scenario",
     "Study",
     "arm_named",
+    "blunt_policy",
     "current_cells",
     "fell_at",
     "held_since",
     "is_as_good",
-    "mean_over_seeds",
-    "median_over_scenarios",
+    "mean_of_pairs",
+    "median_of_pairs",
     "random_policy",
     "read_cells",
     "run_cell",

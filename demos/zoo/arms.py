@@ -80,6 +80,7 @@ DENSE: Mapping[str, Any] = {
 }
 """The default policy with five times the readings, as dense as `default` itself reads where it suspects something."""
 
+
 def random_policy(seed: str) -> Policy:
     """Return the policy `default` with random ladders: it acts when `default` does, and does anything.
 

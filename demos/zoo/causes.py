@@ -138,9 +138,9 @@ def rescale(factor: float, *, at: int) -> Disturbance:
     def disturb(run: Run, step: int) -> None:
         if step == at:
             last, first = cast(nn.Linear, run.model.encoder[-1]), cast(nn.Linear, run.model.decoder[0])
-            last.weight *= factor
-            last.bias *= factor
-            first.weight /= factor
+            last.weight.mul_(factor)
+            last.bias.mul_(factor)
+            first.weight.div_(factor)
 
     return disturb
 

@@ -1,13 +1,13 @@
-"""Intervals over paired seeds: how sure a mean or a median of few scenarios is, by the bootstrap."""
+"""Intervals over pairs of scenario and seed: how sure a mean or a median of them is, by the bootstrap."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Interval", "mean_over_seeds", "median_over_scenarios"]
+__all__ = ["Interval", "mean_of_pairs", "median_of_pairs"]
 
 _DRAWS = 2000
 
@@ -28,38 +28,42 @@ class Interval:
     seeds: int
 
 
-def mean_over_seeds(by_seed: Sequence[Sequence[float]]) -> Interval | None:
-    """Return the mean of all values; whole seeds are drawn anew, since what they share is no independent evidence.
+def mean_of_pairs(values: Mapping[tuple[str, int], float]) -> Interval | None:
+    """Return the mean of all values.
+
+    Scenarios and seeds are both drawn anew, each with all its values: those of one scenario are no independent
+    evidence, as little as those of one seed (Owen, "The pigeonhole bootstrap", 2007).
 
     Args:
-        by_seed: for each seed the values of its pairs; those without any are left out.
+        values: by scenario and seed.
 
     Returns:
         `None` where there is no value at all.
     """
-    return _interval(by_seed, np.mean)
+    return _interval(values, np.mean)
 
 
-def median_over_scenarios(by_seed: Sequence[Sequence[float]]) -> Interval | None:
-    """Return the median of all values, with whole seeds drawn anew; see `mean_over_seeds`."""
-    return _interval(by_seed, np.median)
+def median_of_pairs(values: Mapping[tuple[str, int], float]) -> Interval | None:
+    """Return the median of all values, infinite ones among them, with an interval as that of `mean_of_pairs`."""
+    return _interval(values, np.median)
 
 
-def _interval(by_seed: Sequence[Sequence[float]], statistic: np.ufunc | object) -> Interval | None:
-    from scipy.stats import bootstrap
-
-    filled = [np.asarray(values, dtype=np.float64) for values in by_seed if len(values)]
-    if not filled:
+def _interval(
+    values: Mapping[tuple[str, int], float], statistic: Callable[[np.ndarray], np.floating]
+) -> Interval | None:
+    if not values:
         return None
-
-    def of_seeds(rows: np.ndarray) -> float:
-        return float(statistic(np.concatenate([filled[int(row)] for row in rows])))  # type: ignore[operator]
-
-    rows = np.arange(len(filled))
-    value = of_seeds(rows)
-    if len(filled) < 2 or len({tuple(np.sort(values)) for values in filled}) == 1:
-        return Interval(value, value, value, len(filled))
-    found = bootstrap(
-        (rows,), of_seeds, n_resamples=_DRAWS, method="percentile", vectorized=False, rng=np.random.default_rng(0)
-    ).confidence_interval
-    return Interval(value, float(found.low), float(found.high), len(filled))
+    scenarios, seeds = sorted({name for name, _ in values}), sorted({seed for _, seed in values})
+    table = np.array([[values.get((name, seed), np.nan) for seed in seeds] for name in scenarios], dtype=np.float64)
+    value = float(statistic(table[~np.isnan(table)]))
+    if len(seeds) < 2:
+        return Interval(value, value, value, len(seeds))
+    random = np.random.default_rng(0)
+    found = []
+    for _ in range(_DRAWS):
+        rows, columns = (random.integers(length, size=length) for length in table.shape)
+        drawn = table[rows][:, columns]
+        if not np.isnan(drawn).all():
+            found.append(float(statistic(drawn[~np.isnan(drawn)])))
+    low, high = np.percentile(found, [2.5, 97.5], method="nearest")  # values that were drawn: some may be infinite
+    return Interval(value, float(low), float(high), len(seeds))

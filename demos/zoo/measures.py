@@ -8,13 +8,14 @@ perplexity, in training or in evaluation. A cause may cost error and leave the c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .cell import WINDOW, CellResult
 from .scenario import Scenario
 
-__all__ = ["TOLERANCE", "Pair", "Pairs", "fell_at", "has_as_little_error", "held_since", "is_as_good"]
+__all__ = ["TOLERANCE", "Pair", "Pairs", "error_over", "fell_at", "has_as_little_error", "held_since", "is_as_good"]
 
 TOLERANCE = 0.1
 """How far below the twin's perplexity, or above its error, a run may end and count as recovered, as a share."""
@@ -25,6 +26,13 @@ _FALLEN = 0.5
 def has_as_little_error(run: CellResult, twin: CellResult) -> bool:
     """Whether a run's error is at most a tenth above its twin's."""
     return run.error is not None and twin.error is not None and run.error <= (1 + TOLERANCE) * twin.error
+
+
+def error_over(run: CellResult, error: float | None) -> float | None:
+    """Return a run's error over another one, infinite where it is no number; `None` where the other one is none."""
+    if not error:
+        return None
+    return math.inf if run.error is None else run.error / error
 
 
 def is_as_good(run: CellResult, twin: CellResult) -> bool:
@@ -108,22 +116,23 @@ class Pair:
 
     @property
     def detected_at(self) -> int | None:
-        """The step of the first alert once the cause was there; `None` without one."""
-        return min((step for step, *_ in self.run.alerts if step > self.scenario.onset), default=None)
+        """The step of the first alert once the cause was there, one of severity `info` left out; `None` without."""
+        steps = [step for step, _, severity in self.run.alerts if step > self.scenario.onset and severity != "info"]
+        return min(steps, default=None)
 
     @property
     def delay(self) -> int | None:
-        """Steps from the fall to the alert, below 0 where the alert came first; `None` without an alert or a fall."""
-        if self.detected_at is None or self.fell_at is None:
-            return None
-        return self.detected_at - self.fell_at
+        """Steps from the cause to the alert; `None` without an alert, or where no codebook fell."""
+        at = self.detected_at
+        return at - self.scenario.onset if at is not None and self.has_fallen else None
 
     @property
     def delay_readings(self) -> int | None:
-        """Readings from the fall to the alert, the one that alerts counted; 0 where the alert came no later."""
-        if self.detected_at is None or self.fell_at is None:
+        """Readings from the cause to the alert, the one that alerts counted; `None` as with `delay`."""
+        at = self.detected_at
+        if at is None or not self.has_fallen:
             return None
-        return sum(self.fell_at < step <= self.detected_at for step in self.run.readings)
+        return sum(self.scenario.onset < step <= at for step in self.run.readings)
 
     @property
     def recovery_steps(self) -> int | None:
@@ -132,9 +141,9 @@ class Pair:
 
     @property
     def error_ratio(self) -> float | None:
-        """The run's error over that of the best prevention; `None` where there is no prevention, or no number."""
+        """The run's error over that of the best prevention; `None` where there is none, infinite if it is no number."""
         errors = [peer.error for peer in self.peers.values() if peer.error is not None]
-        return self.run.error / min(errors) if errors and self.run.error is not None and min(errors) > 0 else None
+        return error_over(self.run, min(errors, default=None))
 
 
 class Pairs:

@@ -33,7 +33,7 @@ def draw_recovery(figures: dict[str, Any]) -> str:
     base = _TOP + len(arms) * _ROW
     body.append(draw_line(_LEFT, _TOP - 4, _LEFT, base))
     cells = figures["cells"]
-    note = f"{cells['measured']} of {cells['asked']} cells; lines are 95 % intervals over {len(figures['seeds'])} seeds"
+    note = f"{cells['measured']} of {cells['asked']} cells; lines are 95 % intervals, scenarios and seeds drawn anew"
     body.append(draw_text(_LEFT, base + 18, note, is_small=True))
     return draw_frame("Collapses that ended as well as the healthy twin", _WIDTH, base + 28, body)
 
@@ -61,9 +61,9 @@ def draw_error(figures: dict[str, Any]) -> str:
         y = _TOP + 32 + place * _ROW
         body.append(draw_text(_LEFT - 10, y + 4, name, anchor="end"))
         for _, arm in shown:
-            error = _error_of(arms, arm)
-            if error is not None:
-                x = place_of(error / arms["twin"]["error"])
+            ratio = _ratio_of(arms, arm)
+            if ratio is not None:
+                x = place_of(ratio)
                 body.append(f'<circle cx="{x:.1f}" cy="{y}" r="5" fill="{_COLOURS.get(arm, _OTHER)}" opacity="0.85"/>')
     note = "error / the healthy twin's, median over seeds; beyond 16 at 16"
     body.append(draw_text(_LEFT, base + 32, note, is_small=True))
@@ -74,10 +74,8 @@ def _can_be_drawn(found: dict[str, Any]) -> bool:
     return found["is_collapse"] and bool(found["arms"].get("twin", {}).get("error"))
 
 
-def _error_of(arms: dict[str, Any], arm: str) -> float | None:
-    """Return the error of an arm; the least of the preventions' where none is named."""
-    if arm:
-        found: float | None = arms[arm]["error"] if arm in arms else None
-        return found
-    errors = [arms[peer]["error"] for peer in ("own", "rotation", "simvq", "fsq") if peer in arms]
-    return min((error for error in errors if error is not None), default=None)
+def _ratio_of(arms: dict[str, Any], arm: str) -> float | None:
+    """Return the error of an arm over the twin's; the least of the preventions' where none is named."""
+    named = (arm,) if arm else ("own", "rotation", "simvq", "fsq")
+    ratios = [arms[each]["error_over_twin"] for each in named if each in arms]
+    return min((ratio for ratio in ratios if ratio is not None), default=None)

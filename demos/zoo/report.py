@@ -1,131 +1,13 @@
-"""The zoo's figures as plain data, and as the Markdown page that the docs show."""
+"""The zoo's figures as the Markdown page that the docs show."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from typing import Any
 
-from .arms import ARMS
-from .cell import CellResult
-from .intervals import Interval, mean_over_seeds, median_over_scenarios
-from .measures import Pair, Pairs, has_as_little_error
-from .runner import Study
-from .scenario import Scenario
+from .figures import PARTS
 
-__all__ = ["summarise_zoo", "zoo_as_markdown"]
-
-_PARTS = ("all", "tuned", "held out")
-
-
-def summarise_zoo(cells: Sequence[CellResult], scenarios: Sequence[Scenario], study: Study) -> dict[str, Any]:
-    """Return all figures as plain data.
-
-    Args:
-        cells: what was measured.
-        scenarios: that the cells belong to.
-        study: that was asked for in whole, to say how much of it is there.
-    """
-    by_name = {scenario.name: scenario for scenario in scenarios}
-    wanted = {cell.key for cell in study.cells()}
-    pairs = Pairs(cells, by_name, [arm.name for arm in ARMS.values() if arm.is_peer])
-    asked = {(scenario, arm, seed, steps) for scenario, arm, seed, steps, _ in wanted}
-    have = {(each.scenario, each.arm, each.seed, each.steps) for each in cells}
-    return {
-        "schema": 1,
-        "cells": {"measured": len(asked & have), "asked": len(asked)},
-        "seeds": pairs.seeds,
-        "cpu_seconds": round(sum(each.cpu_seconds for each in cells), 1),
-        "harmless": [f"{name}, seed {seed}" for name, seed in pairs.harmless()],
-        "arms": {arm: _arm_figures(pairs, arm) for arm in pairs.arms},
-        "scenarios": {name: _scenario_figures(pairs, by_name[name]) for name in by_name},
-    }
-
-
-def _in_part(part: str, pair: Pair) -> bool:
-    return part in ("all", pair.scenario.part)
-
-
-def _by_seed(pairs: Sequence[Pair], value: Callable[[Pair], float | None]) -> list[list[float]]:
-    seeds = sorted({pair.seed for pair in pairs})
-    return [[found for pair in pairs if pair.seed == seed and (found := value(pair)) is not None] for seed in seeds]
-
-
-def _plain(interval: Interval | None) -> dict[str, Any] | None:
-    return None if interval is None else {name: round(value, 4) for name, value in asdict(interval).items()}
-
-
-def _arm_figures(pairs: Pairs, arm: str) -> dict[str, Any]:
-    own = pairs.of(arm)
-    readings, alerts, interventions = pairs.healthy(arm)
-    shares = [pair.run.guard_share for pair in own if pair.run.readings]
-    return {
-        "pairs": len(own),
-        "recovered": {part: _plain(_recovered([pair for pair in own if _in_part(part, pair)])) for part in _PARTS},
-        "error_alone": _plain(
-            mean_over_seeds(_by_seed(own, lambda pair: float(has_as_little_error(pair.run, pair.twin))))
-        ),
-        "fallen": sum(pair.has_fallen for pair in own),
-        "detected": _share([pair.detected_at is not None for pair in own if pair.run.readings and pair.has_fallen]),
-        "delay_steps": _median([pair.delay for pair in own]),
-        "delay_readings": _median([pair.delay_readings for pair in own]),
-        "recovery_steps": _median([pair.recovery_steps for pair in own if pair.is_recovered]),
-        "error_ratio": _plain(median_over_scenarios(_by_seed(own, lambda pair: pair.error_ratio))),
-        "error_ratio_from_1024": _plain(
-            median_over_scenarios(_by_seed([pair for pair in own if pair.scenario.K >= 1024], lambda p: p.error_ratio))
-        ),
-        "interventions": _mean([len(pair.run.interventions) for pair in own]),
-        "guard_share": _median(shares),
-        "healthy": {"readings": readings, "alerts": alerts, "interventions": interventions},
-    }
-
-
-def _recovered(pairs: Sequence[Pair]) -> Interval | None:
-    return mean_over_seeds(_by_seed(pairs, lambda pair: float(pair.is_recovered)))
-
-
-def _scenario_figures(pairs: Pairs, scenario: Scenario) -> dict[str, Any]:
-    arms = {}
-    for arm in pairs.arms:
-        runs = [run for seed in pairs.seeds if (run := pairs.cell(scenario.name, arm, seed)) is not None]
-        if not runs:
-            continue
-        own = pairs.of(arm, scenario.name)
-        errors = [run.error for run in runs if run.error is not None]
-        arms[arm] = {
-            "seeds": len(runs),
-            "error": _median(errors),
-            "perplexity": _median([min(run.perplexity) for run in runs if run.perplexity]),
-            "usage": _median([min(run.usage) for run in runs if run.usage]),
-            "pairs": len(own),
-            "recovered": sum(pair.is_recovered for pair in own),
-            "fallen": sum(pair.has_fallen for pair in own),
-            "detected": sum(pair.detected_at is not None for pair in own if pair.has_fallen),
-            "delay_steps": _median([pair.delay for pair in own]),
-            "interventions": _mean([len(run.interventions) for run in runs]),
-            "alerts": _mean([len(run.alerts) for run in runs]),
-        }
-    return {
-        "says": scenario.says,
-        "is_collapse": scenario.is_collapse,
-        "part": scenario.part,
-        "K": scenario.K,
-        "arms": arms,
-    }
-
-
-def _median(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return round(statistics.median(known), 5) if known else None
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return round(statistics.mean(values), 3) if values else None
-
-
-def _share(values: Sequence[bool]) -> float | None:
-    return round(sum(values) / len(values), 4) if values else None
+__all__ = ["zoo_as_markdown"]
 
 
 def zoo_as_markdown(figures: dict[str, Any]) -> str:
@@ -136,12 +18,22 @@ def zoo_as_markdown(figures: dict[str, Any]) -> str:
         "",
         "Written by `make zoo` from `zoo.jsonl`, which holds every run; [the page of the zoo](../zoo.md) says what is",
         "measured and how.",
-        f"Measured: {cells['measured']} of {cells['asked']} cells, seeds {_listed(seeds)}.",
+        f"Measured: {cells['measured']} of {cells['asked']} cells, seeds {_listed(seeds)}, in "
+        f"{figures['cpu_seconds'] / 60:.0f} CPU minutes. Intervals draw scenarios and seeds anew.",
+        f"Made with {'; '.join(figures['packages']) or 'versions that were not written down'}.",
         "" if cells["measured"] >= cells["asked"] else "**The study is not complete:** intervals are wide, or missing.",
         "",
         "## Arms",
         "",
         *_arm_table(figures["arms"]),
+        "",
+        "## Detection",
+        "",
+        *_detection_table(figures["arms"]),
+        "",
+        "## Beside the packages' own prevention",
+        "",
+        *_own_table(figures["arms"]),
         "",
         "## Healthy codebooks",
         "",
@@ -166,23 +58,63 @@ def _listed(seeds: Sequence[int]) -> str:
 
 
 def _arm_table(arms: dict[str, Any]) -> list[str]:
-    head = "| arm | pairs | recovered, all | tuned | held out | error alone | detected | delay, readings "
     lines = [
-        head + "| steps to recover | error / best prevention | interventions | guard's time |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| arm | pairs | recovered, {' | '.join(PARTS)} | error alone, all | error / best prevention "
+        "| interventions | guard's time |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for arm, found in arms.items():
-        if not found["pairs"]:
-            continue
-        shares = " | ".join(_interval(found["recovered"][part], ".0%") for part in _PARTS)
+    for arm, found in _with_pairs(arms):
         lines.append(
-            f"| `{arm}` | {found['pairs']} | {shares} | {_interval(found['error_alone'], '.0%')} "
-            f"| {_cell(found['detected'], '.0%')} "
-            f"| {_cell(found['delay_readings'], '.0f')} | {_cell(found['recovery_steps'], '.0f')} "
+            f"| `{arm}` | {found['pairs']} | {_shares(found['recovered'])} "
+            f"| {_interval(found['error_alone']['all'], '.0%')} "
             f"| {_interval(found['error_ratio'], '.2f')} | {_cell(found['interventions'], '.1f')} "
             f"| {_cell(found['guard_share'], '.1%')} |"
         )
     return lines
+
+
+def _detection_table(arms: dict[str, Any]) -> list[str]:
+    lines = [
+        "From the cause on, where a codebook fell: median, and in brackets the most.",
+        "",
+        "| arm | fallen | detected | steps to the alert | readings to the alert | steps to recover |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm, found in _with_pairs(arms):
+        if found["detected"] is None:
+            continue
+        delays = (found[name] for name in ("delay_steps", "delay_readings"))
+        cells = (f"{_cell(each['median'], '.0f')} ({_cell(each['most'], '.0f')})" for each in delays)
+        lines.append(
+            f"| `{arm}` | {found['fallen']} | {found['detected']:.1%} | {' | '.join(cells)} "
+            f"| {_cell(found['recovery_steps'], '.0f')} |"
+        )
+    return lines
+
+
+def _own_table(arms: dict[str, Any]) -> list[str]:
+    lines = [
+        "Pairs in which the package has a prevention of its own. *Better by*: the share recovered less that of `own`.",
+        "",
+        f"| arm | pairs | recovered, {' | '.join(PARTS)} | better by | error / own |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for arm, found in _with_pairs(arms):
+        beside = found["beside_own"]
+        if beside["pairs"]:
+            lines.append(
+                f"| `{arm}` | {beside['pairs']} | {_shares(beside['recovered'])} | {_interval(beside['gain'], '+.0%')} "
+                f"| {_interval(beside['error_over_own'], '.2f')} |"
+            )
+    return lines
+
+
+def _with_pairs(arms: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [(arm, found) for arm, found in arms.items() if found["pairs"]]
+
+
+def _shares(of_parts: dict[str, Any]) -> str:
+    return " | ".join(_interval(of_parts[part], ".0%") for part in PARTS)
 
 
 def _healthy_table(arms: dict[str, Any]) -> list[str]:
@@ -199,13 +131,14 @@ def _healthy_table(arms: dict[str, Any]) -> list[str]:
     return lines
 
 
-_SHOWN = ("sound", "nothing", "random", "own", "rotation", "simvq", "fsq", "default", "upkeep")
+_SHOWN = ("sound", "nothing", "random", "blunt", "own", "rotation", "simvq", "fsq", "default", "upkeep")
+_MARKS = {"tuned": "", "held out": " *", "fresh": " +"}
 
 
 def _scenario_table(scenarios: dict[str, Any]) -> list[str]:
     shown = (*_SHOWN, *_policies(scenarios))
     lines = [
-        "Median error over the seeds, relative to the healthy twin's (1.00); in brackets how many pairs recovered.",
+        "Median over seeds of the error over the healthy twin's (1.00); in brackets how many pairs recovered.",
         "",
         f"| scenario | K | twin | {' | '.join(shown)} |",
         f"|---|---|---|{'---|' * len(shown)}",
@@ -214,10 +147,15 @@ def _scenario_table(scenarios: dict[str, Any]) -> list[str]:
         twin = found["arms"].get("twin")
         if not found["is_collapse"] or twin is None:
             continue
-        mark = " *" if found["is_held_out"] else ""
-        cells = [_against(found["arms"].get(arm), twin) for arm in shown]
-        lines.append(f"| {name}{mark} | {found['K']} | {twin['perplexity']:.0f} | {' | '.join(cells)} |")
-    return [*lines, "", "The twin's column is its perplexity, of the worst level. * held out from tuning."]
+        cells = [_against(found["arms"].get(arm)) for arm in shown]
+        lines.append(
+            f"| {name}{_MARKS[found['part']]} | {found['K']} | {twin['perplexity']:.0f} | {' | '.join(cells)} |"
+        )
+    return [
+        *lines,
+        "",
+        "The twin's column is its perplexity, of the worst level. * held out from tuning, + added after it.",
+    ]
 
 
 def _policies(scenarios: dict[str, Any]) -> list[str]:
@@ -226,12 +164,10 @@ def _policies(scenarios: dict[str, Any]) -> list[str]:
     return [arm for arm in arms if arm.startswith("policy:")]
 
 
-def _against(own: dict[str, Any] | None, twin: dict[str, Any]) -> str:
+def _against(own: dict[str, Any] | None) -> str:
     if own is None:
         return "-"
-    if own["error"] is None:
-        return "no number"
-    ratio = f"{own['error'] / twin['error']:.2f}"
+    ratio = "no number" if own["error_over_twin"] is None else f"{own['error_over_twin']:.2f}"
     return f"{ratio} ({own['recovered']}/{own['pairs']})" if own["pairs"] else ratio
 
 
@@ -255,7 +191,7 @@ def _control_table(scenarios: dict[str, Any]) -> list[str]:
                 if own is None or own["error"] is None
                 else f"{own['alerts']:.1f}, {own['interventions']:.1f}; {own['error'] / nothing['error']:.2f}"
             )
-        lines.append(f"| {name}{' *' * found['is_held_out']} | {nothing['perplexity']:.0f} | {' | '.join(cells)} |")
+        lines.append(f"| {name}{_MARKS[found['part']]} | {nothing['perplexity']:.0f} | {' | '.join(cells)} |")
     return lines
 
 
@@ -263,9 +199,15 @@ def _interval(found: dict[str, Any] | None, form: str) -> str:
     """Return a value with its interval, without one where a single seed was run."""
     if found is None:
         return "-"
-    value, low, high = (f"{found[key]:{form}}" for key in ("value", "low", "high"))
+    value, low, high = (
+        "no number" if found[key] is None else f"{found[key]:{form}}" for key in ("value", "low", "high")
+    )
     return value if found["seeds"] < 2 else f"{value} ({low} - {high})"
 
 
 def _cell(value: float | None, form: str) -> str:
     return "-" if value is None else f"{value:{form}}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "no number" if value is None else f"{value:{form}}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,7 +31,8 @@ def test_the_held_out_third_is_the_one_that_was_written_down() -> None:
 def test_there_are_as_many_collapses_and_controls_as_the_zoo_promises() -> None:
     assert len(zoo.COLLAPSES) >= 16
     assert len(zoo.CONTROLS) >= 8
-    assert len(zoo.SCENARIOS) == len(zoo.COLLAPSES) + len(zoo.CONTROLS)
+    assert len(zoo.SCENARIOS) == len(zoo.COLLAPSES) + len(zoo.FRESH) + len(zoo.CONTROLS)
+    assert [name for name, each in zoo.SCENARIOS.items() if each.part == "fresh"] == [each.name for each in zoo.FRESH]
     assert {scenario.family for scenario in zoo.SCENARIOS.values()} <= set(zoo.FAMILIES)
 
 
@@ -69,13 +71,15 @@ def a_study(*cells: zoo.CellResult) -> zoo.Pairs:
 
 def test_a_pair_tells_delay_error_ratio_and_recovery() -> None:
     guarded = replace(CELL, arm="default", error=0.105, perplexity=[95.0], readings=[40, 50, 60, 70, 80])
-    guarded = replace(guarded, alerts=[(70, "collapsed", "critical"), (80, "astray", "critical")])
+    guarded = replace(guarded, alerts=[(60, "idle", "info"), (70, "collapsed", "critical"), (80, "astray", "critical")])
     peers = [replace(TWIN, arm="own", error=0.21), replace(TWIN, arm="fsq", error=0.15)]
     (pair,) = a_study(CELL, TWIN, guarded, *peers).of("default")
     assert pair.has_fallen
-    assert (pair.fell_at, pair.detected_at, pair.delay, pair.delay_readings) == (50, 70, 20, 2)
+    assert (pair.fell_at, pair.detected_at, pair.delay, pair.delay_readings) == (50, 70, 70, 4)  # from the cause at step 0; what only informs is no alert
     assert pair.error_ratio == pytest.approx(0.105 / 0.15)
     assert pair.is_recovered
+    (lost,) = a_study(CELL, TWIN, replace(guarded, error=None), *peers).of("default")
+    assert lost.error_ratio == math.inf  # and not left out, which would flatter
 
 
 def test_where_doing_nothing_ends_well_there_is_nothing_to_rescue() -> None:
@@ -94,12 +98,52 @@ def test_false_alarms_are_those_at_readings_of_healthy_codebooks() -> None:
     assert a_study(control, jumped).healthy("default") == (2 * 2 + 2, 1, 0)
 
 
-def test_intervals_draw_whole_seeds() -> None:
-    assert zoo.mean_over_seeds([]) is None
-    assert zoo.mean_over_seeds([[1.0, 0.0]]) == zoo.Interval(0.5, 0.5, 0.5, 1)
-    assert zoo.mean_over_seeds([[0.0, 0.0], [1.0, 1.0]]) == zoo.Interval(0.5, 0.0, 1.0, 2)
-    found = zoo.median_over_scenarios([[1.0, 2.0, 9.0], [1.0, 2.0, 9.0]])
-    assert found == zoo.Interval(2.0, 2.0, 2.0, 2)
+def test_intervals_draw_scenarios_and_seeds() -> None:
+    assert zoo.mean_of_pairs({}) is None
+    assert zoo.mean_of_pairs({("a", 0): 1.0, ("b", 0): 0.0}) == zoo.Interval(0.5, 0.5, 0.5, 1)
+    by_scenario = zoo.mean_of_pairs({(name, seed): float(name == "a") for name in "ab" for seed in range(5)})
+    by_seed = zoo.mean_of_pairs({(name, seed): float(seed == 0) for name in "ab" for seed in range(2)})
+    assert by_scenario == zoo.Interval(0.5, 0.0, 1.0, 5)  # five seeds that agree say nothing of other scenarios
+    assert by_seed == zoo.Interval(0.5, 0.0, 1.0, 2)
+    alike = {(name, seed): float(ord(name)) for name in "aaa" for seed in range(3)}
+    assert zoo.median_of_pairs(alike) == zoo.Interval(97.0, 97.0, 97.0, 3)
+    lost = zoo.median_of_pairs({("a", 0): 1.0, ("b", 0): math.inf, ("a", 1): 1.0, ("b", 1): math.inf, ("c", 0): 2.0})
+    assert lost is not None
+    assert (lost.value, lost.low, lost.high) == (2.0, 1.0, math.inf)
+
+
+def test_the_blunt_arm_answers_everything_alike() -> None:
+    blunt, default = zoo.blunt_policy("any"), load_policy("default")
+    assert [each.name for each in blunt.rules] == [each.name for each in default.rules if each.name != "half_repaired"]
+    asked = {rule.name: [rung.params.describe() for rung in rule.ladder] for rule in blunt.rules if rule.ladder}
+    assert asked.pop("stale_moments") == ["restart_optimizer()"]
+    assert {tuple(rungs) for rungs in asked.values()} == {("reset_codes(scope=all, source=reservoir, refill=0.5)",)}
+
+
+def test_a_sound_run_has_neither_the_cause_nor_a_replacement_of_dead_codes() -> None:
+    of = PATCHES.options_of
+    assert (of("twin"), of("sound")) == (
+        {"kmeans_init": True, "threshold_ema_dead_code": 0.2},
+        {"kmeans_init": True, "threshold_ema_dead_code": 0},
+    )
+    assert not zoo.ARMS["sound"].has_cause
+    assert zoo.ARMS["own"].has_cause
+
+
+@pytest.mark.parametrize("scenario", [each for each in zoo.FRESH if each.onset], ids=lambda each: each.name)
+def test_a_run_is_that_of_its_sound_twin_until_the_cause_strikes(scenario: zoo.Scenario) -> None:
+    torch.set_num_threads(1)
+    quick = replace(scenario, is_pretrained=False)
+    sound, struck = (zoo.run_cell(quick, zoo.ARMS[arm], 0, steps=scenario.onset + 25) for arm in ("sound", "nothing"))
+    assert sound.trace[:-1] == struck.trace[:-1]
+    assert sound.trace[-1] != struck.trace[-1]
+
+
+@pytest.mark.parametrize("scenario", [each for each in zoo.FRESH if not each.onset], ids=lambda each: each.name)
+def test_a_bad_start_shows_at_once(scenario: zoo.Scenario) -> None:
+    torch.set_num_threads(1)
+    twin, doomed = (zoo.run_cell(scenario, zoo.ARMS[arm], 0, steps=25) for arm in ("twin", "nothing"))
+    assert zoo.fell_at(doomed, twin, onset=0) == 25
 
 
 def test_the_random_arm_is_default_with_anything_in_its_ladders() -> None:
@@ -181,7 +225,10 @@ def test_the_report_says_how_much_was_measured_and_draws_it(tmp_path: Path) -> N
     figures = json.loads((tmp_path / "zoo.json").read_text(encoding="utf-8"))
     assert figures["cells"]["measured"] == 8 < figures["cells"]["asked"]
     assert "**The study is not complete" in text
-    assert "| `default` | 2 | 100% (100% - 100%) | 100% (100% - 100%) | - | 100% (100% - 100%) | 100% | 1 |" in text
+    whole = "100% (100% - 100%)"
+    assert f"| `default` | 2 | {whole} | {whole} | - | - | {whole} | 0.50 (0.50 - 0.50) |" in text
+    assert "| `default` | 2 | 100.0% | 60 (60) | 1 (1) |" in text
+    assert f"| `default` | 2 | {whole} | {whole} | - | - | +100% (+100% - +100%) | 0.50 (0.50 - 0.50) |" in text
     assert figures["arms"]["default"]["error_ratio"] == {"value": 0.5, "low": 0.5, "high": 0.5, "seeds": 2}
     for name in ("zoo-recovery.svg", "zoo-error.svg"):
         assert ET.fromstring((tmp_path / name).read_text(encoding="utf-8")).tag.endswith("svg")
@@ -208,7 +255,7 @@ def test_an_edited_policy_stands_in_every_table_and_its_former_runs_in_none(tmp_
     (tmp_path / "zoo.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     text = zoo.write_report(tmp_path)
     assert "| `policy:mine` | 1 | 100% |" in text
-    assert "| start-far-away | 128 | 100 | 2.00 (0/2) | - | - | - | - | - | - | - | 1.00 (1/1) |" in text
+    assert "| start-far-away | 128 | 100 | - | 2.00 (0/2) | - | - | - | - | - | - | - | - | 1.00 (1/1) |" in text
     assert "| plain-ema * | 10 | - | - | - | 0.0, 0.0; 1.00 |" in text
 
 
