@@ -188,6 +188,8 @@ def arm_named(name: str) -> Arm:
     if name in ARMS:
         return ARMS[name]
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise LookupError(f"expected a policy file, and there is none at {path.absolute()}")
         return policy_arm(path)
     raise LookupError(f"expected one of {', '.join(ARMS)}, or a policy file, got {name!r}")

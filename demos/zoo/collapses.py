@@ -1,8 +1,8 @@
 """The collapses of the zoo: what goes wrong in each, and what its healthy twin has instead.
 
 Where a cause strikes in the middle, the codebook starts well. A package's own prevention is what its users are told to
-switch on: k-means start and replacement of dead codes. Dead is a code with a tenth of the uniform share: 0.2 tokens a
-step where 256 tokens meet 128 codes. The 2 tokens a step that are often recommended would be the uniform share here.
+switch on: k-means start and replacement of dead codes. Dead is a code with 0.2 tokens a step, a tenth of the uniform
+share where 256 tokens meet 128 codes. The 2 tokens a step that are often recommended would be the uniform share there.
 """
 
 from __future__ import annotations
