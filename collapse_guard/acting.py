@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from collapse_guard.policies import Decision
@@ -25,9 +26,11 @@ from .entries import Entry
 from .interventions import Intervention, Site, Transaction, find_intervention, tensors_of
 from .ranks import Alone, OtherRankError, Recorded, share
 from .residual import Levels
+from .sketch import MOST_SKETCHED, sketch
 
 __all__ = ["Deed", "act_together", "share_codebook"]
 
+_SKETCHED_LATENTS = 1024
 _logger = logging.getLogger("collapse_guard")
 
 
@@ -55,11 +58,19 @@ class Deed:
         """What the intervention may have changed; nothing where it was not applied."""
         return self.entry.intervention.touches if self.entry.intervention is not None else frozenset()
 
+    @property
+    def fate_of_ids(self) -> str:
+        """What became of token ids where the codebook was written, in words."""
+        facts = self.entry.intervention.facts if self.entry.intervention is not None else {}
+        if "ids_changed" not in facts:
+            return "token ids are permuted"
+        return f"{facts['ids_changed']} of {facts['ids_compared']} token ids changed"
+
 
 def act_together(
     deeds: Sequence[Deed], levels: Levels, site_of: Callable[[Deed], Site], ranks: Alone | None = None
 ) -> None:
-    """Carry out an ACT on its codebooks, coarse first; write on each deed what became of it.
+    """Carry out an ACT on its codebooks, coarse first; write on each deed what became of it, with a picture.
 
     Args:
         deeds: coarse first.
@@ -67,7 +78,14 @@ def act_together(
         site_of: makes the site of an intervention.
         ranks: that act together.
     """
-    ranks = ranks if ranks is not None else Alone()
+    codes = [_codes_of(deed) for deed in deeds[:MOST_SKETCHED]]
+    _act(deeds, levels, site_of, ranks if ranks is not None else Alone())
+    for deed, before in zip(deeds, codes, strict=False):
+        if "codebook" in deed.touches and before is not None:
+            deed.sketch = _sketched(deed, before)
+
+
+def _act(deeds: Sequence[Deed], levels: Levels, site_of: Callable[[Deed], Site], ranks: Alone) -> None:
     written: Recorded | None = None
     applied: list[Deed] = []
     where = ""
@@ -171,3 +189,21 @@ def _put_back(deeds: Sequence[Deed], error: Exception, where: str) -> None:
         entry.result, deed.manifest = "refused", []
         whose = "" if entry.codebook == where else f"{where}: "
         deed.summary = f"{whose}{what}; everything was put back"
+
+
+def _codes_of(deed: Deed) -> Tensor | None:
+    """Return a copy of the codes, for a picture; `None` where they cannot be read, which is no reason not to act."""
+    try:
+        return deed.probe.view.codebook().clone()
+    except Exception as error:  # foreign tensors may fail in any way; what matters of it is told where it is acted on
+        _logger.debug("no sketch of %s", deed.entry.codebook, exc_info=error)
+        return None
+
+
+def _sketched(deed: Deed, before: Tensor) -> dict[str, Any] | None:
+    """Return the picture of what was done; `None` where none can be made, which changes nothing of what was done."""
+    try:
+        return sketch(deed.probe.window.latest(_SKETCHED_LATENTS), before, deed.probe.view.codebook())
+    except Exception as error:  # a decomposition that does not converge, foreign tensors
+        _logger.debug("no sketch of %s", deed.entry.codebook, exc_info=error)
+        return None

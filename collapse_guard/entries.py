@@ -1,8 +1,9 @@
-"""Entries of the ledger: one intervention on one codebook each, and how its rung is undone or written down."""
+"""Entries of the ledger: one intervention on one codebook each, what stands of it, and which tries are one rung's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from collapse_guard.policies import Decision
 
 from .interventions import Intervention, Part, Transaction, find_intervention
 
-__all__ = ["Entry", "tries_of"]
+__all__ = ["Entry", "standing", "tries_of"]
 
 _RECORDED = ("attempt", "codebook", "rule", "rung", "action", "params", "step", "result", "undone")
 
@@ -76,6 +77,20 @@ class Entry:
         self.transaction = self.intervention = None
         self.parts = ()
 
+    def is_due(self, step: int, *, after_reading: bool) -> bool:
+        """Whether it is to be tended at a step, before or after anything is read."""
+        intervention = self.intervention
+        if intervention is None or not (intervention.tends if after_reading else intervention.stays):
+            return False
+        return intervention.is_due(step - self.step)
+
+    def release(self) -> None:
+        """Tend it no more, and let nothing that it holds outlive it; what it wrote stays."""
+        intervention, self.intervention = self.intervention, None
+        if intervention is not None:
+            with contextlib.suppress(Exception):
+                intervention.release()
+
     def values(self) -> dict[str, Any]:
         """Return what stands and is in no checkpoint of model or optimizer, by name of the part, as plain data."""
         standing = {part.name: part.standing() for part in self.parts}
@@ -96,3 +111,22 @@ def tries_of(entry: Entry, entries: Sequence[Entry]) -> list[Entry]:
     """Return all tries of an entry's rung on its codebook, newest first."""
     rung = (entry.codebook, entry.rule, entry.rung)
     return [each for each in reversed(entries) if (each.codebook, each.rule, each.rung) == rung]
+
+
+def standing(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+    """Return what stays in force, as plain data: codebook, action, the step since when, and what it means.
+
+    Settings that an intervention has left changed stay, too, each told of the first that changed it.
+    """
+    names = ("codebook", "action", "step", "attempt")
+    found, told = list[dict[str, Any]](), set[Hashable]()
+    for entry in entries:
+        left = [(part.place, part.in_words()) for part in entry.parts if part.place not in told]
+        told |= {place for place, _ in left}
+        if entry.is_in_force and entry.intervention is not None:
+            meaning: str | None = entry.intervention.in_words()
+        else:
+            meaning = "; ".join(words for _, words in left if words) or None
+        if meaning is not None:
+            found.append({name: getattr(entry, name) for name in names} | {"meaning": meaning})
+    return found

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Protocol
 
-__all__ = ["SCHEMA", "DelayedError", "Event", "EventLog", "Sink"]
+__all__ = ["SCHEMA", "DelayedError", "Event", "EventLog", "Fault", "Sink"]
 
 SCHEMA = 1
 """Version of the event record; a reader refuses what is newer than it knows."""
+
+Fault = Callable[[str, str], None]
+"""(where, reason): told once of each thing that went wrong."""
 
 _logger = logging.getLogger("collapse_guard")
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from collapse_guard.policies import Decision, DecisionKind, Outcome, PolicyEngine, actions
 
 from .acting import Deed, act_together, share_codebook
-from .entries import Entry, tries_of
+from .entries import Entry, standing, tries_of
 from .evaluation import Evaluations
 from .events import EventLog
 from .interventions import Intervention, Site, Transaction, find_intervention
@@ -22,14 +20,10 @@ from .probe import Probe
 from .ranks import Alone, PartedError, Pool
 from .requests import REQUESTABLE, Request, Requests
 from .residual import Levels, members_of
-from .sketch import MOST_SKETCHED, sketch
 from .snapshots import Snapshots
 from .telling import TOLD_AS, fields_of_act, fields_of_outcome, fields_of_word
 
 __all__ = ["Entry", "Ledger", "without_tables"]
-
-_SKETCHED_LATENTS = 1024
-_logger = logging.getLogger("collapse_guard")
 
 
 class Ledger:
@@ -138,7 +132,7 @@ class Ledger:
         """At a step boundary: let interventions keep themselves up to date, before or after anything is read."""
         for entry in self.entries:
             intervention = entry.intervention
-            if intervention is None or not self._is_due(entry, step, after_reading):
+            if intervention is None or not entry.is_due(step, after_reading=after_reading):
                 continue
             before = intervention.writes
             try:
@@ -146,7 +140,7 @@ class Ledger:
             except PartedError:  # what is in force stays
                 raise
             except Exception as error:
-                self._drop(entry)
+                entry.release()
                 reason = f"tending {entry.action} raised {type(error).__name__}: {error}; it is no longer tended"
                 self._log.emit("fault", step, where=entry.codebook, reason=reason)
                 continue
@@ -158,27 +152,12 @@ class Ledger:
 
     def wants_tending(self, step: int) -> bool:
         """Whether anything is due before this step is read: the same on all ranks."""
-        return any(self._is_due(entry, step, after_reading=False) for entry in self.entries)
-
-    @staticmethod
-    def _is_due(entry: Entry, step: int, after_reading: bool) -> bool:
-        intervention = entry.intervention
-        if intervention is None or not (intervention.tends if after_reading else intervention.stays):
-            return False
-        return intervention.is_due(step - entry.step)
-
-    @staticmethod
-    def _drop(entry: Entry) -> None:
-        """Let an intervention go that is no longer tended; what it holds must not outlive it."""
-        intervention, entry.intervention = entry.intervention, None
-        if intervention is not None:
-            with contextlib.suppress(Exception):
-                intervention.release()
+        return any(entry.is_due(step, after_reading=False) for entry in self.entries)
 
     def release(self) -> None:
         """Take out what interventions keep in force: the guard goes."""
         for entry in self.entries:
-            self._drop(entry)
+            entry.release()
 
     def _tended(self, intervention: Intervention[Any], probe: Probe, steps: int) -> str | None:
         """Tend one intervention on all ranks, and make its codebook the same on all of them."""
@@ -216,15 +195,11 @@ class Ledger:
                 reason = f"rung {(decision.rung or 0) + 1}: {kind}"
                 self._ask(kind, decision.step, decision.codebook, decision.rule, reason)
 
-        codes = [_codes_of(deed) for deed in deeds[:MOST_SKETCHED]]
         act_together(deeds, levels, lambda deed: self._site(deed.entry, probes, ask), self._ranks)
-        for deed, before in zip(deeds, codes, strict=False):
-            if "codebook" in deed.touches and before is not None:
-                deed.sketch = _sketched(deed, before)
         for deed in deeds:
             if "codebook" in deed.touches:
                 self._versions[deed.entry.codebook] = self.version_of(deed.entry.codebook) + 1
-                deed.summary += f"; {_what_ids_do(deed)}"
+                deed.summary += f"; {deed.fate_of_ids}"
         if any("model" in deed.touches for deed in deeds):
             _forget_all(probes)
         self._log.emit("intervention", decision.step, **fields_of_act(decision, deeds, self._versions, probes))
@@ -306,22 +281,8 @@ class Ledger:
         return undone
 
     def in_force(self) -> list[dict[str, Any]]:
-        """Return what stays in force, as plain data: codebook, action, the step since when, and what it means.
-
-        Settings that an intervention has left changed stay, too, each told of the first that changed it.
-        """
-        names = ("codebook", "action", "step", "attempt")
-        found, told = list[dict[str, Any]](), set[Hashable]()
-        for entry in self.entries:
-            left = [(part.place, part.in_words()) for part in entry.parts if part.place not in told]
-            told |= {place for place, _ in left}
-            if entry.is_in_force and entry.intervention is not None:
-                meaning: str | None = entry.intervention.in_words()
-            else:
-                meaning = "; ".join(words for _, words in left if words) or None
-            if meaning is not None:
-                found.append({name: getattr(entry, name) for name in names} | {"meaning": meaning})
-        return found
+        """Return what stays in force, as plain data; see `standing`."""
+        return standing(self.entries)
 
     def _tell(self, decision: Decision, probes: Mapping[str, Probe]) -> None:
         if decision.kind is DecisionKind.WITHDRAWN:
@@ -395,32 +356,6 @@ class Ledger:
         if in_force is not None:
             entry.intervention = intervention
             intervention.load_state_dict(in_force)
-
-
-def _codes_of(deed: Deed) -> Tensor | None:
-    """Return a copy of the codes, for a picture; `None` where they cannot be read, which is no reason not to act."""
-    try:
-        return deed.probe.view.codebook().clone()
-    except Exception as error:  # foreign tensors may fail in any way; what matters of it is told where it is acted on
-        _logger.debug("no sketch of %s", deed.entry.codebook, exc_info=error)
-        return None
-
-
-def _sketched(deed: Deed, before: Tensor) -> dict[str, Any] | None:
-    """Return the picture of what was done; `None` where none can be made, which changes nothing of what was done."""
-    try:
-        return sketch(deed.probe.window.latest(_SKETCHED_LATENTS), before, deed.probe.view.codebook())
-    except Exception as error:  # a decomposition that does not converge, foreign tensors
-        _logger.debug("no sketch of %s", deed.entry.codebook, exc_info=error)
-        return None
-
-
-def _what_ids_do(deed: Deed) -> str:
-    """Say what became of token ids where an intervention wrote the codebook."""
-    facts = deed.entry.intervention.facts if deed.entry.intervention is not None else {}
-    if "ids_changed" not in facts:
-        return "token ids are permuted"
-    return f"{facts['ids_changed']} of {facts['ids_compared']} token ids changed"
 
 
 def _forget_all(probes: Mapping[str, Probe]) -> None:

@@ -1,9 +1,10 @@
-"""Plain records for the start and the end of a run: what is watched, and what came of it."""
+"""Plain records for the start, a resume and the end of a run: what is watched, and what came of it."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,12 +12,14 @@ import torch
 from collapse_guard.policies import Policy, PolicyEngine, absences_in, idle_rules
 
 from .adapters import CAPABILITIES, CodebookView, Unrecognised
+from .interventions import ladders_on
 from .ledger import Ledger
+from .post import Post
 from .watch import Watch
 
 __all__ = [
-    "describe_environment",
-    "describe_idle_rules",
+    "describe_resume",
+    "describe_start",
     "describe_unrecognised",
     "describe_views",
     "describe_without_epoch",
@@ -26,12 +29,42 @@ __all__ = [
 _SHOWN = ("step", "perplexity", "ceiling", "usage", "norm_ratio", "relative_error")
 
 
-def describe_environment() -> dict[str, str]:
-    """Return the versions that a run depends on and the kind of platform; no path and no host name."""
-    import collapse_guard
+def describe_start(policy: Policy, post: Post, log: Path | None) -> dict[str, Any]:
+    """Return the begin of the story: what decides, what is watched, and what the policy can not do on it.
 
-    versions = {"collapse_guard": collapse_guard.__version__, "torch": str(torch.__version__)}
-    return versions | {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    Args:
+        policy: as it runs. post: that the guard has taken. log: the file that is written, if any is.
+    """
+    views = post.views
+    return {
+        "policy": policy.name,
+        "policy_source": policy.source,
+        "mode": policy.mode,
+        "policy_fingerprint": policy.fingerprint(),
+        "policy_as_run": policy.model_dump(mode="json", by_alias=True),
+        "environment": _environment(),
+        "ranks": post.ranks.size,
+        "log": str(log) if log is not None else None,
+        "codebooks": describe_views(views),
+        "unrecognised": describe_unrecognised(post.unrecognised),
+        "idle_rules": _idle_rules(policy, views),
+        "powerless": {each.rule: list(books) for each in ladders_on(policy, views) if (books := each.powerless_on)},
+    }
+
+
+def describe_resume(policy: Policy, state: Mapping[str, Any], ledger: Ledger) -> dict[str, Any]:
+    """Return how the story goes on: from which run, under which policy, and what is in force.
+
+    Args:
+        policy: as it runs. state: that was loaded. ledger: as it was restored.
+    """
+    return {
+        "policy": policy.name,
+        "policy_changed": state["policy"]["fingerprint"] != policy.fingerprint(),
+        "policy_before": state["policy"],
+        "in_force": ledger.in_force(),
+        "continues": state.get("run"),
+    }
 
 
 def describe_views(views: Sequence[CodebookView]) -> list[dict[str, Any]]:
@@ -88,14 +121,22 @@ def summarise(ledger: Ledger, watch: Watch, engine: PolicyEngine) -> dict[str, A
     return {"codebooks": codebooks, **told}
 
 
-def describe_idle_rules(policy: Policy, views: Sequence[CodebookView]) -> list[dict[str, Any]]:
-    """Return the rules that exist on none of the codebooks, as plain data."""
-    idle = idle_rules(policy, (view.name for view in views))
-    return [{"rule": rule.name, "codebooks": list(rule.codebooks)} for rule in idle]
-
-
 def describe_without_epoch(policy: Policy) -> str:
     """Say what becomes of the rules in a loop that does not say its epoch; empty where none counts epochs."""
     lacks = absences_in(policy, lambda name: name != "epoch")
     what = "; ".join(map(str, lacks))
     return f"{what}. Say it: guard.step(epoch=...), or count in steps" if lacks else ""
+
+
+def _environment() -> dict[str, str]:
+    """Return the versions that a run depends on and the kind of platform; no path and no host name."""
+    import collapse_guard
+
+    versions = {"collapse_guard": collapse_guard.__version__, "torch": str(torch.__version__)}
+    return versions | {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+
+
+def _idle_rules(policy: Policy, views: Sequence[CodebookView]) -> list[dict[str, Any]]:
+    """Return the rules that exist on none of the codebooks, as plain data."""
+    idle = idle_rules(policy, (view.name for view in views))
+    return [{"rule": rule.name, "codebooks": list(rule.codebooks)} for rule in idle]

@@ -6,9 +6,10 @@ A tokenizer is made from the codebook as it stands when it is asked for, refits 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
+from .events import Fault
 from .kmeans import KMeansTokenizer
 from .ledger import Ledger
 from .probe import Probe
@@ -18,9 +19,6 @@ __all__ = ["save_tokenizers", "tokenizers_of"]
 _FALLBACK = "fallback_tokenizer"
 _FOLDER = "tokenizers"
 _UNFIT = re.compile(r"[^\w.-]")  # for the name of a directory
-
-Fault = Callable[[str, str], None]
-"""(where, reason): told once of each thing that went wrong."""
 
 
 def tokenizers_of(ledger: Ledger, probes: Mapping[str, Probe], step: int, fault: Fault) -> dict[str, KMeansTokenizer]:

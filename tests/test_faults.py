@@ -149,7 +149,7 @@ def test_a_state_that_cannot_be_had_is_told_and_the_users_checkpoint_is_saved_wi
     recorder = Recorder()
     with Guard("default", console=False, sinks=[recorder]) as guard:
         train(digits_model(), 90, guard)
-        (standing,) = (entry.intervention for entry in guard._ledger.entries if entry.is_in_force)  # type: ignore[union-attr]
+        (standing,) = (entry.intervention for entry in guard._shift.ledger.entries if entry.is_in_force)
 
         def unspeakable() -> dict[str, Any]:
             raise RuntimeError("no words")

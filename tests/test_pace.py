@@ -235,8 +235,8 @@ def test_while_the_guard_keeps_a_codebook_up_every_step_is_recorded(monkeypatch:
     monkeypatch.setattr(Window, "add", noted)
     with guard:
         train(digits_model(), 260, guard)
-        assert not guard._engine.is_suspect
-        assert [each["action"] for each in guard._ledger.in_force()] == ["fallback_tokenizer"]  # type: ignore[union-attr]
+        assert not guard._shift.engine.is_suspect
+        assert [each["action"] for each in guard._shift.ledger.in_force()] == ["fallback_tokenizer"]
     assert recorded == list(range(1, 261))
 
 

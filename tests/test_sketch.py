@@ -66,12 +66,12 @@ def test_the_event_of_an_intervention_holds_a_sketch_of_stated_size() -> None:
 
 
 def test_an_intervention_whose_picture_fails_is_told_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from collapse_guard import Guard, ledger
+    from collapse_guard import Guard, acting
 
     def fails(*_: object) -> None:
         raise RuntimeError("did not converge")
 
-    monkeypatch.setattr(ledger, "sketch", fails)
+    monkeypatch.setattr(acting, "sketch", fails)
     recorder = Recorder()
     train(digits_model(), 40, Guard("default", console=False, sinks=[recorder]))
     (done,) = recorder.of("intervention")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .agreement import agree, join_or_part
 from .group import Alone, OtherRankError, PartedError, Ranks, join_ranks
 from .keeping import bring_together
 from .recorded import Pool, Recorded
@@ -19,9 +20,11 @@ __all__ = [
     "Recorded",
     "Roll",
     "Word",
+    "agree",
     "bring_together",
     "call_roll",
     "fingerprint",
+    "join_or_part",
     "join_ranks",
     "meet",
     "share",

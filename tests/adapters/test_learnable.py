@@ -165,8 +165,7 @@ def test_a_collapsed_codebook_is_reset_by_the_guard_and_all_latents_find_codes(
             sum(losses, start=encoder.square().mean()).backward()
             optimizer.step()
             guard.step()
-        assert guard._ledger is not None
-        assert [(entry.action, entry.result) for entry in guard._ledger.entries] == [("reset_codes", "recovered")]
+        assert [(entry.action, entry.result) for entry in guard._shift.ledger.entries] == [("reset_codes", "recovered")]
         assert guard.readings[name].usage >= 0.5
 
 

@@ -102,7 +102,7 @@ def test_a_rolled_back_run_is_as_it_was_when_it_was_healthy(device: torch.device
     run = Run(kind, device, quiet)
     run.train(10)
     assert run.guard is not None
-    kept = run.guard._snapshots
+    kept = run.guard._shift._snapshots
     assert kept is not None
     assert kept.held is not None
     healthy = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}

@@ -82,7 +82,7 @@ def test_codes_that_the_guard_put_back_are_not_taken_for_rewritten_by_the_quanti
     with Guard({**EVERY_STEP, "rules": [rule]}, console=False, sinks=[recorder]) as guard:
         train(digits_model(repaired=True), 40, guard)
         assert [(event.step, event.fields["undone"]) for event in recorder.of("outcome")] == [(30, [1])]
-        marks = guard._clinic._memories["quantizer"].marks
+        marks = guard._shift._clinic._memories["quantizer"].marks
     assert [(mark.step, mark.version) for mark in marks if mark.step >= 10] == [(10, 0), (20, 1), (30, 1), (40, 2)]
 
 
@@ -102,8 +102,8 @@ def test_an_examiner_that_raises_is_told_once_and_asked_no_more() -> None:
     broken = (Examiner((Cause.STARVATION,), raises), *EXAMINERS)
     model = digits_model()
     guard.attach(model)
-    guard._clinic = Clinic(guard._fault, broken)
-    guard._clinic.begin(guard._watch.probes, model)
+    guard._shift._clinic = Clinic(guard._fault, broken)
+    guard._shift._clinic.begin(guard._watch.probes, model)
     inputs = torch.rand(32, 64)
     for _ in range(30):
         model(inputs)[0].sum().backward()
@@ -127,7 +127,7 @@ def test_what_is_remembered_is_plain_and_survives_a_resume() -> None:
     guard.close()
     other = Guard(EVERY_STEP, console=False).attach(model)
     other.load_state_dict(state)
-    old, new = (each._clinic._memories["quantizer"].marks for each in (guard, other))
+    old, new = (each._shift._clinic._memories["quantizer"].marks for each in (guard, other))
     assert [mark.step for mark in new] == [mark.step for mark in old] == [0, 10, 20, 30]
     assert all(torch.equal(a.codes, b.codes) and a.perplexity == b.perplexity for a, b in zip(old, new, strict=True))
     other.close()
@@ -139,7 +139,7 @@ def test_of_calm_readings_at_each_step_every_tenth_leaves_a_mark_and_one_that_is
     recorder = Recorder()
     with Guard(policy, console=False, sinks=[recorder]) as guard:
         train(digits_model(repaired=True), 25, guard)
-        marks = guard._clinic._memories["quantizer"].marks
+        marks = guard._shift._clinic._memories["quantizer"].marks
         assert [mark.step for mark in marks] == [0, 1, 11, 21, 25]
         assert [mark.beat is not None for mark in marks] == [False, False, True, True, False]
     assert [event.step for event in recorder.of("alert")] == [25]

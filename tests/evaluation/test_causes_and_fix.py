@@ -166,8 +166,8 @@ def test_the_remedy_evaluates_as_training_does_and_writes_nothing_and_draws_from
 
 def test_what_an_evaluation_wrote_into_the_codebook_is_put_back_by_the_remedy() -> None:
     policy = fixed_by("auto")
-    guard, sink = Guard(policy, console=False), Recorder()
-    guard._extra_sinks = (sink,)
+    sink = Recorder()
+    guard = Guard(policy, console=False, sinks=[sink])
     model, images = trained(nn.BatchNorm1d(32), guard, CaseQuantizer(updates_always=True))
     before = plain_state(model)
     with guard.evaluate(), torch.no_grad():
@@ -207,8 +207,8 @@ def test_a_resumed_run_keeps_the_remedy_in_force() -> None:
     ],
 )
 def test_a_method_that_has_nothing_to_act_on_is_refused_with_the_reason(method: str, reason: str) -> None:
-    guard, sink = Guard(fixed_by(method), console=False), Recorder()
-    guard._extra_sinks = (sink,)
+    sink = Recorder()
+    guard = Guard(fixed_by(method), console=False, sinks=[sink])
     model, images = trained(nn.Identity(), guard, CaseQuantizer(temperature=4.0))
     with guard.evaluate(), torch.no_grad():
         model.loss_of(images)
@@ -219,8 +219,8 @@ def test_a_method_that_has_nothing_to_act_on_is_refused_with_the_reason(method: 
 
 
 def test_what_runs_before_the_quantizer_and_was_not_seen_is_no_cause_that_is_claimed() -> None:
-    guard, sink = Guard(fixed_by("auto"), console=False), Recorder()
-    guard._extra_sinks = (sink,)
+    sink = Recorder()
+    guard = Guard(fixed_by("auto"), console=False, sinks=[sink])
     model, images = trained(nn.BatchNorm1d(32, momentum=0.0005), guard, CaseQuantizer(), offers=False)
     with guard.evaluate(), torch.no_grad():
         for part in images.split(60):

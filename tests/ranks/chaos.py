@@ -60,9 +60,9 @@ class Trouble:
             name = random.Random(len(guard._watch.probes)).choice(sorted(guard._watch.probes))
             guard._watch.probes[name].window.add = _raise  # type: ignore[method-assign]
         elif what == "guard raises":
-            guard._ledger.note = _raise  # type: ignore[union-attr, method-assign]
+            guard._shift.ledger.note = _raise  # type: ignore[method-assign]
         elif what == "engine raises":
-            guard._engine.observe_together = _raise  # type: ignore[method-assign]
+            guard._shift.engine.observe_together = _raise  # type: ignore[method-assign]
         elif what == "spoilt again":
             loops.spoil(model)
         elif what == "sink raises":

@@ -153,7 +153,7 @@ def broken_guard(step: int, rank: int, guard: Guard, model: nn.Module) -> None:
         def observe(*_: Any) -> Any:
             raise MemoryError("full")
 
-        guard._engine.observe_together = observe  # type: ignore[method-assign, assignment]
+        guard._shift.engine.observe_together = observe  # type: ignore[method-assign, assignment]
 
 
 def test_a_guard_that_breaks_on_one_rank_stops_on_all_and_the_run_goes_on(crew: Crew) -> None:
@@ -178,7 +178,7 @@ def broken_at_the_end(step: int, rank: int, guard: Guard, model: nn.Module) -> N
         def hold(*_: Any) -> Any:
             raise MemoryError("full")
 
-        guard._ledger.hold = hold  # type: ignore[union-attr, method-assign]
+        guard._shift.ledger.hold = hold  # type: ignore[method-assign, assignment]
 
 
 def test_a_guard_that_breaks_after_the_last_reading_is_missed_when_the_others_end(crew: Crew) -> None:

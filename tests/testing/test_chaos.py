@@ -117,9 +117,8 @@ class Loop:
 
     def stands_in(self, phase: str) -> bool:
         if phase == "fallback":
-            assert self.guard._ledger is not None
-            return bool(self.guard._ledger.in_force())
-        return any(self.guard._engine.phase(probe.view.name, "always") is Phase(phase) for probe in self.probes)
+            return bool(self.guard._shift.ledger.in_force())
+        return any(self.guard._shift.engine.phase(probe.view.name, "always") is Phase(phase) for probe in self.probes)
 
     def resume(self) -> None:
         """Go on from a checkpoint in a model and a guard that are new."""
