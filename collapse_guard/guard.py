@@ -560,7 +560,7 @@ class Guard:
         if epoch is None and self._without_epoch:
             self._fault("epoch", self._without_epoch)
         enough = sample.min_tokens if self._step >= self.policy.warmup_steps else 0
-        word = replace(self._word(Purpose.READING), loss=loss, epoch=epoch)
+        word = Word(self._step, self._story, loss, epoch)
         readings = self._watch.read(word, dead_below=sample.dead_below, min_tokens=enough)
         taken: list[Reading] = []
         uses: dict[str, list[int]] = {}
