@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from torch import Tensor
@@ -64,56 +63,51 @@ def reading_of(
     dead_below: float = 0.1,
 ) -> tuple[Reading, np.ndarray]:
     """Turn sums, of one rank or of all, into a reading and its (K,) counts; see `read_window`."""
-    counts, not_finite = sums.tallies[:-2], int(sums.tallies[-1])
-    reading = _unused(view, int(counts.sum()), step=step, epoch=epoch, loss=loss)
-    if reading.tokens == 0:
-        return reading, counts
-    value, ceiling = perplexity(counts), perplexity_ceiling(reading.tokens, reading.K)
-    latent_norm = _lower_median(sums.norms[~np.isnan(sums.norms)])
-    used_norms = sums.table_norms[counts > 0]
-    number, compared = float(sums.number[0]), float(sums.error[1])
-    latent_variance = float(sums.squares[0]) / number if number else math.nan
-    reading = replace(
-        reading,
-        perplexity=value,
-        ceiling=ceiling,
-        perplexity_ratio=value / ceiling,
-        usage=usage(counts),
-        dead_fraction=dead_fraction(counts, dead_below),
-        top_share=top_share(counts),
-        norm_ratio=_ratio(_lower_median(sums.table_norms), latent_norm),
-        used_norm_ratio=_ratio(_lower_median(used_norms[~np.isnan(used_norms)]), latent_norm),
-        latent_rank=_rank(sums.covariance),
-        codebook_rank=_rank(sums.table_covariance),
-        latent_variance=_finite(latent_variance),
-        relative_error=_ratio(float(sums.error[0]) / compared if compared else math.nan, latent_variance),
-        finite_fraction=1 - not_finite / reading.tokens,
-    )
-    return reading, counts
-
-
-def _unused(view: CodebookView, tokens: int, *, step: int, epoch: int | None, loss: float | None) -> Reading:
-    """Return the reading of a codebook that no token used, with what is known without any."""
-    K, D = view.codebook().shape
-    return Reading(
+    counts = sums.tallies[:-2]
+    tokens = int(counts.sum())
+    reading = Reading(
         step=step,
         codebook=view.name,
-        K=K,
-        D=D,
+        K=len(counts),
+        D=len(sums.mean),
         tokens=tokens,
-        perplexity=0.0,
-        ceiling=0.0,
-        perplexity_ratio=0.0,
-        usage=0.0,
-        dead_fraction=1.0,
-        top_share=0.0,
         epoch=epoch,
         group=view.group,
         level=view.level,
         commitment_weight=view.commitment.get() if view.commitment is not None else None,
         decay=view.decay.get() if view.decay is not None else None,
         loss=loss,
+        **(_figures_of(sums, counts, tokens, dead_below) if tokens else _UNUSED),
     )
+    return reading, counts
+
+
+_UNUSED: dict[str, Any] = dict.fromkeys(("perplexity", "ceiling", "perplexity_ratio", "usage", "top_share"), 0.0)
+_UNUSED["dead_fraction"] = 1.0
+
+
+def _figures_of(sums: Sums, counts: np.ndarray, tokens: int, dead_below: float) -> dict[str, Any]:
+    """Return what a reading says of a codebook that was used, by name."""
+    value, ceiling = perplexity(counts), perplexity_ceiling(tokens, len(counts))
+    latent_norm = _lower_median(sums.norms[~np.isnan(sums.norms)])
+    used_norms = sums.table_norms[counts > 0]
+    number, compared = float(sums.number[0]), float(sums.error[1])
+    latent_variance = float(sums.squares[0]) / number if number else math.nan
+    return {
+        "perplexity": value,
+        "ceiling": ceiling,
+        "perplexity_ratio": value / ceiling,
+        "usage": usage(counts),
+        "dead_fraction": dead_fraction(counts, dead_below),
+        "top_share": top_share(counts),
+        "norm_ratio": _ratio(_lower_median(sums.table_norms), latent_norm),
+        "used_norm_ratio": _ratio(_lower_median(used_norms[~np.isnan(used_norms)]), latent_norm),
+        "latent_rank": _rank(sums.covariance),
+        "codebook_rank": _rank(sums.table_covariance),
+        "latent_variance": _finite(latent_variance),
+        "relative_error": _ratio(float(sums.error[0]) / compared if compared else math.nan, latent_variance),
+        "finite_fraction": 1 - int(sums.tallies[-1]) / tokens,
+    }
 
 
 def _lower_median(values: np.ndarray) -> float:

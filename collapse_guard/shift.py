@@ -138,7 +138,7 @@ class Shift:
         if epoch is None and self._without_epoch:
             self._fault("epoch", self._without_epoch)
         enough = sample.min_tokens if self.step >= self._policy.warmup_steps else 0
-        word = replace(self._word(Purpose.READING), loss=loss, epoch=epoch)
+        word = Word(self.step, self._judge.story, loss, epoch)
         readings = self._watch.read(word, dead_below=sample.dead_below, min_tokens=enough)
         taken: list[Reading] = []
         uses: dict[str, list[int]] = {}

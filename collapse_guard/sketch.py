@@ -36,8 +36,9 @@ def uses_of(counts: np.ndarray) -> list[int]:
     (1000, 64)
     """
     bins = min(MOST_BINS, len(counts))
-    starts = np.ceil(np.arange(bins) * len(counts) / bins).astype(np.int64)
-    return [int(each) for each in np.add.reduceat(counts, starts)]
+    starts = -(np.arange(bins) * -len(counts) // bins)
+    uses: list[int] = np.add.reduceat(counts, starts).tolist()
+    return uses
 
 
 def is_told(reading: int) -> bool:

@@ -183,9 +183,9 @@ def effective_rank(covariance: Values) -> float:
     matrix = np.asarray(covariance, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
         raise ValueError(f"covariance: expected a square matrix of shape (D, D), got shape {matrix.shape}")
-    if not np.isfinite(matrix).all():
+    largest = float(np.abs(matrix).max())  # NaN where there is one
+    if not math.isfinite(largest):
         raise ValueError("covariance: expected finite entries, got NaN or Inf; leave non-finite latents out of it")
-    largest = float(np.abs(matrix).max())
     if largest == 0:
         raise ValueError("covariance: expected some spread, got only zeros; constant latents have no effective rank")
     matrix = matrix / largest

@@ -14,6 +14,7 @@ from itertools import accumulate
 import numpy as np
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn import functional
 
 from .adapters import CodebookView
@@ -144,17 +145,17 @@ def sum_up(window: Window, view: CodebookView, *, size: int = 1, table: Tensor |
     table = table.float()
     tallies = window.tallies
     if tallies is None:
-        tallies = torch.zeros(view.K + 2, dtype=torch.int64, device=table.device)
+        tallies = torch.zeros(window.K + 2, dtype=torch.int64, device=table.device)
     with torch.autocast(table.device.type, enabled=False):
         is_unit = view.metric == "cosine" and not view.decodes_raw
         decoded = functional.normalize(table, dim=-1) if is_unit else table
         parts = _latent_sums(window, decoded, view.metric, size)
-        table_covariance = _covariance(decoded - decoded.sum(dim=0) / len(decoded), len(decoded))
-        parts += [decoded.norm(dim=-1), table_covariance]
-    numbers = torch.cat([part.flatten() for part in parts])
-    packed = torch.cat([tallies.view(torch.uint8), numbers.contiguous().view(torch.uint8)]).cpu().numpy()
-    split = tallies.numel() * 8
-    values, ends = packed[split:].view(np.float32), accumulate(part.numel() for part in parts)
+        table_covariance = _covariance(decoded - decoded.mean(dim=0), len(decoded))
+        parts += [vector_norm(decoded, dim=-1), table_covariance]
+    # Integers travel as the bits of float32: one operation joins all.
+    packed = torch.cat([tallies.view(torch.float32), *(part.flatten() for part in parts)]).cpu().numpy()
+    split = tallies.numel() * 2
+    values, ends = packed[split:], accumulate(part.numel() for part in parts)
     shaped: list[np.ndarray] = [
         values[end - part.numel() : end].reshape(part.shape or (1,)) for end, part in zip(ends, parts, strict=True)
     ]
@@ -171,19 +172,19 @@ def _latent_sums(window: Window, table: Tensor, metric: Metric, size: int) -> li
     if len(latents) == 0:
         zero, D = torch.zeros(1, device=table.device), table.shape[1]
         return [zero[:0], zero, zero.new_zeros(D), zero, zero.new_zeros(0, 0), zero.new_zeros(2), zero.new_zeros(D)]
-    norms = latents.norm(dim=-1)
-    use = norms.isfinite().logical_and_(valid)
+    norms = vector_norm(latents, dim=-1)
+    use = norms.lt(torch.inf).logical_and_(valid)
     clean = torch.where(use.unsqueeze(-1), latents, 0.0)
-    number = use.sum(dtype=torch.float32)
+    used = use.float()
+    number = used.sum()
     weight = number.clamp(min=1)
     mean = clean.sum(dim=0) / weight
-    centred = torch.where(use.unsqueeze(-1), clean - mean, 0.0)
+    centred = torch.addr(clean, used, mean, alpha=-1)
     norms = torch.where(use, norms, math.nan)
     stride = -(-len(clean) * size // most)
     points, rows = (clean, table) if metric == "cosine" else (centred, table - mean)
-    few_used = use[::stride]
-    errors = torch.where(few_used, nearest_errors(points[::stride], rows, metric), 0.0)
-    error = torch.stack([errors.sum(), few_used.sum(dtype=torch.float32)])
+    errors = torch.where(use[::stride], nearest_errors(points[::stride], rows, metric), 0.0)
+    error = torch.stack([errors.sum(), used[::stride].sum()])
     rest = centred.sum(dim=0) / weight
     return [norms, number, mean, centred.square().sum(), _covariance(centred, weight), error, rest]
 

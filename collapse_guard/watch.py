@@ -217,6 +217,8 @@ class Watch:
 
     def _notice_differences(self, roll: Roll) -> None:
         """Say once of each codebook that it is not the same on all ranks; what is frozen on some only is let go."""
+        if self._ranks.size == 1:
+            return
         for name, parts in roll.parts.items():
             if name in self._dropped or not all(part.is_started for part in parts):
                 continue

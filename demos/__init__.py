@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .ablation_report import ablation_as_markdown, ablation_table, conclude_ablation
     from .ablation_runs import AblationRun, measure_ablation, run_ablation_arm
     from .bench_ablation import run_ablation, tell_story
+    from .bench_callbacks import Turns, time_callbacks
     from .bench_diagnosis import DiagnosisRun, diagnosis_as_markdown, read_diagnosis_runs, run_diagnosis
     from .bench_engine import DERIVED_POLICY, engine_readings
     from .bench_evaluation import run_case as run_evaluation_case
@@ -102,6 +103,7 @@ __all__ = [
     "Scenario",
     "SmallModel",
     "SyncCounter",
+    "Turns",
     "UpkeepRun",
     "ablation_as_markdown",
     "ablation_table",
@@ -150,6 +152,7 @@ __all__ = [
     "scaling_as_markdown",
     "tell_story",
     "time_arms",
+    "time_callbacks",
     "time_models",
     "upkeep_as_markdown",
     "write_long_log",
@@ -163,6 +166,7 @@ _MODULES = {
     "ablation_report": "ablation_as_markdown ablation_table conclude_ablation",
     "ablation_runs": "AblationRun measure_ablation run_ablation_arm",
     "bench_ablation": "run_ablation tell_story",
+    "bench_callbacks": "Turns time_callbacks",
     "bench_diagnosis": "DiagnosisRun diagnosis_as_markdown read_diagnosis_runs run_diagnosis",
     "bench_engine": "DERIVED_POLICY engine_readings",
     "bench_evaluation": "run_evaluation_case=run_case",

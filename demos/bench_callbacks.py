@@ -1,12 +1,22 @@
-"""The guard as a Lightning callback beside two of Lightning's own monitors: CPU seconds of a step with each."""
+"""The guard as a Lightning callback beside two of Lightning's own monitors: CPU seconds of a step with each.
+
+Each Trainer fits in a thread of its own, and all of them take turns step by step: a thread runs while it holds the
+baton, and only then. What else the machine does then comes to all alike, which whole runs one after another cannot
+have. Torch runs on one thread here, and the backward of a model on the CPU runs in the thread that calls it, so that
+a thread's CPU seconds are its Trainer's.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import random
 import statistics
 import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,21 +32,18 @@ from collapse_guard.callbacks import CollapseGuard
 
 from .training import quiet
 
-__all__ = ["time_callbacks"]
-
-_STEPS = 150
-_WARM = 20
+__all__ = ["Turns", "time_callbacks"]
 
 
 class _Model(pl.LightningModule):
-    """A multilayer perceptron around a codebook of 512 codes; 1024 tokens a step."""
+    """A multilayer perceptron around a codebook of 512 codes that starts healthy; 1024 tokens a step."""
 
     def __init__(self) -> None:
         from vector_quantize_pytorch import VectorQuantize
 
         super().__init__()
         self.encoder = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 32))
-        self.quantizer = VectorQuantize(dim=32, codebook_size=512)
+        self.quantizer = VectorQuantize(dim=32, codebook_size=512, kmeans_init=True)
         self.decoder = nn.Sequential(nn.Linear(32, 512), nn.ReLU(), nn.Linear(512, 64))
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
@@ -49,59 +56,110 @@ class _Model(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-4)
 
 
-class _Clock(pl.Callback):
-    """Keeps the CPU seconds from one step's start to the next one's."""
+class Turns:
+    """A baton among threads: one holds it at a time, each once in a round, in another order each round.
 
-    def __init__(self) -> None:
+    Args:
+        names: of the threads, all of which have to ask for their turns.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        """Draw the order of the first round; the first of it holds the baton."""
+        self._names = list(names)
+        self._draws = random.Random(0)
+        self._queue: list[str] = []
+        self._changed = threading.Condition()
+        self._draw()
+
+    def _draw(self) -> None:
+        if not self._queue:
+            self._queue = self._draws.sample(self._names, len(self._names))
+
+    def await_turn(self, name: str) -> None:
+        """Return once the baton is here."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue[0] == name)
+
+    def pass_on(self, name: str, *, leaves: bool = False) -> None:
+        """Give the baton to the next, if it is here; whoever leaves is in no further round."""
+        with self._changed:
+            if leaves:
+                self._names.remove(name)
+            if self._queue[0] == name:
+                del self._queue[0]
+                self._draw()
+            self._changed.notify_all()
+
+
+class _Clock(pl.Callback):
+    """Passes the baton on at each step's start, and keeps the CPU seconds from there to the next one's."""
+
+    def __init__(self, name: str, turns: Turns) -> None:
         self.seconds: list[float] = []
+        self._name, self._turns = name, turns
         self._began: float | None = None
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        now = time.process_time()
         if self._began is not None:
-            self.seconds.append(now - self._began)
-        self._began = now
+            self.seconds.append(time.thread_time() - self._began)
+        self._turns.pass_on(self._name)
+        self._turns.await_turn(self._name)
+        self._began = time.thread_time()
 
 
 _MONITORS: dict[str, Callable[[], list[pl.Callback]]] = {
     "nothing": list,
+    "nothing, again": list,
     "CollapseGuard (observe)": lambda: [CollapseGuard(policy="observe", console=False)],
     "DeviceStatsMonitor": lambda: [DeviceStatsMonitor(cpu_stats=True)],
     "SpikeDetection": lambda: [SpikeDetection(warmup=10**6)],
 }
 
 
-def time_callbacks(*, rounds: int = 3) -> dict[str, float]:
-    """Return CPU seconds of a training step by monitor, means over a run, medians over rounds in which they take turns.
+def time_callbacks(*, steps: int = 600, warm: int = 60) -> dict[str, float]:
+    """Return CPU seconds of a training step by monitor: those of `nothing`, and what each step beside it took more.
 
-    Every monitor logs as often as it does unless told otherwise; `DeviceStatsMonitor` needs psutil and is left out
-    without it.
+    Means over all steps, not medians: a monitor that does its work every 50 steps would seem to do none. What
+    `nothing, again` takes more or less is noise. Every monitor logs as often as it does unless told otherwise;
+    `DeviceStatsMonitor` needs psutil and is left out without it.
+
+    Args:
+        steps: of each Trainer that are counted. warm: before them that are not; 60 hold the guard's first reading,
+            which is early, and one at its usual cadence.
     """
-    found: dict[str, list[float]] = {name: [] for name in _MONITORS}
-    with quiet(), warnings.catch_warnings():
+    has_psutil = importlib.util.find_spec("psutil") is not None
+    names = [name for name in _MONITORS if has_psutil or name != "DeviceStatsMonitor"]
+    turns = Turns(names)
+    with quiet(), warnings.catch_warnings(), ThreadPoolExecutor(len(names)) as threads:
         warnings.simplefilter("ignore")
-        for _ in range(rounds):
-            for name, make in _MONITORS.items():
-                try:
-                    found[name].append(_seconds_per_step(make()))
-                except ModuleNotFoundError:
-                    found[name] = []
-    return {name: statistics.median(values) for name, values in found.items() if values}
+        running = {name: threads.submit(_seconds, name, turns, warm + steps) for name in names}
+        found = {name: each.result()[warm:] for name, each in running.items()}
+    plain = statistics.mean(found["nothing"])
+    return {
+        name: plain + statistics.mean(mine - beside for mine, beside in zip(spent, found["nothing"], strict=True))
+        for name, spent in found.items()
+    }
 
 
-def _seconds_per_step(monitors: list[pl.Callback]) -> float:
-    torch.manual_seed(0)
-    clock = _Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = pl.Trainer(
-            max_steps=_STEPS,
-            callbacks=[clock, *monitors],
-            accelerator="cpu",
-            logger=CSVLogger(folder),
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-        )
-        trainer.fit(_Model(), DataLoader(TensorDataset(torch.randn(1024 * 10, 64)), batch_size=1024))
-    return statistics.mean(clock.seconds[_WARM:])
+def _seconds(name: str, turns: Turns, steps: int) -> list[float]:
+    """Train with one monitor whenever it is its turn; return the CPU seconds of each step."""
+    turns.await_turn(name)
+    try:
+        torch.manual_seed(0)
+        clock = _Clock(name, turns)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = pl.Trainer(
+                max_steps=steps + 1,  # a step ends where the next one starts
+                callbacks=[clock, *_MONITORS[name]()],
+                accelerator="cpu",
+                logger=CSVLogger(folder),
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                default_root_dir=folder,
+            )
+            rows = TensorDataset(torch.randn(1024 * 10, 64))
+            trainer.fit(_Model(), DataLoader(rows, batch_size=1024))
+        return clock.seconds
+    finally:
+        turns.pass_on(name, leaves=True)

@@ -36,6 +36,9 @@ class PolicyEngine:
         self.policy = policy
         self._plan = Plan.of(policy)
         self._state = EngineState()
+        # What was last worked out, of which state: a step asks the same several times.
+        self._foreseen: tuple[EngineState, tuple[Reading, ...], tuple[EngineState, Decisions]] | None = None
+        self._suspicion: tuple[EngineState, bool] | None = None
 
     def observe(self, reading: Reading) -> Decisions:
         """Take one reading into account.
@@ -59,8 +62,14 @@ class PolicyEngine:
         Raises:
             ValueError: if the readings do not belong together.
         """
-        self._state, decisions = observe(self._plan, self._state, tuple(readings))
+        self._state, decisions = self._foresee(tuple(readings))
         return decisions
+
+    def _foresee(self, readings: tuple[Reading, ...]) -> tuple[EngineState, Decisions]:
+        """Return the state that readings lead to, and what is decided on the way."""
+        if self._foreseen is None or self._foreseen[0] is not self._state or self._foreseen[1] != readings:
+            self._foreseen = self._state, readings, observe(self._plan, self._state, readings)
+        return self._foreseen[2]
 
     def wants_causes(self, readings: Iterable[Reading]) -> frozenset[str]:
         """Return the codebooks about which something would be told or done at these readings; nothing is changed.
@@ -69,7 +78,7 @@ class PolicyEngine:
         causes are known already are left out.
         """
         readings = tuple(readings)
-        _, decisions = observe(self._plan, self._state, readings)
+        _, decisions = self._foresee(readings)
         known = {reading.codebook for reading in readings if reading.causes}
         telling = (part for decision in decisions if _tells(decision) for part in decision.parts)
         return frozenset(part.codebook for part in telling) - known
@@ -118,10 +127,13 @@ class PolicyEngine:
         pending, firing, verifying or waiting for a coarser level. Rules on evaluation do not count: what they wait for
         comes with the next validation.
         """
-        books, apart = self._state.codebooks.values(), self._plan.of_eval
-        return not books or any(
-            not book.judged or has_phase(book, AT_WORK, besides=apart) or _waits(book, apart) for book in books
-        )
+        if self._suspicion is None or self._suspicion[0] is not self._state:
+            books, apart = self._state.codebooks.values(), self._plan.of_eval
+            is_suspect = not books or any(
+                not book.judged or has_phase(book, AT_WORK, besides=apart) or _waits(book, apart) for book in books
+            )
+            self._suspicion = self._state, is_suspect
+        return self._suspicion[1]
 
     def health(self, codebook: str) -> Health:
         """Return the state of a codebook: the worst severity among rules that hold now or are not done yet."""

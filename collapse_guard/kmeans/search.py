@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 __all__ = [
     "METRICS",
@@ -100,14 +101,17 @@ def nearest_errors(latents: Tensor, codebook: Tensor, metric: Metric = "l2") -> 
         (N,) float32, computed from differences, hence accurate near zero; Inf or NaN where no row can be compared.
     """
     points, rows = (unit_rows(latents), unit_rows(codebook)) if metric == "cosine" else (latents, codebook)
-    bias = rows.square().sum(dim=1) / 2
+    squares = rows.square().sum(dim=1, keepdim=True)
+    usable = squares < torch.inf  # neither NaN nor a row that overflows
     if metric == "cosine":
-        bias = bias.masked_fill(~comparable_rows(codebook, metric), torch.inf)
+        usable &= squares > 0
+    # |c|^2 / 2 - z.c in one product: to put the first in beforehand, or unusable rows right afterwards, takes as long.
+    rows = torch.cat([torch.where(usable, rows, 0.0), torch.where(usable, squares, torch.inf)], dim=1)
+    points = functional.pad(-points, (0, 1), value=0.5)
     nearest = [torch.zeros(0, dtype=torch.int64, device=points.device)]
     with _full_precision(points.device):
-        for part in _parts(points.device, len(points), len(rows), "torch")[1]:
-            scores = torch.addmm(bias, points[part], rows.T, alpha=-1)
-            nearest.append(_least(scores.nan_to_num_(torch.inf, torch.inf, torch.inf)))  # of rows that overflow
+        parts = _parts(points.device, len(points), len(rows), "torch")[1]
+        nearest += [_least(points[part] @ rows.T) for part in parts]
     return (latents - codebook[torch.cat(nearest)]).square().sum(dim=1)
 
 
@@ -299,9 +303,7 @@ def _first_of_equals(rows: Tensor) -> Tensor:
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
     """Switch autocast and reduced matmul precision (TF32, bfloat16) off, and back as they were."""
-    # Backend by backend, as the call for all of them raises where a user has set one. "none" stands for full precision.
-    backends: list[Any] = [torch.backends.cuda, torch.backends.mkldnn]
-    products = [each.matmul for each in backends if hasattr(getattr(each, "matmul", None), "fp32_precision")]
+    products = _products()
     reduced = [(each, each.fp32_precision) for each in products if each.fp32_precision not in ("none", "ieee")]
     with torch.autocast(device.type, enabled=False):
         try:
@@ -312,6 +314,16 @@ def _full_precision(device: torch.device) -> Iterator[None]:
         finally:
             for product, precision in reduced:
                 product.fp32_precision = precision
+
+
+@cache
+def _products() -> list[Any]:
+    """Return where the precision of matrix products is set; none before torch 2.9.
+
+    Backend by backend, as the call for all of them raises where a user has set one. "none" stands for full precision.
+    """
+    backends: list[Any] = [torch.backends.cuda, torch.backends.mkldnn]
+    return [each.matmul for each in backends if hasattr(getattr(each, "matmul", None), "fp32_precision")]
 
 
 @contextmanager

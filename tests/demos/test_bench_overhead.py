@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from collapse_guard import Guard
 from collapse_guard.demos import (
     Costs,
     DeviceLine,
     SmallModel,
     SyncCounter,
+    Turns,
     cost_of_guarding,
     count_syncs,
     device_as_markdown,
@@ -22,6 +26,7 @@ from collapse_guard.demos import (
     overhead_as_markdown,
     own_cost,
     time_arms,
+    time_callbacks,
     time_models,
 )
 from collapse_guard.probe import Probe
@@ -74,10 +79,10 @@ def test_the_cost_of_a_setting_is_measured_and_told() -> None:
     assert cost.one_hot is not None
     models = {"tiny": {"plain": 0.01, "guard 1": 0.0103, "guard 10": 0.0102, "guard 50": 0.0101, "one-hot": 0.02}}
     known = Costs(16, 2, 32, {1: 3e-4, 10: 2e-4, 50: 1e-4}, 2e-3, 3 * 2**20)
-    page = overhead_as_markdown(models, [known], {"nothing": 0.002, "Guard": 0.003}, {1: {"cpu": 2}})
+    page = overhead_as_markdown(models, [known], {"nothing": 0.002, "Guard": 0.00201}, {1: {"cpu": 2}})
     assert "| tiny | 10.00 ms | +3.00% | +2.00% | +1.00% | +100.00% |" in page
     assert "| 16 | 2 | 32 | 300 | 200 | 100 | 2000 | 20 | 3.0 MiB |" in page
-    assert "| Guard | 3.00 ms | 1.500 |" in page
+    assert "| Guard | 2.01 ms | +0.50% |" in page
     assert "are at steps 1 (2), and at no other" in page
 
 
@@ -97,6 +102,43 @@ def test_the_steps_of_a_model_are_timed_read_recorded_and_left_out(monkeypatch: 
     assert (any(reads), any(records)) == (False, False)
     assert (len(rests), rests[0]) == (15, False)
     assert sum(rests) >= 12
+
+
+def test_one_at_a_time_has_the_baton_each_once_in_a_round_and_who_leaves_never_again() -> None:
+    turns, lock, seen = Turns("abc"), threading.Lock(), []
+
+    def run(name: str, times: int) -> None:
+        for left in reversed(range(times)):
+            turns.await_turn(name)
+            assert lock.acquire(blocking=False)  # nobody else is at work
+            seen.append(name)
+            lock.release()
+            turns.pass_on(name, leaves=left == 0)
+
+    with ThreadPoolExecutor(3) as threads:
+        running = [threads.submit(run, name, times) for name, times in (("a", 20), ("b", 20), ("c", 5))]
+        for each in running:
+            each.result()
+    rounds = ["".join(seen[at : at + 3]) for at in range(0, 15, 3)]
+    assert all(sorted(each) == list("abc") for each in rounds)
+    assert len(set(rounds)) > 1  # not always in the same order
+    assert all(sorted(seen[at : at + 2]) == list("ab") for at in range(15, 45, 2))
+
+
+def test_trainers_take_turns_step_by_step_under_each_monitor(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    step = Guard.step
+
+    def noted(guard: Guard, **said: Any) -> None:
+        steps.append(threading.get_ident())
+        step(guard, **said)
+
+    monkeypatch.setattr(Guard, "step", noted)
+    found = time_callbacks(steps=3, warm=2)
+    assert {"nothing", "nothing, again", "CollapseGuard (observe)", "SpikeDetection"} <= set(found)
+    assert min(found.values()) > 0
+    assert len(steps) == 6  # with the last one, which only ends the one before
+    assert set(steps).isdisjoint({threading.get_ident()})
 
 
 def test_the_section_of_a_gpu_is_measured_and_told() -> None:
