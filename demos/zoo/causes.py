@@ -145,13 +145,19 @@ def rescale(factor: float, *, at: int) -> Disturbance:
     return disturb
 
 
+def _learnable(run: Run) -> Tensor | None:
+    """Return the codebook (K, D) of taming or diffusers; `None` where a quantizer that has none stands in its place."""
+    embedding = getattr(run.model.bottleneck.quantizer, "embedding", None)
+    return None if embedding is None else cast(nn.Embedding, embedding).weight
+
+
 def lose_codes(*, at: int) -> Disturbance:
     """Return a disturbance: at one step a learnable codebook starts anew within 1/K, as its package sets it up."""
 
     @torch.no_grad()
     def disturb(run: Run, step: int) -> None:
-        if step == at:
-            table = cast(nn.Embedding, run.model.bottleneck.quantizer.embedding).weight
+        table = _learnable(run)
+        if step == at and table is not None:
             draws = torch.Generator().manual_seed(at)  # the batches stay those of the twin
             table.copy_((2 * torch.rand(table.shape, generator=draws) - 1) / len(table))
 
@@ -166,8 +172,8 @@ def shrink(share: float) -> Disturbance:
 
     @torch.no_grad()
     def disturb(run: Run, step: int) -> None:
-        table = cast(nn.Embedding, run.model.bottleneck.quantizer.embedding).weight
-        if table.requires_grad:
+        table = _learnable(run)
+        if table is not None and table.requires_grad:
             table.mul_(1 - share)
 
     return disturb

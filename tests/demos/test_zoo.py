@@ -75,7 +75,8 @@ def test_a_pair_tells_delay_error_ratio_and_recovery() -> None:
     peers = [replace(TWIN, arm="own", error=0.21), replace(TWIN, arm="fsq", error=0.15)]
     (pair,) = a_study(CELL, TWIN, guarded, *peers).of("default")
     assert pair.has_fallen
-    assert (pair.fell_at, pair.detected_at, pair.delay, pair.delay_readings) == (50, 70, 70, 4)  # from the cause at step 0; what only informs is no alert
+    told = (pair.fell_at, pair.detected_at, pair.delay, pair.delay_readings)
+    assert told == (50, 70, 70, 4)  # from the cause, at step 0; what only informs is no alert
     assert pair.error_ratio == pytest.approx(0.105 / 0.15)
     assert pair.is_recovered
     (lost,) = a_study(CELL, TWIN, replace(guarded, error=None), *peers).of("default")
