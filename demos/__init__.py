@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .ablation_report import ablation_as_markdown, ablation_table, conclude_ablation
     from .ablation_runs import AblationRun, measure_ablation, run_ablation_arm
     from .bench_ablation import run_ablation, tell_story
-    from .bench_callbacks import Turns, time_callbacks
+    from .bench_callbacks import Turns, mean_of_cycle, time_callbacks
     from .bench_diagnosis import DiagnosisRun, diagnosis_as_markdown, read_diagnosis_runs, run_diagnosis
     from .bench_engine import DERIVED_POLICY, engine_readings
     from .bench_evaluation import run_case as run_evaluation_case
@@ -124,6 +124,7 @@ __all__ = [
     "large_as_markdown",
     "log_costs_as_markdown",
     "look_at",
+    "mean_of_cycle",
     "measure_ablation",
     "measure_assignments",
     "measure_cost",
@@ -166,7 +167,7 @@ _MODULES = {
     "ablation_report": "ablation_as_markdown ablation_table conclude_ablation",
     "ablation_runs": "AblationRun measure_ablation run_ablation_arm",
     "bench_ablation": "run_ablation tell_story",
-    "bench_callbacks": "Turns time_callbacks",
+    "bench_callbacks": "Turns mean_of_cycle time_callbacks",
     "bench_diagnosis": "DiagnosisRun diagnosis_as_markdown read_diagnosis_runs run_diagnosis",
     "bench_engine": "DERIVED_POLICY engine_readings",
     "bench_evaluation": "run_evaluation_case=run_case",

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -32,7 +32,9 @@ from collapse_guard.callbacks import CollapseGuard
 
 from .training import quiet
 
-__all__ = ["Turns", "time_callbacks"]
+__all__ = ["Turns", "mean_of_cycle", "time_callbacks"]
+
+_CYCLE = 50  # steps after which every monitor does the same again
 
 
 class _Model(pl.LightningModule):
@@ -119,13 +121,12 @@ _MONITORS: dict[str, Callable[[], list[pl.Callback]]] = {
 def time_callbacks(*, steps: int = 600, warm: int = 60) -> dict[str, float]:
     """Return CPU seconds of a training step by monitor: those of `nothing`, and what each step beside it took more.
 
-    Means over all steps, not medians: a monitor that does its work every 50 steps would seem to do none. What
-    `nothing, again` takes more or less is noise. Every monitor logs as often as it does unless told otherwise;
-    `DeviceStatsMonitor` needs psutil and is left out without it.
+    What `nothing, again` takes more or less is noise; see `mean_of_cycle`. Every monitor logs as often as it does
+    unless told otherwise; `DeviceStatsMonitor` needs psutil and is left out without it.
 
     Args:
-        steps: of each Trainer that are counted. warm: before them that are not; 60 hold the guard's first reading,
-            which is early, and one at its usual cadence.
+        steps: of each Trainer that are counted, best whole cycles of 50.
+        warm: steps before them; 60 hold the guard's first reading, which is early, and one at its usual cadence.
     """
     has_psutil = importlib.util.find_spec("psutil") is not None
     names = [name for name in _MONITORS if has_psutil or name != "DeviceStatsMonitor"]
@@ -134,11 +135,25 @@ def time_callbacks(*, steps: int = 600, warm: int = 60) -> dict[str, float]:
         warnings.simplefilter("ignore")
         running = {name: threads.submit(_seconds, name, turns, warm + steps) for name in names}
         found = {name: each.result()[warm:] for name, each in running.items()}
-    plain = statistics.mean(found["nothing"])
+    plain = found["nothing"]
     return {
-        name: plain + statistics.mean(mine - beside for mine, beside in zip(spent, found["nothing"], strict=True))
+        name: mean_of_cycle(plain) + mean_of_cycle([mine - beside for mine, beside in zip(spent, plain, strict=True)])
         for name, spent in found.items()
     }
+
+
+def mean_of_cycle(values: Sequence[float]) -> float:
+    """Return the mean over the 50 steps of a cycle of what each of them showed, the median over all cycles.
+
+    A median over all steps would hide what a monitor does in one step of 50; a mean over all is at the mercy of the few
+    steps in which the machine had something else to do.
+
+    >>> mean_of_cycle(([0.0] * 49 + [5.0]) * 3)
+    0.1
+    >>> mean_of_cycle([0.0] * 99 + [5.0] + [0.0] * 50)
+    0.0
+    """
+    return statistics.mean(statistics.median(values[at::_CYCLE]) for at in range(min(_CYCLE, len(values))))
 
 
 def _seconds(name: str, turns: Turns, steps: int) -> list[float]:

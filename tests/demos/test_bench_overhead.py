@@ -22,6 +22,7 @@ from collapse_guard.demos import (
     cost_of_guarding,
     count_syncs,
     device_as_markdown,
+    mean_of_cycle,
     one_hot_perplexity,
     overhead_as_markdown,
     own_cost,
@@ -105,7 +106,8 @@ def test_the_steps_of_a_model_are_timed_read_recorded_and_left_out(monkeypatch: 
 
 
 def test_one_at_a_time_has_the_baton_each_once_in_a_round_and_who_leaves_never_again() -> None:
-    turns, lock, seen = Turns("abc"), threading.Lock(), []
+    turns, lock = Turns("abc"), threading.Lock()
+    seen: list[str] = []
 
     def run(name: str, times: int) -> None:
         for left in reversed(range(times)):
@@ -123,6 +125,13 @@ def test_one_at_a_time_has_the_baton_each_once_in_a_round_and_who_leaves_never_a
     assert all(sorted(each) == list("abc") for each in rounds)
     assert len(set(rounds)) > 1  # not always in the same order
     assert all(sorted(seen[at : at + 2]) == list("ab") for at in range(15, 45, 2))
+
+
+def test_what_is_done_in_one_step_of_fifty_counts_and_what_happens_once_does_not() -> None:
+    bursts = ([0.0] * 49 + [5.0]) * 3
+    assert mean_of_cycle(bursts) == pytest.approx(0.1)
+    assert mean_of_cycle([9.0, *bursts[1:]]) == pytest.approx(0.1)
+    assert mean_of_cycle([1.0, 3.0]) == 2.0
 
 
 def test_trainers_take_turns_step_by_step_under_each_monitor(monkeypatch: pytest.MonkeyPatch) -> None:
