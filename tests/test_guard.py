@@ -35,8 +35,8 @@ def test_the_reference_collapse_is_seen_reset_in_vain_and_then_held_by_the_fallb
         (80, "intervention", "fallback_tokenizer"),
     ]
     assert [what for _, *what in story(recorder)[4:]] == [
-        ["alert", "stale_moments"],
         ["outcome", "recovered"],
+        ["alert", "stale_moments"],
         ["intervention", "restart_optimizer"],
         ["outcome", "recovered"],
     ]
@@ -201,7 +201,7 @@ def test_the_event_log_tells_the_whole_story_line_by_line(tmp_path: Path) -> Non
     quiet = ("reading", "skip", "pending", "tended")
     assert [record["event"] for record in records if record["event"] not in quiet] == [
         "attached", "alert", "intervention", "outcome", "intervention",
-        "alert", "outcome", "intervention", "outcome", "summary",
+        "outcome", "alert", "intervention", "outcome", "summary",
     ]  # fmt: skip
     assert all({"schema", "time", "step", "event"} <= record.keys() for record in records)
     reset = next(record for record in records if record["event"] == "intervention")
