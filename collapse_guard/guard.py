@@ -150,7 +150,11 @@ class Guard:
             group=group,
             patience=patience,
         )
-        self._log.begin(is_first=post.ranks.is_first)
+        try:
+            self._log.begin(is_first=post.ranks.is_first)
+        except Exception:  # a bound on the log that is too small, for one: nobody would watch at this post
+            post.leave()
+            raise
         self._post, self.total_steps = post, post.total_steps
         self._is_attached, self._state_at_close, self._kept = True, None, {}
         self._attached_at, self._seconds = time.perf_counter(), 0.0

@@ -85,6 +85,15 @@ def test_a_line_that_the_disk_took_half_of_is_written_again_whole(
     assert caplog.text.count("torn") == 1
 
 
+def test_a_bound_that_is_too_small_for_a_log_leaves_the_model_to_the_next_guard(tmp_path: Path) -> None:
+    model = digits_model()
+    with pytest.raises(ValueError, match=r"at least 65536 \(64 KiB\), got 1000"):
+        Guard("observe", console=False, log_dir=tmp_path, log_max_bytes=1000).attach(model)
+    with Guard("observe", console=False) as guard:
+        train(model, 10, guard)
+        assert guard.readings["quantizer"].tokens > 0
+
+
 def test_a_log_with_a_bound_forgets_its_oldest_part_and_readers_follow(tmp_path: Path) -> None:
     bound = 1 << 16
     sink = JsonLinesSink(tmp_path, run="a", max_bytes=bound)
