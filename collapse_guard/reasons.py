@@ -9,6 +9,7 @@ __all__ = ["explain"]
 _LONG_CODES = 10.0
 _SHORT_CODES = 0.1
 _FLAT_LATENTS = 1e-10
+_LARGE_MOMENTS = 3.0
 
 
 def explain(reading: Reading) -> str:
@@ -20,7 +21,7 @@ def explain(reading: Reading) -> str:
     Returns:
         One sentence. It states what was measured; where nothing stands out, it says so.
     """
-    for look in (_broken_latents, _flat_latents, _norms, _concentration):
+    for look in (_broken_latents, _flat_latents, _norms, _concentration, _remembered):
         if (sentence := look(reading)) is not None:
             return sentence
     return "no single number of this reading stands out"
@@ -63,3 +64,12 @@ def _concentration(reading: Reading) -> str | None:
     if reading.dead_fraction >= 0.5:
         return f"{reading.dead_fraction:.0%} of the codes are dead in a window of {reading.tokens} tokens"
     return None
+
+
+def _remembered(reading: Reading) -> str | None:
+    if reading.moment_ratio is None or reading.moment_ratio <= _LARGE_MOMENTS:
+        return None
+    return (
+        f"the encoder's Adam remembers gradients {reading.moment_ratio:.0f} times as large as those that it is shown now, "
+        "and divides its steps by them: a collapse leaves that behind"
+    )
