@@ -70,6 +70,6 @@ def _remembered(reading: Reading) -> str | None:
     if reading.moment_ratio is None or reading.moment_ratio <= _LARGE_MOMENTS:
         return None
     return (
-        f"the encoder's Adam remembers gradients {reading.moment_ratio:.0f} times as large as those that it is shown now, "
+        f"the encoder's Adam remembers gradients {reading.moment_ratio:.0f} times as large as those it is shown now, "
         "and divides its steps by them: a collapse leaves that behind"
     )

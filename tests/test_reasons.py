@@ -28,7 +28,7 @@ HEALTHY: dict[str, Any] = {
         ({"norm_ratio": 5.4, "top_share": 0.98}, "one code takes 98% of 640 tokens; code norms are 5.4 times"),
         ({"dead_fraction": 0.9}, "90% of the codes are dead in a window of 640 tokens"),
         ({"moment_ratio": 2.5}, "no single number"),
-        ({"moment_ratio": 110.2}, "Adam remembers gradients 110 times as large as those that it is shown now"),
+        ({"moment_ratio": 110.2}, "Adam remembers gradients 110 times as large as those it is shown now"),
         ({"moment_ratio": 110.2, "dead_fraction": 0.9}, "90% of the codes are dead"),
         ({"norm_ratio": None, "finite_fraction": None, "latent_variance": None}, "no single number"),
     ],
