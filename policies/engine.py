@@ -47,7 +47,8 @@ class PolicyEngine:
         then reported; until then its rule waits. A rule looks at the readings of its own stage; those of a stage that
         no rule looks at leave no trace.
         """
-        return self.observe_together((reading,))
+        self._state, decisions = self._foresee((reading,))
+        return decisions
 
     def observe_together(self, readings: Iterable[Reading]) -> Decisions:
         """Take the readings of several levels of one group at one step into account, coarse first.

@@ -37,7 +37,8 @@ def observe(plan: Plan, state: EngineState, readings: Sequence[Reading]) -> tupl
     readings = [reading for reading in readings if reading.stage in plan.stages]
     if not readings:
         return state, ()
-    _check(readings)
+    if len(readings) > 1:
+        _check(readings)
     first = readings[0]
     group = Group(plan, state, step=first.step, name=first.group, codebook=first.codebook, readings=readings)
     for turn in group.turns.values():
@@ -132,8 +133,6 @@ def concerned(plan: Plan, book: CodebookState) -> list[RulePlan]:
 
 def _check(readings: Sequence[Reading]) -> None:
     first = readings[0]
-    if len(readings) == 1:
-        return
     places = {(reading.step, reading.group, reading.stage) for reading in readings}
     if len(places) > 1 or first.group is None or len({reading.codebook for reading in readings}) < len(readings):
         what = ", ".join(f"{reading.codebook} of {reading.group} at step {reading.step}" for reading in readings)

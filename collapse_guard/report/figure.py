@@ -33,13 +33,16 @@ class MissingExtraError(ImportError):
 
 
 def thresholds(rules: Iterable[Rule], codebook: str, field: str) -> list[float]:
-    """Return the numbers with which the rules of a codebook compare a field when they decide whether to fire."""
+    """Return the numbers with which the rules of a codebook compare a field when they decide whether to fire.
+
+    A perplexity that has to be large is not among them: it says where a rule may look at something else.
+    """
     found = {
         each.threshold
         for rule in rules
         if rule.applies_to(codebook)
         for each in rule.when.comparisons()
-        if each.field == field and each.function == "value"
+        if each.field == field and each.function == "value" and not (field == "perplexity" and each.sign[0] == ">")
     }
     return sorted(found)[:_MOST_THRESHOLDS]
 

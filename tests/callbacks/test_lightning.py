@@ -237,7 +237,7 @@ def test_learnable_vector_quantize_is_reset_with_its_optimizer_rows(tmp_path: Pa
         quantizer._codebook.embed.mul_(0.01).add_(50.0)
         quantizer._codebook.embed[0, 0] = 49.0
     recorder = Recorder()
-    fit(tmp_path, CollapseGuard("default", console=False, sinks=[recorder]), DigitsClassifier(quantizer), max_steps=90)
+    fit(tmp_path, CollapseGuard("default", console=False, sinks=[recorder]), DigitsClassifier(quantizer), max_steps=120)
     resets = [each for each in recorder.of("intervention") if each.fields["action"] == "reset_codes"]
     assert resets
     for intervention in resets:

@@ -76,7 +76,7 @@ def test_what_the_callback_gave_the_loggers_replays_to_the_decisions_of_the_run(
         ("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
     )
     guard = CollapseGuard("default", console=False)
-    options: dict[str, Any] = {"max_steps": 150, "log_every_n_steps": 10, "accelerator": "cpu", "logger": loggers}
+    options: dict[str, Any] = {"max_steps": 170, "log_every_n_steps": 10, "accelerator": "cpu", "logger": loggers}
     trainer = pl.Trainer(callbacks=[guard], **options, **quiet)
     trainer.fit(digits_model(), digits_loaders(0)[0])
     run = tmp_path / "tb/version_0"
