@@ -45,6 +45,11 @@ def _first_latents(run: Run, most: int) -> Tensor:
     return model.latents(run.data.train[rows]).flatten(0, 1)
 
 
+def _spread_of(rows: Tensor) -> Tensor:
+    """Return () how far latents (n, D) lie from their mean, the root mean square of a coordinate."""
+    return (rows - rows.mean(dim=0)).square().mean().sqrt()
+
+
 @torch.no_grad()
 def _write(module: Any, rows: Tensor) -> None:
     """Write rows (K, D) into a quantizer's codebook, and into its moving averages where it has some."""
@@ -70,7 +75,7 @@ def place_shifted(*, scale: float = 1.0, shift: float = 0.0) -> Start:
 
     def start(run: Run) -> None:
         rows = _first_latents(run, 1024)
-        spread = (rows - rows.mean(dim=0)).square().mean().sqrt()
+        spread = _spread_of(rows)
         codes = torch.randn(run.model.bottleneck.K, rows.shape[1], generator=run.draws)
         _write(run.model.bottleneck.quantizer, rows.mean(dim=0) + spread * (scale * codes + shift))
 
@@ -80,7 +85,7 @@ def place_shifted(*, scale: float = 1.0, shift: float = 0.0) -> Start:
 def deep_levels_too_large(run: Run) -> None:
     """Start the first level of a residual on latents, and the others with codes at ten times the latents' spread."""
     rows = _first_latents(run, _SEEN)
-    spread = (rows - rows.mean(dim=0)).square().mean().sqrt()
+    spread = _spread_of(rows)
     for level, layer in enumerate(cast(nn.ModuleList, run.model.bottleneck.quantizer.layers)):
         codes = torch.randn(run.model.bottleneck.K, rows.shape[1], generator=run.draws)
         chosen = rows[torch.randperm(len(rows), generator=run.draws)[: run.model.bottleneck.K]]
@@ -98,7 +103,7 @@ def narrow_cone(run: Run) -> None:
 def crowd(run: Run) -> None:
     """Start all codes around one latent, within a thousandth of the latents' spread."""
     rows = _first_latents(run, 1024)
-    spread = (rows - rows.mean(dim=0)).square().mean().sqrt()
+    spread = _spread_of(rows)
     noise = torch.randn(run.model.bottleneck.K, rows.shape[1], generator=run.draws)
     _write(run.model.bottleneck.quantizer, rows[0] + 1e-3 * spread * noise)
 
@@ -186,7 +191,7 @@ def lose_level(level: int, *, at: int) -> Disturbance:
     def disturb(run: Run, step: int) -> None:
         if step == at:
             rows = run.model.latents(run.data.train[:1024]).flatten(0, 1)
-            spread = (rows - rows.mean(dim=0)).square().mean().sqrt()
+            spread = _spread_of(rows)
             draws = torch.Generator().manual_seed(at)  # the batches stay those of the twin
             codes = torch.randn(run.model.bottleneck.K, rows.shape[1], generator=draws)
             _write(cast(nn.ModuleList, run.model.bottleneck.quantizer.layers)[level], 10.0 * spread * codes)

@@ -7,8 +7,6 @@ share where 256 tokens meet 128 codes. The 2 tokens a step that are often recomm
 
 from __future__ import annotations
 
-from typing import Any
-
 from .causes import (
     batch_of_nan,
     deep_levels_too_large,
@@ -18,12 +16,10 @@ from .causes import (
     place_shifted,
     start_from_latents,
 )
-from .scenario import Scenario
+from .scenario import KMEANS, OWN, Scenario
 
 __all__ = ["COLLAPSES"]
 
-_KMEANS: dict[str, Any] = {"kmeans_init": True}
-_OWN: dict[str, Any] = {"kmeans_init": True, "threshold_ema_dead_code": 0.2}
 _JUMP_AT = 150
 
 COLLAPSES: tuple[Scenario, ...] = (
@@ -44,52 +40,52 @@ COLLAPSES: tuple[Scenario, ...] = (
         "start-too-small",
         "codes at a hundredth of the latents' spread",
         start=place_shifted(scale=0.01),
-        own=_OWN,
-        healthy=_OWN,
+        own=OWN,
+        healthy=OWN,
     ),
     Scenario(
         "start-too-large",
         "codes at thirty times the latents' spread",
         start=place_shifted(scale=30.0),
-        own=_OWN,
-        healthy=_OWN,
+        own=OWN,
+        healthy=OWN,
     ),
     Scenario(
         "start-far-away",
         "codes twenty spreads away from the latents",
         start=place_shifted(shift=20.0),
-        own=_OWN,
-        healthy=_OWN,
+        own=OWN,
+        healthy=OWN,
     ),
     Scenario(
         "commitment-40",
         "commitment weight 40 times too high",
-        options={"commitment_weight": 10.0, **_KMEANS},
-        own=_OWN,
-        healthy={"commitment_weight": 0.25, **_OWN},
+        options={"commitment_weight": 10.0, **KMEANS},
+        own=OWN,
+        healthy={"commitment_weight": 0.25, **OWN},
     ),
     Scenario(
         "commitment-400",
         "commitment weight 400 times too high",
-        options={"commitment_weight": 100.0, **_KMEANS},
-        own=_OWN,
-        healthy={"commitment_weight": 0.25, **_OWN},
+        options={"commitment_weight": 100.0, **KMEANS},
+        own=OWN,
+        healthy={"commitment_weight": 0.25, **OWN},
     ),
     Scenario(
         "fast-ema",
         "EMA decay 0.5 with a learning rate of 1e-2",
         lr=1e-2,
         options={"decay": 0.5},
-        own=_OWN,
-        healthy={"decay": 0.95, **_OWN},
+        own=OWN,
+        healthy={"decay": 0.95, **OWN},
     ),
     Scenario(
         "narrow-cosine",
         "codes of a cosine codebook all point the same way",
         options={"use_cosine_sim": True},
         start=narrow_cone,
-        own=_OWN,
-        healthy=_OWN,
+        own=OWN,
+        healthy=OWN,
     ),
     Scenario(
         "large-codebook",
@@ -97,7 +93,7 @@ COLLAPSES: tuple[Scenario, ...] = (
         data="little",
         K=8192,
         steps=600,
-        own=_OWN,
+        own=OWN,
         healthy_start=start_from_latents,
     ),
     Scenario(
@@ -106,8 +102,8 @@ COLLAPSES: tuple[Scenario, ...] = (
         family="rvq",
         options={"num_quantizers": 4},
         start=deep_levels_too_large,
-        own=_OWN,
-        healthy=_OWN,
+        own=OWN,
+        healthy=OWN,
     ),
     Scenario(
         "residual-8",
@@ -116,23 +112,23 @@ COLLAPSES: tuple[Scenario, ...] = (
         options={"num_quantizers": 8},
         K=64,
         start=deep_levels_too_large,
-        own=_OWN,
-        healthy=_OWN,
+        own=OWN,
+        healthy=OWN,
     ),
     Scenario(
         "encoder-jump",
         "the learning rate rises thirtyfold for five steps",
         onset=_JUMP_AT,
-        options=_KMEANS,
-        own=_OWN,
+        options=KMEANS,
+        own=OWN,
         disturb=jump(at=_JUMP_AT, steps=5, factor=30.0),
     ),
     Scenario(
         "slow-drift",
         "for 100 steps the latents wander off and leave the codes behind",
         onset=_JUMP_AT,
-        options={"decay": 0.99, **_KMEANS},
-        own=_OWN,
+        options={"decay": 0.99, **KMEANS},
+        own=OWN,
         disturb=drift(0.05, until=_JUMP_AT + 100),
     ),
     Scenario(
@@ -140,21 +136,21 @@ COLLAPSES: tuple[Scenario, ...] = (
         "the codebook was frozen as it started, at random",
         options={"freeze_codebook": True},
         own=None,
-        healthy={"freeze_codebook": False, **_OWN},
+        healthy={"freeze_codebook": False, **OWN},
     ),
     Scenario(
         "nan-batch",
         "some items of one batch are no numbers; the loop skips the step, the EMA does not",
         onset=_JUMP_AT,
-        options=_KMEANS,
-        own=_OWN,
+        options=KMEANS,
+        own=OWN,
         disturb=batch_of_nan(at=_JUMP_AT, share=0.1),
     ),
     Scenario(
         "batchnorm-eval",
         "running statistics hardly move: evaluation sees other latents than training",
-        options=_KMEANS,
-        own=_OWN,
+        options=KMEANS,
+        own=OWN,
         model={"normalise": 1e-5},
         healthy_model={"normalise": 0.1},
     ),
@@ -163,8 +159,8 @@ COLLAPSES: tuple[Scenario, ...] = (
         "channels and positions mixed up by `reshape` where `permute` was due",
         data="sequences",
         batch=48,
-        options=_KMEANS,
-        own=_OWN,
+        options=KMEANS,
+        own=OWN,
         model={"is_reshaped": True},
         healthy_model={"is_reshaped": False},
     ),
@@ -173,8 +169,8 @@ COLLAPSES: tuple[Scenario, ...] = (
         "three quarters of the tokens are padding that the quantizer is not told of",
         data="sequences",
         batch=64,
-        options=_KMEANS,
-        own=_OWN,
+        options=KMEANS,
+        own=OWN,
         is_padded=True,
     ),
     Scenario(
@@ -183,7 +179,7 @@ COLLAPSES: tuple[Scenario, ...] = (
         family="encodec",
         options={"kmeans_init": False, "threshold_ema_dead_code": 0.2},
         own={"kmeans_init": True},
-        healthy=_OWN,
+        healthy=OWN,
     ),
     Scenario(
         "taming-start",

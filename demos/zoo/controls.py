@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from .causes import few_items, one_class, one_photo_then_the_other, passed_by_at_first, start_from_latents
-from .scenario import Scenario
+from .scenario import KMEANS, Scenario
 
 __all__ = ["CONTROLS"]
-
-_KMEANS: dict[str, Any] = {"kmeans_init": True}
 
 
 def _control(name: str, says: str, **fields: Any) -> Scenario:
@@ -17,8 +15,8 @@ def _control(name: str, says: str, **fields: Any) -> Scenario:
 
 
 CONTROLS: tuple[Scenario, ...] = (
-    _control("plain-ema", "a codebook that starts by k-means", options=_KMEANS),
-    _control("four-codes", "four codes: perplexity can be 4 at most", K=4, options=_KMEANS),
+    _control("plain-ema", "a codebook that starts by k-means", options=KMEANS),
+    _control("four-codes", "four codes: perplexity can be 4 at most", K=4, options=KMEANS),
     _control(
         "class-sorted",
         "batches of one class each: neighbouring readings show other codes",
@@ -41,27 +39,27 @@ CONTROLS: tuple[Scenario, ...] = (
     _control(
         "warm-up",
         "no quantizer for 100 steps, a learning rate that rises for 200",
-        options=_KMEANS,
+        options=KMEANS,
         routine=passed_by_at_first(until=100, slow_until=200),
     ),
     _control(
         "data-shift",
         "from one photograph to another in the middle",
-        options=_KMEANS,
+        options=KMEANS,
         draw=one_photo_then_the_other(200),
     ),
     _control(
         "few-modes",
         "three different items: three codes are all there is to use",
         K=64,
-        options=_KMEANS,
+        options=KMEANS,
         draw=few_items(3),
     ),
     _control(
         "residual-healthy",
         "four residual levels that start by k-means",
         family="rvq",
-        options={"num_quantizers": 4, **_KMEANS},
+        options={"num_quantizers": 4, **KMEANS},
     ),
     _control(
         "repaired-ema",
@@ -76,5 +74,5 @@ CONTROLS: tuple[Scenario, ...] = (
         lr=5e-4,
         options={"repaired": True},
     ),
-    _control("cosine-healthy", "a cosine codebook that starts by k-means", options={"use_cosine_sim": True, **_KMEANS}),
+    _control("cosine-healthy", "a cosine codebook that starts by k-means", options={"use_cosine_sim": True, **KMEANS}),
 )

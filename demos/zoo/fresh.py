@@ -6,15 +6,11 @@ in the tuned part. None of these has. Whoever tunes on them moves them to `colla
 
 from __future__ import annotations
 
-from typing import Any
-
 from .causes import crowd, lose_codes, lose_level, rescale, shrink, start_from_latents
-from .scenario import Scenario
+from .scenario import KMEANS, OWN, Scenario
 
 __all__ = ["FRESH"]
 
-_KMEANS: dict[str, Any] = {"kmeans_init": True}
-_OWN: dict[str, Any] = {"kmeans_init": True, "threshold_ema_dead_code": 0.2}
 _AT = 150
 
 FRESH: tuple[Scenario, ...] = (
@@ -22,24 +18,24 @@ FRESH: tuple[Scenario, ...] = (
         "crowded-start",
         "all codes start within a thousandth of the latents' spread around one latent",
         start=crowd,
-        own=_OWN,
-        healthy=_OWN,
+        own=OWN,
+        healthy=OWN,
         is_fresh=True,
     ),
     Scenario(
         "stale-ema",
         "codes start at random, and an EMA decay of 0.9999 hardly moves them",
         options={"decay": 0.9999},
-        own=_OWN,
-        healthy={"decay": 0.95, **_OWN},
+        own=OWN,
+        healthy={"decay": 0.95, **OWN},
         is_fresh=True,
     ),
     Scenario(
         "rescaled-latents",
         "latents become ten times as large, and the decoder takes them for it: the codebook is left behind",
         onset=_AT,
-        options=_KMEANS,
-        own=_OWN,
+        options=KMEANS,
+        own=OWN,
         disturb=rescale(10.0, at=_AT),
         is_fresh=True,
     ),
@@ -70,9 +66,9 @@ FRESH: tuple[Scenario, ...] = (
         "the second of 4 residual levels is overwritten with codes at ten times the latents' spread",
         family="rvq",
         onset=_AT,
-        options={"num_quantizers": 4, **_KMEANS},
-        own={"num_quantizers": 4, **_OWN},
-        healthy={"num_quantizers": 4, **_KMEANS},
+        options={"num_quantizers": 4, **KMEANS},
+        own={"num_quantizers": 4, **OWN},
+        healthy={"num_quantizers": 4, **KMEANS},
         disturb=lose_level(1, at=_AT),
         is_fresh=True,
     ),

@@ -18,10 +18,14 @@ from .data import Data, load
 from .models import Coder
 from .split import is_held_out
 
-__all__ = ["Run", "Scenario", "any_items"]
+__all__ = ["KMEANS", "OWN", "Run", "Scenario", "any_items"]
 
 
 _REPLACEMENT = "threshold_ema_dead_code"  # vector-quantize-pytorch and encodec call it alike; 0: no replacement
+KMEANS: Mapping[str, Any] = {"kmeans_init": True}
+"""A start from the latents, as both packages call it."""
+OWN: Mapping[str, Any] = {**KMEANS, _REPLACEMENT: 0.2}
+"""The packages' own prevention: what their users are told to switch on against collapse."""
 
 
 @dataclass(slots=True)
