@@ -77,6 +77,7 @@ def reading_of(
         commitment_weight=view.commitment.get() if view.commitment is not None else None,
         decay=view.decay.get() if view.decay is not None else None,
         loss=loss,
+        commitment_share=_commitment_share(sums, view, loss),
         **(_figures_of(sums, counts, tokens, dead_below) if tokens else _UNUSED),
     )
     return reading, counts
@@ -105,9 +106,27 @@ def _figures_of(sums: Sums, counts: np.ndarray, tokens: int, dead_below: float) 
         "latent_rank": _rank(sums.covariance),
         "codebook_rank": _rank(sums.table_covariance),
         "latent_variance": _finite(latent_variance),
+        "spread_ratio": _root(_ratio(_variance(sums.table_covariance, sums), latent_variance)),
         "relative_error": _ratio(float(sums.error[0]) / compared if compared else math.nan, latent_variance),
         "finite_fraction": 1 - int(sums.tallies[-1]) / tokens,
     }
+
+
+def _variance(covariance: np.ndarray, sums: Sums) -> float:
+    """Return E|e - mean e|^2 of the codes; of those that stand for all, where the matrix is not made of directions."""
+    K, D, side = len(sums.table_norms), len(sums.mean), len(covariance)
+    return float(np.trace(covariance.astype(np.float64))) * (K / side if side != D else 1.0)
+
+
+def _commitment_share(sums: Sums, view: CodebookView, loss: float | None) -> float | None:
+    if view.commitment is None or loss is None or not sums.error[1]:
+        return None
+    pull = view.commitment.get() * float(sums.error[0]) / float(sums.error[1]) / len(sums.mean)
+    return _ratio(pull, loss)
+
+
+def _root(value: float | None) -> float | None:
+    return None if value is None else math.sqrt(value)
 
 
 def _lower_median(values: np.ndarray) -> float:

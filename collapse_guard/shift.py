@@ -148,8 +148,8 @@ class Shift:
             name = taken_now.codebook
             reading = replace(
                 taken_now,
-                rewrites=self.ledger.version_of(name),
-                frozen=int(self._watch.probes[name].view.is_frozen),
+                rewrites=max(map(self.ledger.version_of, self._levels_of(name))),
+                frozen=int(self._watch.probes[name].view.stands),
                 moment_ratio=ratio,
             )
             if is_told(self._readings_taken[reading.codebook]):
@@ -164,6 +164,15 @@ class Shift:
         self._pace.note(taken, every=sample.every_steps, min_tokens=enough, has_all=has_all)
         clinic, engine, ranks = self._clinic, self.engine, self._ranks
         self._judge.judge(self.step, taken, lambda bundle: explain_alike(bundle, clinic, engine, ranks), uses)
+
+    def _levels_of(self, codebook: str) -> list[str]:
+        """Return the codebooks of the residual that one belongs to, or that one alone."""
+        group = self._watch.probes[codebook].view.group
+        return [
+            name
+            for name, probe in self._watch.probes.items()
+            if name == codebook or (group and probe.view.group == group)
+        ]
 
     def _number_of(self, loss: Loss) -> float | None:
         """Return the loss as a number; one rank that cannot say its own must not keep the others waiting."""

@@ -7,7 +7,9 @@ nothing to the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -70,6 +72,7 @@ class Watch:
         self._steps = 0
         self._captures: dict[str, Capture] = {}
         self._empty: dict[str, int] = {}
+        self._marks: dict[str, int] = {}  # of each codebook at its latest reading
         self._is_started: dict[str, bool] = {}
         self.readings: dict[str, Reading] = {}
         self.first: dict[str, Reading] = {}
@@ -163,11 +166,21 @@ class Watch:
                 self._count_empty(name, word.step, _UNSEEN)
                 continue
             self._empty[name] = 0
+            reading = replace(reading, unmoved=self._compare(name, roll.sums[name]))
             if reading.tokens >= min_tokens:
                 probe.window.restart()
             self.readings[name] = reading
             self.first.setdefault(name, reading)
             yield reading, counts
+
+    def _compare(self, name: str, sums: Sums) -> int | None:
+        """Return whether a codebook is the one of its reading before, 1 or 0; `None` where nobody can say."""
+        if np.isnan(sums.table_norms).any():
+            return None
+        mark = crc32(sums.table_covariance.tobytes(), crc32(sums.table_norms.tobytes()))
+        before = self._marks.get(name)
+        self._marks[name] = mark
+        return None if before is None else int(mark == before)
 
     def meet(self, word: Word) -> None:
         """Begin what all ranks do together other than a reading.
@@ -286,6 +299,7 @@ class Watch:
             "readings": {name: reading.as_dict() for name, reading in self.readings.items()},
             "started": dict(self._is_started),
             "empty": dict(self._empty),
+            "marks": dict(self._marks),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -294,6 +308,7 @@ class Watch:
         self.readings = {name: Reading.from_dict(record) for name, record in state.get("readings", {}).items()}
         self._is_started = {name: bool(started) for name, started in state.get("started", {}).items()}
         self._empty = {name: int(count) for name, count in state.get("empty", {}).items()}
+        self._marks = {name: int(mark) for name, mark in state.get("marks", {}).items()}
         for name, window in self._windows_of_mine(state).items():
             try:
                 probe = self.probes[name]
@@ -313,7 +328,7 @@ class Watch:
 
     def begin_afresh(self) -> None:
         """Forget what was recorded and leave the quantizers to themselves, as if nothing had been restored."""
-        self.first, self.readings, self._is_started, self._empty = {}, {}, {}, {}
+        self.first, self.readings, self._is_started, self._empty, self._marks = {}, {}, {}, {}, {}
         for probe in self.probes.values():
             probe.window = probe.window.emptied()
             probe.view.release()

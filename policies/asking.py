@@ -57,7 +57,7 @@ def act(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
     if (spent_budget := _spent_budget(turn, rule, rung, state)) is not None:
         state = turn.skip(rule, state, Skip.BUDGET_SPENT, spent_budget, **facts, then=rule.on_exhausted)
         return _exhausted(turn, rule, state)
-    if not _make_room(turn, rule, state):
+    if not _make_room(turn, rule, rung, state):
         return turn.skip(rule, state, Skip.OCCUPIED, "another intervention is being verified", **facts)
     return _ask(turn, rule, state, rung)
 
@@ -95,10 +95,11 @@ def _exhausted(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
     return changed(state, phase=Phase.EXHAUSTED)
 
 
-def _make_room(turn: Turn, rule: RulePlan, state: RuleState) -> bool:
+def _make_room(turn: Turn, rule: RulePlan, rung: RungPlan, state: RuleState) -> bool:
     """Whether nothing else is open on the codebook.
 
-    The verification of an inhibited rule is ended to make it so, and those of finer levels, which lose their ground.
+    The verification of an inhibited rule is ended to make it so, and those of finer levels, which lose their ground
+    unless the rung changes little at a time.
     """
     occupant = turn.occupant(besides=rule)
     if occupant is not None and (occupant[0].name not in rule.inhibits or occupant[1].phase is not Phase.VERIFYING):
@@ -116,7 +117,7 @@ def _make_room(turn: Turn, rule: RulePlan, state: RuleState) -> bool:
             is_silent = turn.step < other.silence_until
             ended = silence(turn, other, ended) if is_silent else hush(turn, other, ended, inhibitor)
         turn.put(other, ended)
-    for finer, other, open_state in list(turn.group.open_below(turn)):
+    for finer, other, open_state in [] if rung.params.is_gradual else list(turn.group.open_below(turn)):
         reason = f"{turn.codebook}, a coarser level of the same residual, was acted on meanwhile"
         verdict = Verdict(outcome=Outcome.INCONCLUSIVE, reason=reason)
         finer.put(other, end(finer, other, open_state, open_state.verdict or verdict))

@@ -79,7 +79,11 @@ def _lower_lr(it: LowerLr) -> str:
 
 
 def _take_over_updates(it: TakeOverUpdates) -> str:
-    start = "k-means centroids of recent latents" if it.start == "kmeans" else "the codes as they stand"
+    start = {
+        "kmeans": "k-means centroids of recent latents",
+        "reservoir": "recent latents drawn at random",
+        "keep": "the codes as they stand",
+    }[it.start]
     return f"keep the quantizer's own updates out; move the codebook from {start} by averages of decay {it.decay:g}"
 
 

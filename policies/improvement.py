@@ -13,13 +13,16 @@ from .reading import Reading
 
 __all__ = ["is_better"]
 
+_NO_EFFECTS = frozenset({"step", "epoch", "K", "D", "tokens", "rewrites", "frozen"})
+
 
 def is_better(when: Condition, before: Reading | None, after: Reading | None, loss_increase: float | None) -> bool:
     """Whether a codebook came nearer to what a rule wants, at no cost.
 
-    Every field that the rule compares moved away from firing, or stayed; at least one moved; neither the relative error
-    nor, beyond the bound of the guard, the loss has grown. What is missing or not finite is no improvement. `rel` and
-    `trend` are not compared: they depend on more than two readings.
+    No field that the rule compares is deeper beyond its threshold than before, and at least one is less so; neither the
+    relative error nor, beyond the bound of the guard, the loss has grown. What is missing or not finite is no
+    improvement. `rel` and `trend` are not compared: they depend on more than two readings; nor is what no codebook has a
+    share in, such as the step, or what counts interventions.
 
     Args:
         when: of the rule.
@@ -29,7 +32,8 @@ def is_better(when: Condition, before: Reading | None, after: Reading | None, lo
     """
     if before is None or after is None:
         return False
-    gains = [_gain(each, before, after) for each in when.comparisons() if each.function == "value"]
+    compared = [each for each in when.comparisons() if each.function == "value" and each.field not in _NO_EFFECTS]
+    gains = [_gain(each, before, after) for each in compared]
     if not gains or min(gains) < 0 or max(gains) <= 0:
         return False
     return _not_grown(before.relative_error, after.relative_error) and (
@@ -38,11 +42,26 @@ def is_better(when: Condition, before: Reading | None, after: Reading | None, lo
 
 
 def _gain(comparison: Comparison, before: Reading, after: Reading) -> float:
-    """Return how far a field moved away from firing, below zero if towards it; minus infinity where that is unknown."""
+    """Return how much less deep a field lies beyond its threshold, below zero if deeper.
+
+    Minus infinity where that is unknown.
+    """
     first, last = getattr(before, comparison.field), getattr(after, comparison.field)
     if first is None or last is None or not math.isfinite(last) or math.isnan(first):
         return -math.inf
-    return float(last - first if comparison.sign in ("<", "<=") else first - last)
+    return _depth(comparison, first) - _depth(comparison, last)
+
+
+def _depth(comparison: Comparison, value: float) -> float:
+    """Return how far a value lies beyond the threshold from which a comparison holds, 0 where it does not."""
+    beyond = value - comparison.threshold
+    match comparison.sign:
+        case "<" | "<=":
+            return max(-beyond, 0.0)
+        case ">" | ">=":
+            return max(beyond, 0.0)
+        case _:
+            return float((beyond == 0) == (comparison.sign == "=="))
 
 
 def _not_grown(before: float | None, after: float | None, share: float = 0.0) -> bool:

@@ -158,13 +158,14 @@ class TakeOverUpdates(Action):
 
     Attributes:
         decay: of the moving average, in (0, 1).
-        start: from `kmeans` centroids of recent latents, or from the codes as they stand (`keep`).
+        start: from `kmeans` centroids of recent latents, for the least error; from such latents themselves, drawn at
+            random (`reservoir`), for the most even use; or from the codes as they stand (`keep`).
     """
 
     action: ClassVar[str] = "take_over_updates"
 
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    start: Literal["kmeans", "keep"] = "kmeans"
+    start: Literal["kmeans", "reservoir", "keep"] = "kmeans"
 
 
 class Substitute(Action):

@@ -37,8 +37,11 @@ MEANINGS = {
     "decay": "share of the old in the codebook's moving average at each step",
     "loss": "the loss that was named to the guard",
     "eval_to_train": "perplexity_ratio in evaluation, as a fraction of what training showed last; about 1 is right",
-    "rewrites": "how often the guard has written the codebook so far",
-    "frozen": "1 while the quantizer's own updates are kept out of the codebook, else 0",
+    "spread_ratio": "how widely the codes spread, compared with the latents; about 1 when they lie where the latents are",
+    "commitment_share": "fraction of the loss that pulls latents towards their codes",
+    "rewrites": "how often the guard has written the codebook, or a level of its residual, so far",
+    "frozen": "1 while a fallback keeps the quantizer's own updates out of the codebook, else 0",
+    "unmoved": "1 if no code has moved since the reading before, else 0",
     "moment_ratio": "how much larger gradients the optimizer remembers than it is shown now",
 }
 """What each field of a reading says, in one phrase."""

@@ -175,6 +175,7 @@ class CodebookView:
     level: int | None = None
     is_captured: bool = field(default=False, init=False)
     _freeze: Freeze | None = field(default=None, init=False)
+    _is_moved: bool = field(default=False, init=False)
     _native: Mapping[str, Any] | None = field(default=None, init=False)
     _normalised: tuple[Metric, Mapping[str, Any]] | None = field(default=None, init=False)
 
@@ -261,8 +262,18 @@ class CodebookView:
         """Whether the quantizer's own updates of this codebook are being kept out."""
         return self._freeze is not None
 
-    def freeze(self) -> None:
-        """Keep the quantizer's own updates and the optimizer away from this codebook, until `unfreeze`."""
+    @property
+    def stands(self) -> bool:
+        """Whether they are, and nothing moves the codebook in their place but a refit now and then."""
+        return self._freeze is not None and not self._is_moved
+
+    def freeze(self, *, is_moved: bool = False) -> None:
+        """Keep the quantizer's own updates and the optimizer away from this codebook, until `unfreeze`.
+
+        Args:
+            is_moved: whether the guard moves it at each step in their place.
+        """
+        self._is_moved = is_moved
         if self._freeze is None:
             parts = list(self.refs().values())
             whole = all(part.head is None or len(part.whole()) == 1 for part in parts)
@@ -276,6 +287,7 @@ class CodebookView:
         if self._freeze is not None:
             self._freeze.remove()
             self._freeze = None
+            self._is_moved = False
 
     def hold(self) -> None:
         """At a step boundary: put back what an optimizer did to a frozen codebook."""

@@ -21,7 +21,7 @@ from collapse_guard.window import Window
 
 from .base import Intervention, Site, clear_moments
 from .holds import Hold
-from .placement import in_place_of, why_nowhere
+from .placement import beside_the_living, in_place_of, why_nowhere
 
 __all__ = ["TakeOverUpdatesIntervention", "moved_rows"]
 
@@ -127,29 +127,48 @@ class TakeOverUpdatesIntervention(Intervention[TakeOverUpdates]):
 
     def apply(self) -> str:
         """Place the codes, unless they are kept; freeze; begin to sum."""
-        site, view = self.site, self.site.view
+        view, latents = self.site.view, self.site.window.sample()
         view.take_over()
-        start, latents = "codes kept", site.window.sample()
-        self.facts = {"ids_changed": 0, "ids_compared": len(latents)}
-        if self.params.start == "kmeans":
-            fit = fit_codebook(latents, view.K, metric=view.metric, seed=site.seed)
-            whole = in_place_of(view, fit, latents, refill=0.0)
-            found = fit.counts[whole.matching.order.to(fit.counts.device)].float() + 1
-            self._shares = found / found.sum()
-            rows = torch.arange(view.K)
-            counts = None
-            if view.ema_count is not None:
-                counts = self._shares.to(view.ema_count.get()) * _total(view.ema_count.get())
-            view.write_rows(rows, whole.vectors, counts)
-            clear_moments(site, rows)
-            self.facts = whole.facts
-            start = f"k-means codebook ({fit})"
-        elif view.ema_count is not None:
-            present = view.ema_count.get().float().clamp(min=0).nan_to_num(0, 0, 0) + _LEAST
-            self._shares = present / present.sum()
-        view.freeze()
+        match self.params.start:
+            case "kmeans":
+                start = self._place_by_kmeans(latents)
+            case "reservoir":
+                start = self._place_at_random(latents)
+            case "keep":
+                start = self._keep(latents)
+        view.freeze(is_moved=True)
         self._tap.install()
         return f"{start}; own updates frozen; the guard moves {view.K} codes by averages of decay {self.params.decay:g}"
+
+    def _place_by_kmeans(self, latents: Tensor) -> str:
+        site, view = self.site, self.site.view
+        fit = fit_codebook(latents, view.K, metric=view.metric, seed=site.seed)
+        whole = in_place_of(view, fit, latents, refill=0.0)
+        found = fit.counts[whole.matching.order.to(fit.counts.device)].float() + 1
+        self._shares = found / found.sum()
+        rows = torch.arange(view.K)
+        counts = None
+        if view.ema_count is not None:
+            counts = self._shares.to(view.ema_count.get()) * _total(view.ema_count.get())
+        view.write_rows(rows, whole.vectors, counts)
+        clear_moments(site, rows)
+        self.facts = whole.facts
+        return f"k-means codebook ({fit})"
+
+    def _place_at_random(self, latents: Tensor) -> str:
+        site, view, rows = self.site, self.site.view, torch.arange(self.site.view.K)
+        vectors, counts = beside_the_living(view, rows, latents, source="reservoir", refill=1.0, seed=site.seed)
+        view.write_rows(rows, vectors, counts)
+        clear_moments(site, rows)
+        return f"{view.K} codes placed on {len(latents)} latents"
+
+    def _keep(self, latents: Tensor) -> str:
+        view = self.site.view
+        self.facts = {"ids_changed": 0, "ids_compared": len(latents)}
+        if view.ema_count is not None:
+            present = view.ema_count.get().float().clamp(min=0).nan_to_num(0, 0, 0) + _LEAST
+            self._shares = present / present.sum()
+        return "codes kept"
 
     @torch.no_grad()
     def tend(self, steps: int) -> str | None:
@@ -180,7 +199,7 @@ class TakeOverUpdatesIntervention(Intervention[TakeOverUpdates]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Freeze again, and go on with the averages."""
         self._shares, self._averages = state["shares"], state["averages"]
-        self.site.view.freeze()
+        self.site.view.freeze(is_moved=True)
         super().load_state_dict(state)
 
 

@@ -41,7 +41,7 @@ class UpkeepIntervention(Intervention[Upkeep]):
     def refusal(self) -> str | None:
         """Refuse where rows cannot be written, where a fallback stands, or where there is nothing to place them on."""
         site = self.site
-        if site.view.is_frozen:
+        if site.view.stands:
             return "a fallback tokenizer is in force: it follows the latents by refits, which keep token ids"
         return super().refusal() or why_nowhere(site.view, site.window.sample())
 
@@ -77,7 +77,8 @@ class UpkeepIntervention(Intervention[Upkeep]):
 
     def ending(self) -> str:
         """Give the replacement back and say what was done in all."""
-        self.site.view.give_back()
+        if not self.site.view.is_frozen:  # else another intervention keeps it off, and still does
+            self.site.view.give_back()
         return f"{self._moved} moves of codes in {self._rounds} rounds"
 
     def _idle(self, counts: Tensor) -> Tensor:
