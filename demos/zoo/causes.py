@@ -19,6 +19,7 @@ __all__ = [
     "drift",
     "few_items",
     "jump",
+    "learnable",
     "lose_codes",
     "lose_level",
     "narrow_cone",
@@ -150,7 +151,7 @@ def rescale(factor: float, *, at: int) -> Disturbance:
     return disturb
 
 
-def _learnable(run: Run) -> Tensor | None:
+def learnable(run: Run) -> Tensor | None:
     """Return the codebook (K, D) of taming or diffusers; `None` where a quantizer that has none stands in its place."""
     embedding = getattr(run.model.bottleneck.quantizer, "embedding", None)
     return None if embedding is None else cast(nn.Embedding, embedding).weight
@@ -161,7 +162,7 @@ def lose_codes(*, at: int) -> Disturbance:
 
     @torch.no_grad()
     def disturb(run: Run, step: int) -> None:
-        table = _learnable(run)
+        table = learnable(run)
         if step == at and table is not None:
             draws = torch.Generator().manual_seed(at)  # the batches stay those of the twin
             table.copy_((2 * torch.rand(table.shape, generator=draws) - 1) / len(table))
@@ -177,7 +178,7 @@ def shrink(share: float) -> Disturbance:
 
     @torch.no_grad()
     def disturb(run: Run, step: int) -> None:
-        table = _learnable(run)
+        table = learnable(run)
         if table is not None and table.requires_grad:
             table.mul_(1 - share)
 

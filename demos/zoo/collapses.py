@@ -9,18 +9,23 @@ from __future__ import annotations
 
 from .causes import (
     batch_of_nan,
+    crowd,
     deep_levels_too_large,
     drift,
     jump,
+    lose_codes,
+    lose_level,
     narrow_cone,
     place_shifted,
+    rescale,
+    shrink,
     start_from_latents,
 )
 from .scenario import KMEANS, OWN, Scenario
 
 __all__ = ["COLLAPSES"]
 
-_JUMP_AT = 150
+_AT = 150
 
 COLLAPSES: tuple[Scenario, ...] = (
     Scenario(
@@ -118,18 +123,18 @@ COLLAPSES: tuple[Scenario, ...] = (
     Scenario(
         "encoder-jump",
         "the learning rate rises thirtyfold for five steps",
-        onset=_JUMP_AT,
+        onset=_AT,
         options=KMEANS,
         own=OWN,
-        disturb=jump(at=_JUMP_AT, steps=5, factor=30.0),
+        disturb=jump(at=_AT, steps=5, factor=30.0),
     ),
     Scenario(
         "slow-drift",
         "for 100 steps the latents wander off and leave the codes behind",
-        onset=_JUMP_AT,
+        onset=_AT,
         options={"decay": 0.99, **KMEANS},
         own=OWN,
-        disturb=drift(0.05, until=_JUMP_AT + 100),
+        disturb=drift(0.05, until=_AT + 100),
     ),
     Scenario(
         "frozen-codebook",
@@ -141,10 +146,10 @@ COLLAPSES: tuple[Scenario, ...] = (
     Scenario(
         "nan-batch",
         "some items of one batch are no numbers; the loop skips the step, the EMA does not",
-        onset=_JUMP_AT,
+        onset=_AT,
         options=KMEANS,
         own=OWN,
-        disturb=batch_of_nan(at=_JUMP_AT, share=0.1),
+        disturb=batch_of_nan(at=_AT, share=0.1),
     ),
     Scenario(
         "batchnorm-eval",
@@ -202,5 +207,57 @@ COLLAPSES: tuple[Scenario, ...] = (
         K=512,
         has_adversary=True,
         healthy_start=start_from_latents,
+    ),
+    Scenario(
+        "crowded-start",
+        "all codes start within a thousandth of the latents' spread around one latent",
+        start=crowd,
+        own=OWN,
+        healthy=OWN,
+    ),
+    Scenario(
+        "stale-ema",
+        "codes start at random, and an EMA decay of 0.9999 hardly moves them",
+        options={"decay": 0.9999},
+        own=OWN,
+        healthy={"decay": 0.95, **OWN},
+    ),
+    Scenario(
+        "rescaled-latents",
+        "latents become ten times as large, and the decoder takes them for it: the codebook is left behind",
+        onset=_AT,
+        options=KMEANS,
+        own=OWN,
+        disturb=rescale(10.0, at=_AT),
+    ),
+    Scenario(
+        "lost-codebook",
+        "a learnable codebook is set up anew within 1/K, as by a checkpoint that lacks it",
+        family="diffusers",
+        K=512,
+        onset=_AT,
+        start=start_from_latents,
+        healthy_start=start_from_latents,
+        disturb=lose_codes(at=_AT),
+    ),
+    Scenario(
+        "decayed-codebook",
+        "weight decay meant for other layers takes a fiftieth of a learnable codebook in each step",
+        family="taming",
+        K=512,
+        onset=_AT,
+        start=start_from_latents,
+        healthy_start=start_from_latents,
+        disturb=shrink(0.02),
+    ),
+    Scenario(
+        "lost-level",
+        "the second of 4 residual levels is overwritten with codes at ten times the latents' spread",
+        family="rvq",
+        onset=_AT,
+        options={"num_quantizers": 4, **KMEANS},
+        own={"num_quantizers": 4, **OWN},
+        healthy={"num_quantizers": 4, **KMEANS},
+        disturb=lose_level(1, at=_AT),
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .causes import few_items, one_class, one_photo_then_the_other, passed_by_at_first, start_from_latents
+from .mishaps import flat_first, restart_warm
 from .scenario import KMEANS, Scenario
 
 __all__ = ["CONTROLS"]
@@ -75,4 +76,36 @@ CONTROLS: tuple[Scenario, ...] = (
         options={"repaired": True},
     ),
     _control("cosine-healthy", "a cosine codebook that starts by k-means", options={"use_cosine_sim": True, **KMEANS}),
+    _control(
+        "warm-restarts",
+        "a learnable codebook, and a learning rate that falls to zero along a cosine and starts anew, four times",
+        family="taming",
+        K=512,
+        start=start_from_latents,
+        routine=restart_warm(every=200),
+        is_fresh=True,
+    ),
+    _control(
+        "few-tokens",
+        "1024 codes and 32 tokens a step: most codes have none for many steps",
+        K=1024,
+        batch=32,
+        options={"decay": 0.99},
+        start=start_from_latents,
+        is_fresh=True,
+    ),
+    _control(
+        "quantize-dropout",
+        "the deep ones of four residual levels are left out at random",
+        family="rvq",
+        options={"num_quantizers": 4, "quantize_dropout": True, **KMEANS},
+        is_fresh=True,
+    ),
+    _control(
+        "flat-first",
+        "a curriculum from flat patches to all of them",
+        options=KMEANS,
+        draw=flat_first(until=400),
+        is_fresh=True,
+    ),
 )

@@ -1,7 +1,7 @@
 """The models of the zoo: a small autoencoder around whichever quantizer, all of them called alike.
 
 A quantizer of any package becomes a `Bottleneck`: tokens (B, T, D) in; output of the same shape, codes of each level
-(B, T) and a loss out. The package's own module stands unchanged inside it, where the guard finds it.
+or head (B, T) and a loss out. The package's own module stands unchanged inside it, where the guard finds it.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def _vq(D: int, K: int, options: Mapping[str, Any]) -> Bottleneck:
 
     def call(module: nn.Module, tokens: Tensor, mask: Tensor | None) -> Output:
         quantised, codes, loss = module(tokens, mask=mask) if mask is not None else module(tokens)
-        return quantised, [codes], loss.sum()
+        heads = list(codes.unbind(-1)) if codes.ndim == tokens.ndim else [codes]  # (B, T, heads), or (B, T) of one
+        return quantised, heads, loss.sum()
 
     defaults = {"decay": 0.95, "commitment_weight": 0.25, "rotation_trick": False}
     return Bottleneck(VectorQuantize(dim=D, codebook_size=K, **(defaults | dict(options))), call, K)

@@ -1,7 +1,7 @@
 """Which scenarios the default policy may be tuned on, and which are held out to judge it by.
 
 The names and the seed were written down before the first result. A scenario that is added later belongs to the tuned
-part, so that the held-out part stays what it was.
+part once it is no longer fresh, so that the held-out part stays what it was.
 """
 
 from __future__ import annotations

@@ -32,7 +32,10 @@ def test_there_are_as_many_collapses_and_controls_as_the_zoo_promises() -> None:
     assert len(zoo.COLLAPSES) >= 16
     assert len(zoo.CONTROLS) >= 8
     assert len(zoo.SCENARIOS) == len(zoo.COLLAPSES) + len(zoo.FRESH) + len(zoo.CONTROLS)
-    assert [name for name, each in zoo.SCENARIOS.items() if each.part == "fresh"] == [each.name for each in zoo.FRESH]
+    fresh_controls = [each for each in zoo.CONTROLS if each.is_fresh]
+    assert [each for each in zoo.SCENARIOS.values() if each.part == "fresh"] == [*zoo.FRESH, *fresh_controls]
+    assert (len(zoo.FRESH), len(fresh_controls)) == (8, 4)
+    assert not any(each.is_fresh for each in zoo.COLLAPSES)
     assert {scenario.family for scenario in zoo.SCENARIOS.values()} <= set(zoo.FAMILIES)
 
 
@@ -143,8 +146,24 @@ def test_a_run_is_that_of_its_sound_twin_until_the_cause_strikes(scenario: zoo.S
 @pytest.mark.parametrize("scenario", [each for each in zoo.FRESH if not each.onset], ids=lambda each: each.name)
 def test_a_bad_start_shows_at_once(scenario: zoo.Scenario) -> None:
     torch.set_num_threads(1)
-    twin, doomed = (zoo.run_cell(scenario, zoo.ARMS[arm], 0, steps=25) for arm in ("twin", "nothing"))
+    twin, doomed = (zoo.run_cell(scenario, zoo.ARMS[arm], 0, steps=50) for arm in ("twin", "nothing"))
     assert zoo.fell_at(doomed, twin, onset=0) == 25
+
+
+@pytest.mark.parametrize("scenario", [each for each in zoo.CONTROLS if each.is_fresh], ids=lambda each: each.name)
+def test_a_fresh_control_trains_like_any_healthy_run(scenario: zoo.Scenario) -> None:
+    torch.set_num_threads(1)
+    result = zoo.run_cell(scenario, zoo.ARMS["nothing"], 0, steps=50)
+    assert result.error is not None
+    assert result.error < 0.2
+    assert min(result.usage) > 0.25
+
+
+def test_each_head_of_a_codebook_counts_as_a_level() -> None:
+    torch.set_num_threads(1)
+    (scenario,) = [each for each in zoo.FRESH if each.name == "stuck-loader"]
+    result = zoo.run_cell(scenario, zoo.ARMS["twin"], 0, steps=25)
+    assert [len(result.perplexity), len(result.usage), *map(len, result.trace)] == [2, 2, 2]
 
 
 def test_the_random_arm_is_default_with_anything_in_its_ladders() -> None:
