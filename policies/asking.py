@@ -6,17 +6,20 @@ An ACT decision only asks; nothing here acts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from .causes import LEADING, Diagnosis
 from .decisions import DecisionKind, Outcome, Skip
 from .plan import RulePlan, RungPlan
 from .quiet import hush, silence, yield_to
+from .schema import Severity
 from .states import Phase, RuleState, Verdict, changed
 from .turn import Turn
 from .verdicts import end
 
 __all__ = ["act", "quieted"]
+
+_SEVERITIES = get_args(Severity)  # from mild to grave
 
 
 def quieted(turn: Turn, rule: RulePlan, state: RuleState, *, fires: bool) -> RuleState | None:
@@ -98,18 +101,17 @@ def _exhausted(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
 def _make_room(turn: Turn, rule: RulePlan, rung: RungPlan, state: RuleState) -> bool:
     """Whether nothing else is open on the codebook.
 
-    The verification of an inhibited rule is ended to make it so, and those of finer levels, which lose their ground
-    unless the rung changes little at a time.
+    To make it so, the verification of an inhibited rule is ended, and that of a gradual intervention by a less severe
+    one, which may take a thousand steps; and those of finer levels, which lose their ground unless the rung is gradual.
     """
     occupant = turn.occupant(besides=rule)
-    if occupant is not None and (occupant[0].name not in rule.inhibits or occupant[1].phase is not Phase.VERIFYING):
+    if occupant is not None and not _gives_way(rule, *occupant):
         return False
     turn.put(rule, state)  # the other rule must see itself inhibited, or it would climb its own ladder
     if occupant is not None:
         other, open_state = occupant
-        verdict = Verdict(
-            outcome=Outcome.FAILED, reason=f"{rule.name} fired meanwhile", after=turn.reading, again=False
-        )
+        outcome = Outcome.FAILED if other.name in rule.inhibits else Outcome.INCONCLUSIVE
+        verdict = Verdict(outcome=outcome, reason=f"{rule.name} fired meanwhile", after=turn.reading, again=False)
         ended = end(turn, other, open_state, open_state.verdict or verdict)
         if ended.phase is Phase.FIRING:
             inhibitor = turn.inhibitor(other)
@@ -122,6 +124,14 @@ def _make_room(turn: Turn, rule: RulePlan, rung: RungPlan, state: RuleState) -> 
         verdict = Verdict(outcome=Outcome.INCONCLUSIVE, reason=reason)
         finer.put(other, end(finer, other, open_state, open_state.verdict or verdict))
     return True
+
+
+def _gives_way(rule: RulePlan, other: RulePlan, state: RuleState) -> bool:
+    """Whether another rule's open intervention ends where a rule wants to act."""
+    if state.phase is not Phase.VERIFYING:
+        return False
+    is_graver = _SEVERITIES.index(rule.severity) > _SEVERITIES.index(other.severity)
+    return other.name in rule.inhibits or (is_graver and other.is_gradual(state))
 
 
 def _ask(turn: Turn, rule: RulePlan, state: RuleState, rung: RungPlan) -> RuleState:

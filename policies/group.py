@@ -108,7 +108,7 @@ class Group:
         shared = self.asked.get((rule.name, rung.description)) if rung is not None else None
         for other in self.turns.values():
             occupant = other.occupant() if other.level < turn.level else None
-            if occupant is not None and occupant[1].attempt != shared and not _is_gradual(*occupant):
+            if occupant is not None and occupant[1].attempt != shared and not occupant[0].is_gradual(occupant[1]):
                 return other.codebook
         return None
 
@@ -166,9 +166,3 @@ def taken_together(readings: Iterable[Reading]) -> Iterator[tuple[Reading, ...]]
                 of_group[reading.group] = bundle
             bundle.append(reading)
         yield from map(tuple, bundles)
-
-
-def _is_gradual(rule: RulePlan, state: RuleState) -> bool:
-    """Whether a rule's open intervention changes little at a time."""
-    rung = rule.open_rung(state)
-    return rung is not None and rung.params.is_gradual

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from .condition import Comparison, Condition
+from .past import HIGHEST_IS_BEST, LOWEST_IS_BEST
 from .reading import Reading
 
 __all__ = ["is_better"]
@@ -21,8 +22,9 @@ def is_better(when: Condition, before: Reading | None, after: Reading | None, lo
 
     No field that the rule compares is deeper beyond its threshold than before, and at least one is less so; neither the
     relative error nor, beyond the bound of the guard, the loss has grown. What is missing or not finite is no
-    improvement. `rel` and `trend` are not compared: they depend on more than two readings; nor is what no codebook has a
-    share in, such as the step, or what counts interventions.
+    improvement. Only symptoms are compared: not `rel` and `trend`, which depend on more than two readings, nor what no
+    codebook has a share in, such as the step, or what counts interventions, nor what bounds a field from its good side,
+    as `perplexity >= 10` does where a rule is for codebooks in use.
 
     Args:
         when: of the rule.
@@ -32,13 +34,25 @@ def is_better(when: Condition, before: Reading | None, after: Reading | None, lo
     """
     if before is None or after is None:
         return False
-    compared = [each for each in when.comparisons() if each.function == "value" and each.field not in _NO_EFFECTS]
-    gains = [_gain(each, before, after) for each in compared]
+    gains = [_gain(each, before, after) for each in when.comparisons() if _is_symptom(each)]
     if not gains or min(gains) < 0 or max(gains) <= 0:
         return False
     return _not_grown(before.relative_error, after.relative_error) and (
         loss_increase is None or _not_grown(before.loss, after.loss, loss_increase)
     )
+
+
+def _is_symptom(comparison: Comparison) -> bool:
+    if comparison.function != "value" or comparison.field in _NO_EFFECTS:
+        return False
+    good = (
+        {">", ">="}
+        if comparison.field in HIGHEST_IS_BEST
+        else {"<", "<="}
+        if comparison.field in LOWEST_IS_BEST
+        else {}
+    )
+    return comparison.sign not in good
 
 
 def _gain(comparison: Comparison, before: Reading, after: Reading) -> float:

@@ -124,6 +124,11 @@ class RulePlan:
         those = [rung for rung in self.rungs if rung.description == state.tried]
         return next((rung for rung in those if rung.index == state.rung), those[0] if those else None)
 
+    def is_gradual(self, state: RuleState) -> bool:
+        """Whether the open intervention changes little at a time."""
+        rung = self.open_rung(state)
+        return rung is not None and rung.params.is_gradual
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

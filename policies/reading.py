@@ -53,13 +53,13 @@ class Reading:
         loss: the value that the user named for verification.
         eval_to_train: in evaluation, perplexity_ratio / that of the latest reading in training, 0 or more; `None` in
             training, and in evaluation before any reading there.
-        spread_ratio: sqrt(E|e - mean e|^2 over all codes / latent_variance), 0 or more: about 1 when codes lie where the
-            latents are, far below where they all crowd in one place.
+        spread_ratio: sqrt(E|e - mean e|^2 over all codes / latent_variance), 0 or more: about 1 when codes lie where
+            the latents are, far below where they all crowd in one place.
         commitment_share: commitment_weight x E|z - q|^2 / D / loss, 0 or more: how much of the loss is that pull, where
             the loss is the whole of it and nothing else scales the quantizer's own. `None` unless the loss is above 0.
-        rewrites: how often the guard has written this codebook so far, or that level of its residual which it wrote most.
-        frozen: 1 while the guard keeps the quantizer's own updates out of the codebook and lets it stand but for refits,
-            as a fallback does, else 0; `None` in evaluation.
+        rewrites: how often the guard has written this codebook so far, or the level of its residual that it wrote most.
+        frozen: 1 while the guard keeps the quantizer's own updates out of the codebook and lets it stand but for
+            refits, as a fallback does, else 0; `None` in evaluation.
         unmoved: 1 if no code has moved since the reading before, else 0; `None` in evaluation and at the first reading.
         moment_ratio: how much larger gradients an Adam remembers than it is shown now, from what moves the encoder, 0
             or more: about 1 for noise as ever, less for gradients that point one way, far above 1 after a collapse, and
