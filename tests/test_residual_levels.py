@@ -129,6 +129,8 @@ def test_a_level_that_collapses_alone_is_repaired_alone() -> None:
     alone = "rvq.layers.2"
     assert story(recorder) == [("alert", alone), ("reset_codes", alone), ("recovered", alone)]
     assert "members" not in recorder.of("intervention")[0].fields
+    last = {event.fields["codebook"]: event.fields["rewrites"] for event in recorder.of("reading")}
+    assert last == {f"rvq.layers.{level}": 1 for level in range(LEVELS)}  # what is repaired in one concerns them all
 
 
 def test_a_resumed_run_decides_in_the_middle_of_a_coordinated_intervention_as_the_uninterrupted_one() -> None:

@@ -68,6 +68,9 @@ def test_a_reading_agrees_with_numpy(dtype: torch.dtype) -> None:
     assert reading.latent_variance == pytest.approx(variance, rel=1e-5)
     error = ((z[:, None] - c[None]) ** 2).sum(-1).min(1).mean()
     assert reading.relative_error == pytest.approx(error / variance, rel=1e-4)
+    spread = np.sqrt(((c - c.mean(0)) ** 2).sum(1).mean() / variance)
+    assert reading.spread_ratio == pytest.approx(spread, rel=1e-4)
+    assert reading.commitment_share == pytest.approx(0.25 * error / D / 0.5, rel=1e-4)
     assert reading.latent_rank == pytest.approx(_effective_rank(z), rel=1e-4)
     assert reading.codebook_rank == pytest.approx(_effective_rank(c), rel=1e-4)
 
@@ -77,6 +80,22 @@ def _effective_rank(rows: np.ndarray) -> float:
     share = singular / singular.sum()
     share = share[share > 1e-12]
     return float(np.exp(-(share * np.log(share)).sum()))
+
+
+@pytest.mark.parametrize(("rows", "width"), [(40, 600), (700, 513)])
+def test_a_wide_codebook_spreads_as_far_as_its_sampled_codes_say(rows: int, width: int) -> None:
+    table = torch.randn(rows, width, generator=torch.Generator().manual_seed(0)) * 3
+    window = Window(rows, width)
+    window.add(torch.zeros(200, dtype=torch.long), torch.randn(200, width, generator=torch.Generator().manual_seed(1)))
+    reading, _ = read_window(window, view_of(table), step=1)
+    assert reading.spread_ratio == pytest.approx(3.0, rel=0.02)
+
+
+@pytest.mark.parametrize("loss", [None, 0.0, -1.0, math.nan, math.inf])
+def test_no_share_of_a_loss_is_told_that_is_not_above_zero(loss: float | None) -> None:
+    window = Window(K, D)
+    window.add(torch.zeros(50, dtype=torch.long), torch.randn(50, D))
+    assert read_window(window, view_of(torch.randn(K, D)), step=1, loss=loss)[0].commitment_share is None
 
 
 def test_the_reference_collapse_reads_exactly_one() -> None:
@@ -111,6 +130,7 @@ def test_constant_latents_have_no_variance_and_no_rank() -> None:
     window.add(torch.zeros(50, dtype=torch.long), torch.ones(50, D))
     reading, _ = read_window(window, view_of(torch.randn(K, D)), step=1)
     assert (reading.latent_variance, reading.latent_rank, reading.relative_error) == (0.0, None, None)
+    assert reading.spread_ratio is None
 
 
 def test_the_ring_keeps_the_newest_latents_of_several_windows() -> None:

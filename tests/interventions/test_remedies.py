@@ -194,6 +194,39 @@ def test_what_would_change_updates_that_are_kept_out_is_refused_and_has_failed(a
         assert not scene.recorder.of("fault")
 
 
+def test_a_codebook_that_the_guard_moves_may_be_tended_and_one_that_stands_may_not() -> None:
+    """Codes of a fallback keep their ids; those of a moving average that lie idle may move to where latents are."""
+    verify = {"within": "15 steps", "success": "perplexity > 1000", "undo": "never"}
+    for keeper, frozen, end in (
+        ({"take_over_updates": {"start": "reservoir", "decay": 0.9}}, 0, "upkeep applied"),
+        ({"fallback_tokenizer": {}}, 1, "upkeep refused"),
+    ):
+        scene = Scene(plain(kind=Broken))
+        with scene.guarded({"when": "step > 0", "verify": verify, "ladder": [keeper, "upkeep"]}) as guard:
+            scene.train(30, guard)
+            assert scene.told()[2] == end
+            assert scene.recorder.of("reading")[-1].fields["frozen"] == frozen
+            assert not scene.recorder.of("fault")
+
+
+@pytest.mark.parametrize("start", ["kmeans", "reservoir", "keep"])
+def test_updates_are_taken_over_from_where_the_codes_shall_start(start: str) -> None:
+    scene = Scene(plain())
+    with scene.guarded({"when": "step > 0", "ladder": [{"take_over_updates": {"start": start}}]}) as guard:
+        scene.train(5)
+        before = scene.model.quantizer.omega.clone()
+        scene.train(5, guard)
+        (act,) = scene.recorder.of("intervention")
+        assert act.fields["summary"].startswith(
+            {"kmeans": "k-means codebook (", "reservoir": "16 codes placed on ", "keep": "codes kept; "}[start]
+        )
+        moved = (scene.model.quantizer.omega - before).norm(dim=1).mean()
+        assert (moved > 1) == (start != "keep")
+        now = scene.model.quantizer.omega.clone()
+        scene.train(1, guard)
+        assert not torch.equal(scene.model.quantizer.omega, now)
+
+
 def test_what_lasts_ends_by_itself_and_says_so() -> None:
     scene = drifting()
     with scene.guarded({"when": FAR, "ladder": [{"freeze_encoder": {"for": "20 steps"}}]}) as guard:

@@ -122,6 +122,19 @@ def test_a_finer_level_waits_for_nothing_that_changes_a_coarser_one_little_at_a_
     ]
 
 
+@pytest.mark.parametrize(("coarse", "is_ended"), [("upkeep", False), ("reset_codes", True)])
+def test_a_finer_level_keeps_its_verification_where_a_coarser_one_is_changed_a_little(
+    coarse: str, is_ended: bool
+) -> None:
+    low = rule("low", when="perplexity < 5", ladder=["reset_codes"], verify={"within": "60 steps"})
+    idle = rule("idle", when=["perplexity < 60", "perplexity > 40"], ladder=[coarse], severity="info")
+    run = decided(policy(low, idle), course([90.0, 50.0, 50.0, 90.0], [2.0, 3.0, 90.0, 90.0]))
+    outcomes = [each for each in told(run) if "outcome" in each and "[1]" in each]
+    assert outcomes == [
+        "20 low outcome #1 reset_codes inconclusive [1]" if is_ended else "30 low outcome #1 reset_codes recovered [1]"
+    ]
+
+
 def test_what_a_finer_level_shows_settles_after_an_intervention_on_a_coarser_one() -> None:
     mine = policy(rule(ladder=["reset_codes"]), sample={"settle": 1})
     run = decided(mine, course([1.0, 90.0, 90.0], [90.0, 1.0, 90.0], [90.0, 1.0, 90.0]))

@@ -203,6 +203,25 @@ def test_a_worse_rule_does_not_wait_for_the_verification_of_one_that_it_inhibits
     assert run.decisions[3].reason == "collapsed fired meanwhile"
 
 
+@pytest.mark.parametrize(
+    ("gradual", "severity", "gives_way"),
+    [("upkeep", "info", True), ("restart_optimizer", "info", True), ("reset_codes", "info", False),
+     ("upkeep", "warning", False)],
+)  # fmt: skip
+def test_what_goes_on_for_long_gives_way_to_a_graver_trouble(gradual: str, severity: str, gives_way: bool) -> None:
+    verify = {"within": "1000 steps"}
+    idle = rule("idle", "perplexity < 50", ladder=[gradual], verify=verify, severity=severity, cooldown="10 steps")
+    low = rule("low", "perplexity < 5", ladder=[DECAY], severity="warning")
+    run = Run(policy(low, idle)).feed(series([40.0, 40.0, 4.0]))
+    ended = [
+        f"30 idle outcome #1 {gradual} inconclusive",
+        "30 low act #2 decay_commitment",
+        "30 idle skip cooling_down",
+    ]
+    assert run.told[2:] == ["30 low alert", *(ended if gives_way else ["30 low skip occupied"])]
+    assert not gives_way or run.decisions[3].reason == "low fired meanwhile"
+
+
 def test_a_verification_that_fails_while_inhibited_does_not_climb() -> None:
     alarm = rule("alarm", "loss > 5", inhibits=["collapsed"])
     run = Run(policy(alarm, rule(ladder=[RESET, DECAY], verify={"within": "20 steps"})))

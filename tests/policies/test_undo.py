@@ -22,9 +22,10 @@ def run_of(undo: str, usages: list[float], *, repeat: int = 1, when: Any = WHEN,
     made = policy(rule("low", when, clear={"when": "usage >= 0.95"}, verify=verify, ladder=ladder))
     errors = fields.pop("errors", [0.5] * len(usages))
     losses = fields.pop("losses", [None] * len(usages))
+    ratios = fields.pop("norm_ratios", [None] * len(usages))
     return Run(made).feed(
-        reading(10 + 10 * index, usage=usage, relative_error=error, loss=loss)
-        for index, (usage, error, loss) in enumerate(zip(usages, errors, losses, strict=True))
+        reading(10 + 10 * index, usage=usage, relative_error=error, loss=loss, norm_ratio=ratio)
+        for index, (usage, error, loss, ratio) in enumerate(zip(usages, errors, losses, ratios, strict=True))
     )
 
 
@@ -73,6 +74,18 @@ def test_all_fields_that_fired_must_have_come_nearer_and_none_may_be_unknown() -
     usages = [0.1, 0.5, 0.6]
     assert ending(run_of("unless_better", usages, when=[WHEN, "dead_fraction > 0.05"])).kept  # the other one stayed
     assert ending(run_of("unless_better", usages, when={"any": [WHEN, "norm_ratio > 5"]})).rollback  # never measured
+
+
+def test_only_symptoms_say_whether_a_try_has_helped() -> None:
+    """Time passes in any case, a field may end beyond what is right but on its other side, and use is no trouble."""
+    more, less = [0.1, 0.5, 0.6], [0.3, 0.3, 0.3]
+    for beside in ("step <= 200", {"any": ["norm_ratio < 0.5", "norm_ratio > 20"]}, "perplexity >= 10"):
+        assert ending(run_of("unless_better", more, when=[WHEN, beside], norm_ratios=[0.1, 5.0, 5.0])).kept
+    assert ending(run_of("unless_better", less, when=[WHEN, "step <= 200"])).rollback
+    assert ending(
+        run_of("unless_better", more, when=[WHEN, "norm_ratio < 0.5"], norm_ratios=[0.1, 0.05, 0.05])
+    ).rollback
+    assert ending(run_of("unless_better", more, when=[WHEN, "K == 256", "top_share != 1"])).kept
 
 
 @given(
