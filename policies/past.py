@@ -27,7 +27,7 @@ from .reading import Reading
 __all__ = ["HIGHEST_IS_BEST", "LOWEST_IS_BEST", "NOTHING", "Derived", "Past", "slope"]
 
 HIGHEST_IS_BEST = ("perplexity", "perplexity_ratio", "usage", "latent_rank", "codebook_rank", "finite_fraction")
-LOWEST_IS_BEST = ("dead_fraction", "top_share", "relative_error", "loss", "commitment_share")
+LOWEST_IS_BEST = ("dead_fraction", "top_share", "relative_error", "loss")
 
 Derived: TypeAlias = Mapping[str, "float | None"]
 """Values of `rel(...)` and `trend(...)` by their text; `None` where they are not known."""

@@ -194,14 +194,16 @@ def test_what_a_table_does_not_hold_is_said_rule_by_rule() -> None:
     assert [str(each) for each in replay(load_policy("default"), recording).absences] == [
         f"non_finite, without finite_fraction: it can never fire {keep}",
         f"collapsed, without relative_error: it can never be over, no intervention of it can be found to hold {keep}",
-        f"astray, without relative_error: it can never fire {keep}",
-        f"unspread, without dead_fraction, norm_ratio, relative_error: it can never fire {keep}",
+        f"astray, without relative_error, spread_ratio: it can never fire {keep}",
+        f"unspread, without dead_fraction, norm_ratio, relative_error, spread_ratio: it can never fire {keep}",
         f"collapsing, without relative_error: it can never fire {keep}",
         f"fallen, without loss, relative_error: it can never fire {keep}",
         f"half_repaired, without frozen, rewrites: it can never fire {keep}",
         f"stale_moments, without moment_ratio: it can never fire {keep}",
         f"hasty, without decay: it can never fire {keep}",
         f"overcommitted, without commitment_weight, relative_error: it can never fire {keep}",
+        f"outweighed, without commitment_share, loss, rewrites: it can never fire {keep}",
+        f"standing, without frozen, rewrites, unmoved: it can never fire {keep}",
     ]
 
 
