@@ -7,7 +7,7 @@ the matter of `sums` and `ranks`: equal sums make equal readings.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -65,6 +65,8 @@ def reading_of(
     """Turn sums, of one rank or of all, into a reading and its (K,) counts; see `read_window`."""
     counts = sums.tallies[:-2]
     tokens = int(counts.sum())
+    figures = _figures_of(sums, counts, tokens, dead_below) if tokens else _UNUSED
+    weight = view.commitment.get() if view.commitment is not None else None
     reading = Reading(
         step=step,
         codebook=view.name,
@@ -74,11 +76,11 @@ def reading_of(
         epoch=epoch,
         group=view.group,
         level=view.level,
-        commitment_weight=view.commitment.get() if view.commitment is not None else None,
+        commitment_weight=weight,
+        commitment_share=_commitment_share(weight, loss, len(sums.mean), figures),
         decay=view.decay.get() if view.decay is not None else None,
         loss=loss,
-        commitment_share=_commitment_share(sums, view, loss),
-        **(_figures_of(sums, counts, tokens, dead_below) if tokens else _UNUSED),
+        **figures,
     )
     return reading, counts
 
@@ -118,11 +120,11 @@ def _variance(covariance: np.ndarray, sums: Sums) -> float:
     return float(np.trace(covariance.astype(np.float64))) * (K / side if side != D else 1.0)
 
 
-def _commitment_share(sums: Sums, view: CodebookView, loss: float | None) -> float | None:
-    if view.commitment is None or loss is None or not sums.error[1]:
+def _commitment_share(weight: float | None, loss: float | None, D: int, figures: Mapping[str, Any]) -> float | None:
+    error, variance = figures.get("relative_error"), figures.get("latent_variance")
+    if weight is None or loss is None or error is None or variance is None or error > 1:
         return None
-    pull = view.commitment.get() * float(sums.error[0]) / float(sums.error[1]) / len(sums.mean)
-    return _ratio(pull, loss)
+    return _ratio(weight * error * variance / D, loss)
 
 
 def _root(value: float | None) -> float | None:

@@ -86,11 +86,6 @@ class Past:
         """Return the past without recent values, for the time after an intervention."""
         return Past(self.best) if self.recent else self
 
-    def rel(self, name: str, value: float | None) -> float | None:
-        """Return a value relative to the best so far."""
-        best = self.best.get(name)
-        return None if value is None or best is None or not best > 0 else value / best
-
     def trend(self, name: str, over: int) -> float | None:
         """Return the relative slope over so many values."""
         values = self.recent.get(name, ())

@@ -202,12 +202,14 @@ class Plan:
         """Return what `rel` and `trend` are at the last reading of a past."""
         if not self.derived:
             return NOTHING
-        return {
-            each.subject: past.rel(each.field, getattr(reading, each.field))
-            if each.function == "rel"
-            else past.trend(each.field, each.over)
-            for each in self.derived
-        }
+        found: dict[str, float | None] = {}
+        for each in self.derived:
+            if each.function == "trend":
+                found[each.subject] = past.trend(each.field, each.over)
+                continue
+            value, best = getattr(reading, each.field), past.best.get(each.field)
+            found[each.subject] = None if value is None or best is None or not best > 0 else value / best
+        return found
 
     def rule(self, name: str) -> RulePlan:
         """Return the rule of that name.

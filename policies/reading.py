@@ -56,7 +56,8 @@ class Reading:
         spread_ratio: sqrt(E|e - mean e|^2 over all codes / latent_variance), 0 or more: about 1 when codes lie where
             the latents are, far below where they all crowd in one place.
         commitment_share: commitment_weight x E|z - q|^2 / D / loss, 0 or more: how much of the loss is that pull, where
-            the loss is the whole of it and nothing else scales the quantizer's own. `None` unless the loss is above 0.
+            the loss is the whole of it and nothing else scales the quantizer's own. `None` unless the loss is above 0,
+            and where codes are farther off than the latents' mean: then not the pull is too strong.
         rewrites: how often the guard has written this codebook so far, or the level of its residual that it wrote most.
         frozen: 1 while the guard keeps the quantizer's own updates out of the codebook and lets it stand but for
             refits, as a fallback does, else 0; `None` in evaluation.

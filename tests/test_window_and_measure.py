@@ -40,8 +40,8 @@ def test_every_token_is_counted_and_what_is_none_is_not(dtype: torch.dtype) -> N
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_reading_agrees_with_numpy(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    table = torch.randn(K, D, generator=generator) * 4
-    latents = (torch.randn(300, D, generator=generator) + 1).to(dtype)
+    table = torch.randn(K, D, generator=generator)
+    latents = (2 * torch.randn(300, D, generator=generator) + 1).to(dtype)
     codes = torch.randint(0, 5, (300,), generator=generator)
     window, view = Window(K, D), view_of(table)
     for part in range(3):
@@ -89,6 +89,14 @@ def test_a_wide_codebook_spreads_as_far_as_its_sampled_codes_say(rows: int, widt
     window.add(torch.zeros(200, dtype=torch.long), torch.randn(200, width, generator=torch.Generator().manual_seed(1)))
     reading, _ = read_window(window, view_of(table), step=1)
     assert reading.spread_ratio == pytest.approx(3.0, rel=0.02)
+
+
+def test_no_share_of_the_loss_is_told_while_codes_are_farther_off_than_the_mean() -> None:
+    window = Window(K, D)
+    window.add(torch.zeros(50, dtype=torch.long), torch.randn(50, D))
+    far = read_window(window, view_of(torch.randn(K, D) + 100), step=1, loss=0.5)[0]
+    assert (far.relative_error or 0) > 1
+    assert far.commitment_share is None
 
 
 @pytest.mark.parametrize("loss", [None, 0.0, -1.0, math.nan, math.inf])

@@ -128,10 +128,11 @@ class Clinic:
         probe = self._probes[reading.codebook]
         levels = {each.level: each for each in together if each.level is not None}
         first = levels[min(levels)] if levels else reading
-        coarsest = self._marks_of(first) if first.codebook != reading.codebook else ()
-        facts: Facts = gather(
-            probe.view, probe.window, reading, self._counts[reading.codebook], marks, levels, coarsest, self._paths
-        )
+        is_finer = first.codebook != reading.codebook
+        coarsest = self._marks_of(first) if is_finer else ()
+        window = self._probes[first.codebook].window if is_finer else None
+        counts = self._counts[reading.codebook]
+        facts: Facts = gather(probe.view, probe.window, reading, counts, marks, levels, coarsest, window, self._paths)
         return diagnose(facts, self._examiners, self._dismiss)
 
     def _marks_of(self, reading: Reading) -> Sequence[Mark]:

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from collapse_guard.adapters import CodebookView
+from collapse_guard.kmeans import totals
 from collapse_guard.policies import Reading
 from collapse_guard.window import Window
 
 from .memory import Mark, decoded_table
 from .pulse import Beat
 
-__all__ = ["Facts", "gather", "ramp"]
+__all__ = ["Facts", "gather", "ramp", "within_codes"]
 
 _LATENTS = 1024
 
@@ -39,6 +40,8 @@ class Facts:
         marks: of this and earlier readings, oldest first; never empty. The first may be of the start, before any token.
         levels: readings of all levels of its residual at this step, by level; empty where it is no level.
         coarsest: marks of the coarsest level of its residual, oldest first; empty where it is that level, or no level.
+        left_over: share of the variance of that level's latents that its codes will leave to finer ones, once each lies
+            at the mean of its own latents; NaN where it is that level, infinite where that cannot be said.
         paths: paths of the model's modules by identity, for lines of code.
     """
 
@@ -52,6 +55,7 @@ class Facts:
     marks: Sequence[Mark]
     levels: Mapping[int, Reading] = field(default_factory=dict)
     coarsest: Sequence[Mark] = ()
+    left_over: float = math.nan
     paths: Mapping[int, str] = field(default_factory=dict)
 
     @property
@@ -181,15 +185,11 @@ def gather(
     marks: Sequence[Mark],
     levels: Mapping[int, Reading],
     coarsest: Sequence[Mark],
+    first: Window | None,
     paths: Mapping[int, str],
 ) -> Facts:
-    """Bring the facts of a case to the host. Waits for the device."""
-    rows = window.recent(_LATENTS)
-    latents = torch.zeros(0, view.D)
-    codes = forwards = torch.zeros(0, dtype=torch.int64)
-    if rows is not None:
-        use = rows.valid & rows.latents.isfinite().all(dim=-1)
-        latents, codes, forwards = (each[use].cpu() for each in (rows.latents, rows.codes, rows.forwards))
+    """Bring the facts of a case to the host; `first`: the window of the coarsest level. Waits for the device."""
+    latents, codes, forwards = _recent(window, view.D)
     return Facts(
         view=view,
         reading=reading,
@@ -201,5 +201,35 @@ def gather(
         marks=[mark.on_host() for mark in marks],
         levels=levels,
         coarsest=[mark.on_host() for mark in coarsest],
+        left_over=math.nan if first is None else within_codes(*_recent(first, view.D)[:2]),
         paths=paths,
     )
+
+
+def _recent(window: Window, D: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (n, D) finite latents of a window, their codes and their forwards (n,), on the host."""
+    rows = window.recent(_LATENTS)
+    if rows is None:
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return torch.zeros(0, D), nothing, nothing
+    use = rows.valid & rows.latents.isfinite().all(dim=-1)
+    return rows.latents[use].cpu(), rows.codes[use].cpu(), rows.forwards[use].cpu()
+
+
+def within_codes(latents: Tensor, codes: Tensor) -> float:
+    """Return the share of the latents' variance that codes would leave if each lay at the mean of its own latents.
+
+    Estimated as a pooled variance: over the latents less the codes that have some, since a mean of few latents is near
+    each of them. Infinite where there are no more latents than such codes.
+
+    Args:
+        latents: (n, D). codes: (n,) of them.
+    """
+    latents, codes = latents.float(), codes.unique(return_inverse=True)[1]
+    k = int(codes.max()) + 1 if len(codes) else 0
+    if len(latents) <= k:
+        return math.inf
+    means = totals(latents, codes, k) / torch.bincount(codes).unsqueeze(-1)
+    total = float((latents - latents.mean(dim=0)).square().sum(dim=-1).mean())
+    within = float((latents - means[codes]).square().sum(dim=-1).sum()) / (len(latents) - k)
+    return within / max(total, 1e-30)

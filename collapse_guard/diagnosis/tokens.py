@@ -10,7 +10,7 @@ from torch import Tensor
 from collapse_guard.kmeans import totals
 from collapse_guard.policies import Cause, Diagnosis
 
-from .facts import Facts, ramp
+from .facts import Facts, ramp, within_codes
 
 __all__ = ["few_modes", "padded", "reshaped", "starved_level"]
 
@@ -50,7 +50,7 @@ def few_modes(facts: Facts) -> Diagnosis | None:
     error = reading.relative_error
     if error is None or error >= 0.5 or len(latents) < 16 or reading.usage >= 0.5 or reading.K <= 8:
         return None
-    parted = min(error, _within_codes(facts))
+    parted = min(error, within_codes(facts.latents, facts.codes))
     if parted >= 0.1:
         return None
     in_use = max(round(reading.perplexity), 1)
@@ -123,6 +123,8 @@ def starved_level(facts: Facts) -> Diagnosis | None:
         return None
     variance = reading.latent_variance if reading.latent_variance is not None else math.nan
     left = variance / first.latent_variance if first.latent_variance else math.nan
+    if facts.left_over < left:  # the coarser codes have yet to follow their latents, and will then leave still less
+        left = facts.left_over
     asked = reading.tokens / max(first.tokens, 1)
     ratio = reading.norm_ratio if reading.norm_ratio is not None else math.nan
     nothing = ramp(-math.log10(max(left, 1e-12)), 1.5, 2.3)
@@ -162,23 +164,6 @@ def _same_vector(facts: Facts) -> tuple[float, float]:
     if not shares:
         return math.nan, math.nan
     return sum(shares) / len(shares), sum(others) / len(others)
-
-
-def _within_codes(facts: Facts) -> float:
-    """Return the share of the latents' variance that codes would leave if each lay at the mean of its own latents.
-
-    Estimated as a pooled variance: over the latents less the codes that have some, since a mean of few latents is near
-    each of them. Infinite where there are no more latents than such codes.
-    """
-    latents = facts.latents.float()
-    codes = facts.codes.unique(return_inverse=True)[1]
-    k = int(codes.max()) + 1
-    if len(latents) <= k:
-        return math.inf
-    means = totals(latents, codes, k) / torch.bincount(codes).unsqueeze(-1)
-    total = float((latents - latents.mean(dim=0)).square().sum(dim=-1).mean())
-    within = float((latents - means[codes]).square().sum(dim=-1).sum()) / (len(latents) - k)
-    return within / max(total, 1e-30)
 
 
 def _modes(facts: Facts, most: int) -> int:

@@ -82,6 +82,9 @@ def test_a_quantizer_that_every_rung_can_act_on_is_shown_and_exits_with_0(models
         "    1. eval_fix: yes",
         "  unspread",
         "    1. reset_codes: yes",
+        "    2. fast_ema: yes",
+        "    3. take_over_updates: yes",
+        "    4. fallback_tokenizer: yes",
         "  collapsing",
         "    1. decay_commitment: yes",
         "    2. reset_codes: yes",
@@ -92,7 +95,8 @@ def test_a_quantizer_that_every_rung_can_act_on_is_shown_and_exits_with_0(models
         "  fallen",
         "    1. reset_codes: yes",
         "    2. fast_ema: yes",
-        "    3. reset_codes: yes",
+        "    3. take_over_updates: yes",
+        "    4. fallback_tokenizer: yes",
         "  half_repaired",
         "    1. upkeep: yes",
         "  stale_moments",
@@ -102,6 +106,10 @@ def test_a_quantizer_that_every_rung_can_act_on_is_shown_and_exits_with_0(models
         "    2. reset_codes: yes",
         "  overcommitted",
         "    1. decay_commitment: yes",
+        "  outweighed",
+        "    1. decay_commitment: yes",
+        "  standing",
+        "    1. take_over_updates: yes",
     ]
 
 

@@ -140,7 +140,7 @@ def test_relative_values_lie_between_nothing_and_the_best(numbers: list[float]) 
     for index, each in enumerate(series(numbers)):
         engine.observe(each)
         past = engine._state.codebooks["vq"].past
-        found = past.rel("perplexity", each.perplexity)
+        found = engine._plan.derive(past, each)["rel(perplexity)"]
         assert found == each.perplexity / max(numbers[: index + 1])
 
 

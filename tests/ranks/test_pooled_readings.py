@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from collapse_guard.adapters import CodebookView, TensorRef
+from collapse_guard.adapters import CodebookView, Knob, TensorRef
 from collapse_guard.measure import read_window, reading_of
 from collapse_guard.policies import Reading
 from collapse_guard.ranks import Part, Word, call_roll, fingerprint, join_ranks
@@ -27,11 +27,13 @@ class Book(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(3)
         self.register_buffer("table", torch.randn(K, D, generator=generator))
+        self.beta = 0.25
 
 
 def view_of(K: int, D: int) -> CodebookView:
     book = Book(K, D)
-    return CodebookView(name="vq", adapter="test", module=book, table=TensorRef(book, "table"), readers={})
+    table, beta = TensorRef(book, "table"), Knob(book, "beta")
+    return CodebookView(name="vq", adapter="test", module=book, table=table, commitment=beta, readers={})
 
 
 def seen(rank: int, K: int, D: int, n: int) -> tuple[Tensor, Tensor]:
