@@ -30,7 +30,8 @@ class Model(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         quantized, _, own = self.vq(self.encoder(x))
-        return functional.mse_loss(quantized, x) + own
+        loss: Tensor = functional.mse_loss(quantized, x) + own
+        return loss
 
 
 def batch(step: int) -> Tensor:

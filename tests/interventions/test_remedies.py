@@ -214,17 +214,18 @@ def test_updates_are_taken_over_from_where_the_codes_shall_start(start: str) -> 
     scene = Scene(plain())
     with scene.guarded({"when": "step > 0", "ladder": [{"take_over_updates": {"start": start}}]}) as guard:
         scene.train(5)
-        before = scene.model.quantizer.omega.clone()
+        quantizer: Any = scene.model.quantizer
+        before = quantizer.omega.clone()
         scene.train(5, guard)
         (act,) = scene.recorder.of("intervention")
         assert act.fields["summary"].startswith(
             {"kmeans": "k-means codebook (", "reservoir": "16 codes placed on ", "keep": "codes kept; "}[start]
         )
-        moved = (scene.model.quantizer.omega - before).norm(dim=1).mean()
+        moved = (quantizer.omega - before).norm(dim=1).mean()
         assert (moved > 1) == (start != "keep")
-        now = scene.model.quantizer.omega.clone()
+        now = quantizer.omega.clone()
         scene.train(1, guard)
-        assert not torch.equal(scene.model.quantizer.omega, now)
+        assert not torch.equal(quantizer.omega, now)
 
 
 def test_what_lasts_ends_by_itself_and_says_so() -> None:
