@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from collapse_guard.adapters import CodebookView, Knob, TensorRef
+from collapse_guard.adapters import CodebookView, TensorRef
 from collapse_guard.measure import read_window, reading_of
 from collapse_guard.policies import Reading
 from collapse_guard.ranks import Part, Word, call_roll, fingerprint, join_ranks
@@ -27,13 +27,11 @@ class Book(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(3)
         self.register_buffer("table", torch.randn(K, D, generator=generator))
-        self.beta = 0.25
 
 
 def view_of(K: int, D: int) -> CodebookView:
     book = Book(K, D)
-    table, beta = TensorRef(book, "table"), Knob(book, "beta")
-    return CodebookView(name="vq", adapter="test", module=book, table=table, commitment=beta, readers={})
+    return CodebookView(name="vq", adapter="test", module=book, table=TensorRef(book, "table"), readers={})
 
 
 def seen(rank: int, K: int, D: int, n: int) -> tuple[Tensor, Tensor]:
@@ -68,7 +66,7 @@ def test_pooled_readings_equal_those_of_one_process_and_are_alike_bit_for_bit(cr
     exact = ("tokens", "perplexity", "ceiling", "perplexity_ratio", "usage", "dead_fraction", "top_share", "loss")
     assert reading.excerpt(*exact, "epoch") == alone.excerpt(*exact, "epoch")
     of_latents = ("norm_ratio", "used_norm_ratio", "latent_rank", "codebook_rank", "latent_variance", "relative_error")
-    for name in (*of_latents, "spread_ratio", "commitment_share"):
+    for name in (*of_latents, "spread_ratio"):
         assert getattr(reading, name) == pytest.approx(getattr(alone, name), rel=1e-5), name
 
 
