@@ -108,16 +108,16 @@ def _figures_of(sums: Sums, counts: np.ndarray, tokens: int, dead_below: float) 
         "latent_rank": _rank(sums.covariance),
         "codebook_rank": _rank(sums.table_covariance),
         "latent_variance": _finite(latent_variance),
-        "spread_ratio": _root(_ratio(_variance(sums.table_covariance, sums), latent_variance)),
+        "spread_ratio": _root(_ratio(_table_variance(sums), latent_variance)),
         "relative_error": _ratio(float(sums.error[0]) / compared if compared else math.nan, latent_variance),
         "finite_fraction": 1 - int(sums.tallies[-1]) / tokens,
     }
 
 
-def _variance(covariance: np.ndarray, sums: Sums) -> float:
+def _table_variance(sums: Sums) -> float:
     """Return E|e - mean e|^2 of the codes; of those that stand for all, where the matrix is not made of directions."""
-    K, D, side = len(sums.table_norms), len(sums.mean), len(covariance)
-    return float(np.trace(covariance.astype(np.float64))) * (K / side if side != D else 1.0)
+    K, D, side = len(sums.table_norms), len(sums.mean), len(sums.table_covariance)
+    return float(np.trace(sums.table_covariance.astype(np.float64))) * (K / side if side != D else 1.0)
 
 
 def _commitment_share(weight: float | None, loss: float | None, D: int, figures: Mapping[str, Any]) -> float | None:

@@ -143,12 +143,12 @@ class Shift:
         taken: list[Reading] = []
         uses: dict[str, list[int]] = {}
         ratio = self._aftermath.moment_ratio(self.step)
-        written = self.ledger.rewritten()
+        written, rewrites = self.ledger.rewritten(), self._rewrites()
         for taken_now, counts in readings:
             name = taken_now.codebook
             reading = replace(
                 taken_now,
-                rewrites=max(map(self.ledger.version_of, self._levels_of(name))),
+                rewrites=rewrites[name],
                 frozen=int(self._watch.probes[name].view.stands),
                 moment_ratio=ratio,
             )
@@ -165,14 +165,13 @@ class Shift:
         clinic, engine, ranks = self._clinic, self.engine, self._ranks
         self._judge.judge(self.step, taken, lambda bundle: explain_alike(bundle, clinic, engine, ranks), uses)
 
-    def _levels_of(self, codebook: str) -> list[str]:
-        """Return the codebooks of the residual that one belongs to, or that one alone."""
-        group = self._watch.probes[codebook].view.group
-        return [
-            name
-            for name, probe in self._watch.probes.items()
-            if name == codebook or (group and probe.view.group == group)
-        ]
+    def _rewrites(self) -> dict[str, int]:
+        """Return how often each codebook was written, of the levels of a residual the one that was written most."""
+        most: dict[str, int] = {}
+        owners = {name: probe.view.group or name for name, probe in self._watch.probes.items()}
+        for name, owner in owners.items():
+            most[owner] = max(self.ledger.version_of(name), most.get(owner, 0))
+        return {name: most[owner] for name, owner in owners.items()}
 
     def _number_of(self, loss: Loss) -> float | None:
         """Return the loss as a number; one rank that cannot say its own must not keep the others waiting."""

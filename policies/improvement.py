@@ -43,16 +43,12 @@ def is_better(when: Condition, before: Reading | None, after: Reading | None, lo
 
 
 def _is_symptom(comparison: Comparison) -> bool:
-    if comparison.function != "value" or comparison.field in _NO_EFFECTS:
+    field, asks_for_more = comparison.field, comparison.sign in (">", ">=")
+    if comparison.function != "value" or field in _NO_EFFECTS:
         return False
-    good = (
-        {">", ">="}
-        if comparison.field in HIGHEST_IS_BEST
-        else {"<", "<="}
-        if comparison.field in LOWEST_IS_BEST
-        else {}
-    )
-    return comparison.sign not in good
+    if field in HIGHEST_IS_BEST:
+        return not asks_for_more
+    return field not in LOWEST_IS_BEST or comparison.sign not in ("<", "<=")
 
 
 def _gain(comparison: Comparison, before: Reading, after: Reading) -> float:

@@ -13,6 +13,9 @@ from torch.nn import functional
 from .scenario import Run
 
 __all__ = [
+    "Disturbance",
+    "Draw",
+    "Start",
     "batch_of_nan",
     "crowd",
     "deep_levels_too_large",

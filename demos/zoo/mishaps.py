@@ -6,13 +6,12 @@ As in `causes`, each is a function of a run, and passes by a quantizer that has 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .causes import learnable, start_from_latents
+from .causes import Disturbance, Draw, Start, learnable, start_from_latents
 from .scenario import Run, any_items
 
 __all__ = [
@@ -26,10 +25,6 @@ __all__ = [
     "reverse_levels",
     "turn",
 ]
-
-Start = Callable[[Run], None]
-Disturbance = Callable[[Run, int], None]
-Draw = Callable[[Run, int, int], Tensor]
 
 
 def _averages(run: Run) -> Any:
