@@ -28,6 +28,7 @@ SCALARS = (
     "norm_ratio",
     "spread_ratio",
     "relative_error",
+    "quantization_error",
     "finite_fraction",
 )
 OF_THE_QUANTIZER = ("commitment_weight", "commitment_share", "decay", "rewrites", "frozen", "unmoved", "moment_ratio")

@@ -96,6 +96,7 @@ def _figures_of(sums: Sums, counts: np.ndarray, tokens: int, dead_below: float) 
     used_norms = sums.table_norms[counts > 0]
     number, compared = float(sums.number[0]), float(sums.error[1])
     latent_variance = float(sums.squares[0]) / number if number else math.nan
+    error = float(sums.error[0]) / compared if compared else math.nan
     return {
         "perplexity": value,
         "ceiling": ceiling,
@@ -109,7 +110,8 @@ def _figures_of(sums: Sums, counts: np.ndarray, tokens: int, dead_below: float) 
         "codebook_rank": _rank(sums.table_covariance),
         "latent_variance": _finite(latent_variance),
         "spread_ratio": _root(_ratio(_table_variance(sums), latent_variance)),
-        "relative_error": _ratio(float(sums.error[0]) / compared if compared else math.nan, latent_variance),
+        "relative_error": _ratio(error, latent_variance),
+        "quantization_error": _finite(error),
         "finite_fraction": 1 - int(sums.tallies[-1]) / tokens,
     }
 
@@ -121,10 +123,10 @@ def _table_variance(sums: Sums) -> float:
 
 
 def _commitment_share(weight: float | None, loss: float | None, D: int, figures: Mapping[str, Any]) -> float | None:
-    error, variance = figures.get("relative_error"), figures.get("latent_variance")
-    if weight is None or loss is None or error is None or variance is None or error > 1:
+    relative, error = figures.get("relative_error"), figures.get("quantization_error")
+    if weight is None or loss is None or relative is None or error is None or relative > 1:
         return None
-    return _ratio(weight * error * variance / D, loss)
+    return _ratio(weight * error / D, loss)
 
 
 def _root(value: float | None) -> float | None:

@@ -23,7 +23,14 @@ Alternative: TypeAlias = tuple[Comparison, ...]
 
 _MOST_ALTERNATIVES = 256
 _FROM_0_TO_1 = ("finite_fraction", "decay", "frozen", "unmoved")
-_OF_LATENTS = ("norm_ratio", "used_norm_ratio", "latent_variance", "relative_error", "spread_ratio")
+_OF_LATENTS = (
+    "norm_ratio",
+    "used_norm_ratio",
+    "latent_variance",
+    "relative_error",
+    "quantization_error",
+    "spread_ratio",
+)
 _FROM_0 = (*_OF_LATENTS, "epoch", "eval_to_train", "commitment_share", "rewrites", "moment_ratio")
 _FROM_1 = ("D", "latent_rank", "codebook_rank")
 _MOST_SPANS = 101  # as many spans of a trend as the language has

@@ -1,11 +1,13 @@
 """The past of a codebook: what `rel` and `trend` compare its readings with.
 
-    rel(field)                      the value / the codebook's own best so far, this reading included
+    rel(field)                      the value / the best that this codebook has held so far, over two readings in a row
     trend(field, over: 5 readings)  slope per reading of the least-squares line through the last 5 values / their |mean|
 
 Best is the highest value of a field in `HIGHEST_IS_BEST` and the lowest of one in `LOWEST_IS_BEST`; other fields have
 no best, and no `rel`. `rel(perplexity) < 0.3` thus means "fallen below 30 % of its own best", and `rel(loss) > 1.5`
-"half as much again as its lowest". It is unknown while the best is not above 0.
+"half as much again as its lowest". What one reading shows and the next does not was not held: right after a start by
+k-means, say, codes are compared with the very latents that they were made of. So `rel` is unknown at the first reading;
+and while the best is not above 0.
 
 `trend(perplexity, over: 5 readings) < -0.1` means "losing a tenth of its mean with every reading". It is unknown until
 there are so many values, or if their mean is 0. Only readings that give a verdict count, so warm-up, small windows and
@@ -27,7 +29,7 @@ from .reading import Reading
 __all__ = ["HIGHEST_IS_BEST", "LOWEST_IS_BEST", "NOTHING", "Derived", "Past", "slope"]
 
 HIGHEST_IS_BEST = ("perplexity", "perplexity_ratio", "usage", "latent_rank", "codebook_rank", "finite_fraction")
-LOWEST_IS_BEST = ("dead_fraction", "top_share", "relative_error", "loss")
+LOWEST_IS_BEST = ("dead_fraction", "top_share", "relative_error", "quantization_error", "loss")
 
 Derived: TypeAlias = Mapping[str, "float | None"]
 """Values of `rel(...)` and `trend(...)` by their text; `None` where they are not known."""
@@ -45,11 +47,13 @@ class Past:
     """What is remembered of one codebook, no more than the policy asks for.
 
     Attributes:
-        best: best finite value so far, by field.
+        best: best finite value so far that two readings in a row came up to, by field.
+        last: latest finite value, by field of which the best is wanted; none right after an intervention.
         recent: last finite values, oldest first, by field.
     """
 
     best: Mapping[str, float] = field(default_factory=dict)
+    last: Mapping[str, float] = field(default_factory=dict)
     recent: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def with_reading(self, reading: Reading, bests: Iterable[str], spans: Mapping[str, int]) -> Past:
@@ -60,31 +64,37 @@ class Past:
             bests: fields whose best is wanted.
             spans: how many values of a field are wanted.
         """
-        best, recent = self.best, dict(self.recent)
+        best, last, recent = self.best, dict(self.last), dict(self.recent)
         for name in bests:
             value = getattr(reading, name)
             if value is not None and math.isfinite(value):
-                known = best.get(name)
-                if known is None or _IS_BETTER[name](value, known):
-                    best = {**best, name: value}
+                is_better = _IS_BETTER[name]
+                before, known = last.get(name), best.get(name)
+                last[name] = value
+                if before is not None:
+                    held = before if is_better(value, before) else value
+                    if known is None or is_better(held, known):
+                        best = {**best, name: held}
         for name, count in spans.items():
             value = getattr(reading, name)
             if value is not None and math.isfinite(value):
                 recent[name] = (*recent.get(name, ()), value)[-count:]
-        return Past(best, recent)
+        return Past(best, last, recent)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the past as plain data."""
-        return {"best": dict(self.best), "recent": {name: list(values) for name, values in self.recent.items()}}
+        recent = {name: list(values) for name, values in self.recent.items()}
+        return {"best": dict(self.best), "last": dict(self.last), "recent": recent}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Past:
         """Rebuild a past from `to_dict`."""
-        return cls(dict(plain["best"]), {name: tuple(values) for name, values in plain["recent"].items()})
+        recent = {name: tuple(values) for name, values in plain["recent"].items()}
+        return cls(dict(plain["best"]), dict(plain.get("last", {})), recent)
 
     def restarted(self) -> Past:
-        """Return the past without recent values, for the time after an intervention."""
-        return Past(self.best) if self.recent else self
+        """Return the past without its latest values, for the time after an intervention."""
+        return Past(self.best) if self.recent or self.last else self
 
     def trend(self, name: str, over: int) -> float | None:
         """Return the relative slope over so many values."""

@@ -47,6 +47,8 @@ class Reading:
             spectrum. codebook_rank: the same of the codebook.
         latent_variance: E|z - mean z|^2.
         relative_error: E|z - q|^2 / E|z - mean z|^2 of the sampled latents under the codebook as it is now.
+        quantization_error: E|z - q|^2 itself, 0 or more. Of data that have become easier it falls, while the relative
+            one may rise; of latents that have become larger it rises, while the relative one may fall.
         finite_fraction: share of latents without NaN or Inf, in [0, 1].
         commitment_weight: coefficient of the loss term that pulls the encoder towards the codes.
         decay: decay of the codebook's moving average, in [0, 1].
@@ -90,6 +92,7 @@ class Reading:
     codebook_rank: float | None = None
     latent_variance: float | None = None
     relative_error: float | None = None
+    quantization_error: float | None = None
     finite_fraction: float | None = None
     commitment_weight: float | None = None
     decay: float | None = None

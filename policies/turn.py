@@ -92,10 +92,10 @@ class Turn:
         self.forget()
 
     def forget(self) -> None:
-        """Begin the values for `trend` anew."""
-        past, eval_past = self.book.past, self.book.eval_past
-        if past.recent or eval_past.recent:
-            self.book = changed(self.book, past=past.restarted(), eval_past=eval_past.restarted())
+        """Begin the values for `trend` anew, and let no best be held from before to after."""
+        past, eval_past = self.book.past.restarted(), self.book.eval_past.restarted()
+        if past is not self.book.past or eval_past is not self.book.eval_past:
+            self.book = changed(self.book, past=past, eval_past=eval_past)
 
     def put(self, rule: RulePlan, state: RuleState) -> None:
         """Write down the new state of a rule; the first write copies, so that the old state stays as it was."""

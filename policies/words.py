@@ -37,6 +37,7 @@ MEANINGS = {
     "decay": "share of the old in the codebook's moving average at each step",
     "loss": "the loss that was named to the guard",
     "eval_to_train": "perplexity_ratio in evaluation, as a fraction of what training showed last; about 1 is right",
+    "quantization_error": "how far latents are from their codes, in their own units squared",
     "spread_ratio": "how widely the codes spread, compared with the latents; about 1 when they lie among them",
     "commitment_share": "fraction of the loss that pulls latents towards their codes",
     "rewrites": "how often the guard has written the codebook, or a level of its residual, so far",

@@ -68,6 +68,7 @@ def test_a_reading_agrees_with_numpy(dtype: torch.dtype) -> None:
     assert reading.latent_variance == pytest.approx(variance, rel=1e-5)
     error = ((z[:, None] - c[None]) ** 2).sum(-1).min(1).mean()
     assert reading.relative_error == pytest.approx(error / variance, rel=1e-4)
+    assert reading.quantization_error == pytest.approx(error, rel=1e-4)
     spread = np.sqrt(((c - c.mean(0)) ** 2).sum(1).mean() / variance)
     assert reading.spread_ratio == pytest.approx(spread, rel=1e-4)
     assert reading.commitment_share == pytest.approx(0.25 * error / D / 0.5, rel=1e-4)

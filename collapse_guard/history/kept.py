@@ -27,6 +27,7 @@ NUMBERS = (
     "top_share",
     "norm_ratio",
     "relative_error",
+    "quantization_error",
     "loss",
 )
 WORDS = ("rule", "severity", "reason", "why", "action", "attempt", "result", "outcome", "summary")

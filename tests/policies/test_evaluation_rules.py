@@ -98,7 +98,7 @@ def test_what_a_rule_on_evaluation_waits_for_does_not_make_readings_in_training_
 
 def test_rel_and_trend_compare_evaluation_with_evaluation() -> None:
     fallen = policy(on_eval("fallen", "rel(perplexity) < 0.5"), rule("fell", "rel(perplexity) < 0.5"))
-    run = Run(fallen).feed([reading(10, 200.0), shown(15, 60.0), reading(20, 180.0), shown(25, 20.0)])
+    run = Run(fallen).feed([reading(10, 200.0), shown(15, 60.0), shown(16, 60.0), reading(20, 180.0), shown(25, 20.0)])
     assert run.told == ["25 fallen alert"]
 
 
@@ -113,7 +113,7 @@ def test_too_few_tokens_in_evaluation_are_said_once_and_apart() -> None:
 def test_the_state_goes_on_where_it_stood() -> None:
     given = policy(on_eval(hold=3, ladder=[FIX]), on_eval("fallen", "rel(perplexity) < 0.5"))
     whole, broken = Run(given), Run(given)
-    steps = [shown(5, 60.0, 0.1), reading(10), shown(15, 50.0, 0.1), shown(25, 20.0, 0.1)]
+    steps = [shown(5, 60.0, 0.1), reading(10), shown(15, 60.0, 0.1), shown(25, 20.0, 0.1)]
     whole.feed(steps)
     broken.feed(steps[:2])
     resumed = Run(given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -20,30 +21,47 @@ FALLEN = rule("fallen", "rel(perplexity) < 0.3")
 
 
 def test_relative_to_its_own_best() -> None:
-    run = Run(policy(FALLEN)).feed(series([40.0, 20.0, 100.0, 31.0, 29.0, 31.0]))
-    assert run.told == ["50 fallen alert", "60 fallen cleared"]
+    run = Run(policy(FALLEN)).feed(series([40.0, 20.0, 100.0, 100.0, 31.0, 29.0, 31.0]))
+    assert run.told == ["60 fallen alert", "70 fallen cleared"]
     assert [each.reason for each in run.decisions] == [
         "rel(perplexity) 0.29 < 0.3 for 1 reading",
         "rel(perplexity) 0.31 >= 0.3 for 1 reading",
     ]
 
 
+def test_what_one_reading_alone_shows_is_no_best() -> None:
+    """Codes that were fitted to the very latents of the first window serve no later one as well."""
+    run = Run(policy(FALLEN)).feed(series([100.0, 20.0, 25.0, 100.0, 21.0]))
+    assert run.decisions == []
+    assert run.engine.state_dict()["codebooks"]["vq"]["past"]["best"] == {"perplexity": 25.0}
+
+
+def test_no_best_is_held_across_an_intervention() -> None:
+    low = rule("low", "perplexity < 5", ladder=["reset_codes"], verify={"within": "20 steps"})
+    run = Run(policy(low, FALLEN)).feed(series([4.0, 90.0]))
+    assert run.told[-1] == "20 low outcome #1 reset_codes recovered"
+    assert run.engine.state_dict()["codebooks"]["vq"]["past"]["best"] == {}
+
+
 def test_of_a_loss_the_lowest_is_the_best() -> None:
     run = Run(policy(rule("worse", "rel(loss) > 1.5")))
-    run.feed(reading(step, loss=loss) for step, loss in enumerate([3.0, 2.0, 2.9, None, math.nan, math.inf, 3.1]))
-    assert run.told == ["5 worse alert"]
-    assert run.engine.state_dict()["codebooks"]["vq"]["past"] == {"best": {"loss": 2.0}, "recent": {}}
+    run.feed(reading(step, loss=loss) for step, loss in enumerate([3.0, 2.0, 2.0, 2.9, None, math.nan, math.inf, 3.1]))
+    assert run.told == ["6 worse alert"]
+    past = run.engine.state_dict()["codebooks"]["vq"]["past"]
+    assert past == {"best": {"loss": 2.0}, "last": {"loss": 3.1}, "recent": {}}
 
 
 def test_nothing_is_relative_to_a_best_that_is_not_above_zero() -> None:
     run = Run(policy(rule("worse", "rel(loss) > 1"))).feed(
-        reading(step, loss=loss) for step, loss in enumerate([-1, 5])
+        reading(step, loss=loss) for step, loss in enumerate([-1, -1, 5])
     )
     assert run.decisions == []
 
 
 def test_a_codebook_has_a_best_of_its_own() -> None:
-    run = Run(policy(FALLEN)).feed([reading(10, 100.0, "a"), reading(10, 20.0, "b"), reading(20, 20.0, "b")])
+    run = Run(policy(FALLEN)).feed(
+        [reading(step, 100.0, "a") for step in (10, 20)] + [reading(step, 20.0, "b") for step in (10, 20)]
+    )
     assert run.decisions == []
 
 
@@ -86,7 +104,7 @@ def test_what_a_rollback_forgets_is_still_seen_by_the_rung_that_follows_it() -> 
 
 def test_the_past_is_saved() -> None:
     before = Run(policy(DWINDLING, FALLEN)).feed(series([100.0, 60.0]))
-    after = resumed(before.engine).feed(series([25.0], start=30))
+    after = resumed(before.engine).feed(series([15.0], start=30))
     assert after.told == ["30 dwindling alert", "30 fallen alert"]
     assert json.loads(json.dumps(after.engine.state_dict())) == after.engine.state_dict()
 
@@ -106,13 +124,17 @@ def test_the_past_is_no_longer_than_asked_for() -> None:
     engine = (
         Run(policy(DWINDLING, rule("slow", "trend(perplexity over 7 readings) < -1"))).feed(series([9.0] * 99)).engine
     )
-    assert engine.state_dict()["codebooks"]["vq"]["past"] == {"best": {}, "recent": {"perplexity": [9.0] * 7}}
+    assert engine.state_dict()["codebooks"]["vq"]["past"] == {
+        "best": {},
+        "last": {},
+        "recent": {"perplexity": [9.0] * 7},
+    }
 
 
 def test_success_may_look_at_the_past_too() -> None:
     verify = {"success": "rel(perplexity) > 0.9", "within": "50 steps"}
-    run = Run(policy(rule(ladder=["reset_codes"], verify=verify))).feed(series([100.0, 1.0, 80.0, 95.0]))
-    assert run.told[-1] == "40 collapsed outcome #1 reset_codes recovered"
+    run = Run(policy(rule(ladder=["reset_codes"], verify=verify))).feed(series([100.0, 100.0, 1.0, 80.0, 95.0]))
+    assert run.told[-1] == "50 collapsed outcome #1 reset_codes recovered"
     assert run.decisions[-1].reason == "rel(perplexity) 0.95 > 0.9 for 1 reading after reset_codes"
 
 
@@ -135,13 +157,14 @@ def test_a_trend_is_the_least_squares_slope_over_the_mean(numbers: list[float], 
 
 
 @given(values)
-def test_relative_values_lie_between_nothing_and_the_best(numbers: list[float]) -> None:
+def test_relative_values_are_shares_of_the_best_that_two_readings_in_a_row_came_up_to(numbers: list[float]) -> None:
     engine = PolicyEngine(policy(FALLEN))
     for index, each in enumerate(series(numbers)):
         engine.observe(each)
         past = engine._state.codebooks["vq"].past
         found = engine._plan.derive(past, each)["rel(perplexity)"]
-        assert found == each.perplexity / max(numbers[: index + 1])
+        held = [min(pair) for pair in pairwise(numbers[: index + 1])]
+        assert found == (each.perplexity / max(held) if held else None)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_pooled_readings_equal_those_of_one_process_and_are_alike_bit_for_bit(cr
     exact = ("tokens", "perplexity", "ceiling", "perplexity_ratio", "usage", "dead_fraction", "top_share", "loss")
     assert reading.excerpt(*exact, "epoch") == alone.excerpt(*exact, "epoch")
     of_latents = ("norm_ratio", "used_norm_ratio", "latent_rank", "codebook_rank", "latent_variance", "relative_error")
-    for name in (*of_latents, "spread_ratio"):
+    for name in (*of_latents, "quantization_error", "spread_ratio"):
         assert getattr(reading, name) == pytest.approx(getattr(alone, name), rel=1e-5), name
 
 
