@@ -7,21 +7,9 @@ share where 256 tokens meet 128 codes. The 2 tokens a step that are often recomm
 
 from __future__ import annotations
 
-from .causes import (
-    batch_of_nan,
-    crowd,
-    deep_levels_too_large,
-    drift,
-    jump,
-    lose_codes,
-    lose_level,
-    narrow_cone,
-    place_shifted,
-    rescale,
-    shrink,
-    start_from_latents,
-)
+from .disturbances import batch_of_nan, drift, jump, lose_codes, lose_level, rescale, shrink
 from .scenario import KMEANS, OWN, Scenario
+from .starts import crowd, deep_levels_too_large, narrow_cone, place_shifted, start_from_latents
 
 __all__ = ["COLLAPSES"]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .causes import few_items, one_class, one_photo_then_the_other, passed_by_at_first, start_from_latents
-from .mishaps import flat_first, restart_warm
+from .disturbances import passed_by_at_first, restart_warm
+from .draws import few_items, flat_first, one_class, one_photo_then_the_other
 from .scenario import KMEANS, Scenario
+from .starts import start_from_latents
 
 __all__ = ["CONTROLS"]
 

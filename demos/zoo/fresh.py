@@ -7,9 +7,10 @@ adds others.
 
 from __future__ import annotations
 
-from .causes import start_from_latents
-from .mishaps import class_then_all, enlarge, hasten, heat, multiply_counts, reverse_levels, turn
+from .disturbances import hasten, multiply_counts, reverse_levels, turn
+from .draws import class_then_all
 from .scenario import KMEANS, OWN, Scenario
+from .starts import enlarge, heat, start_from_latents
 
 __all__ = ["FRESH"]
 
