@@ -84,7 +84,6 @@ CONTROLS: tuple[Scenario, ...] = (
         K=512,
         start=start_from_latents,
         routine=restart_warm(every=200),
-        is_fresh=True,
     ),
     _control(
         "few-tokens",
@@ -93,20 +92,17 @@ CONTROLS: tuple[Scenario, ...] = (
         batch=32,
         options={"decay": 0.99},
         start=start_from_latents,
-        is_fresh=True,
     ),
     _control(
         "quantize-dropout",
         "the deep ones of four residual levels are left out at random",
         family="rvq",
         options={"num_quantizers": 4, "quantize_dropout": True, **KMEANS},
-        is_fresh=True,
     ),
     _control(
         "flat-first",
         "a curriculum from flat patches to all of them",
         options=KMEANS,
         draw=flat_first(until=400),
-        is_fresh=True,
     ),
 )
