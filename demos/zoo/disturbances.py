@@ -17,15 +17,19 @@ from .starts import averages, learnable, spread_of, write_codes
 
 __all__ = [
     "Disturbance",
+    "average_replicas",
     "batch_of_nan",
     "drift",
     "hasten",
     "jump",
     "lose_codes",
+    "lose_counts",
     "lose_level",
+    "lose_second_moments",
     "multiply_counts",
     "passed_by_at_first",
     "rescale",
+    "restart_alike",
     "restart_warm",
     "reverse_levels",
     "shrink",
@@ -33,6 +37,7 @@ __all__ = [
 ]
 
 Disturbance = Callable[[Run, int], None]
+_COUNTED = 2048  # items by which a home-made restart tells what is used
 
 
 def jump(*, at: int, steps: int, factor: float) -> Disturbance:
@@ -166,6 +171,18 @@ def multiply_counts(factor: float, *, at: int) -> Disturbance:
     return disturb
 
 
+def lose_counts(*, at: int) -> Disturbance:
+    """Return a disturbance: at one step the EMA counts begin at zero, as encodec sets them up, and the sums do not."""
+
+    @torch.no_grad()
+    def disturb(run: Run, step: int) -> None:
+        inner = averages(run)
+        if step == at and inner is not None:
+            inner.cluster_size.zero_()
+
+    return disturb
+
+
 def hasten(decay: float, *, at: int) -> Disturbance:
     """Return a disturbance: from one step on the EMA has another decay."""
 
@@ -173,6 +190,56 @@ def hasten(decay: float, *, at: int) -> Disturbance:
         inner = averages(run)
         if step == at and inner is not None:
             inner.decay = decay
+
+    return disturb
+
+
+def average_replicas(number: int, *, at: int) -> Disturbance:
+    """Return a disturbance: at one step each EMA code becomes the mean of so many, drawn anew for each of them.
+
+    So do replicas of a codebook that have drifted apart when they are averaged. The counts stay.
+    """
+
+    @torch.no_grad()
+    def disturb(run: Run, step: int) -> None:
+        inner = averages(run)
+        if step == at and inner is not None:
+            draws = torch.Generator().manual_seed(at)  # the batches stay those of the twin
+            orders = [torch.randperm(run.model.bottleneck.K, generator=draws) for _ in range(number)]
+            inner.embed.copy_(torch.stack([inner.embed[:, order] for order in orders]).mean(dim=0))
+            inner.embed_avg.copy_(inner.embed * inner.cluster_size.unsqueeze(-1))
+
+    return disturb
+
+
+def lose_second_moments(*, at: int) -> Disturbance:
+    """Return a disturbance: at one step Adam's second moments are zero; its first ones and its step count go on.
+
+    What divides a step is then far too small, and nothing corrects for it as at the start (Kingma and Ba 2015,
+    section 3). A code that has met no token for long has no gradient either: its step has next to nothing below it.
+    """
+
+    def disturb(run: Run, step: int) -> None:
+        if step == at:
+            for state in run.optimizer.state.values():
+                state["exp_avg_sq"].zero_()
+
+    return disturb
+
+
+def restart_alike(*, every: int, until: int) -> Disturbance:
+    """Return a disturbance: at times all codes that are used less than the mean are put on one and the same latent.
+
+    So does a restart that draws one latent and lets it broadcast. The last time is at `until`.
+    """
+
+    @torch.no_grad()
+    def disturb(run: Run, step: int) -> None:
+        table = learnable(run)
+        if table is not None and step <= until and step % every == 0:
+            latents = run.model.latents(run.data.train[:_COUNTED]).flatten(0, 1)
+            counts = torch.bincount(torch.cdist(latents, table).argmin(dim=1), minlength=len(table))
+            table[counts < len(latents) / len(table)] = latents[step % len(latents)]
 
     return disturb
 

@@ -14,6 +14,8 @@ __all__ = [
     "class_then_all",
     "few_items",
     "flat_first",
+    "growing",
+    "mostly_silence",
     "one_class",
     "one_photo_then_the_other",
 ]
@@ -57,6 +59,21 @@ def flat_first(*, until: int) -> Draw:
         return drawn[drawn.var(dim=(1, 2)).argsort()[:size]]
 
     return draw
+
+
+def mostly_silence(share: float) -> Draw:
+    """Return a draw in which such a share of a step's items, in the mean, is zero: nobody speaks."""
+
+    def draw(run: Run, step: int, size: int) -> Tensor:
+        speaks = torch.rand(size, generator=run.draws) >= share
+        return any_items(run, step, size) * speaks[:, None, None]
+
+    return draw
+
+
+def growing(*, first: int, every: int) -> Draw:
+    """Return a draw of so many items at first, and of twice as many after each so many steps, up to the batch."""
+    return lambda run, step, size: any_items(run, step, min(first << (step // every), size))
 
 
 def _of_group(run: Run, group: int, size: int) -> Tensor:

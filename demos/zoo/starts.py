@@ -17,6 +17,7 @@ __all__ = [
     "averages",
     "crowd",
     "deep_levels_too_large",
+    "dummy_forward",
     "enlarge",
     "heat",
     "learnable",
@@ -137,3 +138,14 @@ def heat(factor: float) -> Start:
         run.optimizer.add_param_group({"params": [table], "lr": factor * run.lr})
 
     return start
+
+
+@torch.no_grad()
+def dummy_forward(run: Run) -> None:
+    """Let the model see one item of zeros in evaluation mode, as what counts its parameters does.
+
+    Where codes wait for k-means, vector-quantize-pytorch starts them on that, whatever the mode.
+    """
+    run.model.eval()
+    run.model(torch.zeros_like(run.data.train[:1]))
+    run.model.train()

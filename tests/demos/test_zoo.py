@@ -21,8 +21,8 @@ CELL = zoo.CellResult("start-far-away", "nothing", 0, 800, "", 0.2, [10.0], [0.1
 TWIN = replace(CELL, arm="twin", error=0.1, perplexity=[100.0], trace=[[100.0]] * 4)
 PATCHES = zoo.SCENARIOS["start-far-away"]
 COLLAPSES = [*zoo.COLLAPSES, *zoo.FRESH]
-QUICK_TO_FALL = ["enlarged-codebook", "few-for-kmeans", "means-for-sums", "hot-codebook"]
-ODD_CONTROLS = ["warm-restarts", "few-tokens", "quantize-dropout", "flat-first"]
+QUICK_TO_FALL = ["enlarged-codebook", "few-for-kmeans", "means-for-sums", "hot-codebook", "dummy-forward"]
+ODD_CONTROLS = ["warm-restarts", "few-tokens", "quantize-dropout", "flat-first", "mostly-silence", "growing-batches"]
 
 
 def test_the_held_out_third_is_the_one_that_was_written_down() -> None:
@@ -37,6 +37,7 @@ def test_there_are_as_many_collapses_and_controls_as_the_zoo_promises() -> None:
     assert len(zoo.SCENARIOS) == len(zoo.COLLAPSES) + len(zoo.FRESH) + len(zoo.CONTROLS)
     fresh_controls = [each for each in zoo.CONTROLS if each.is_fresh]
     assert [each for each in zoo.SCENARIOS.values() if each.part == "fresh"] == [*zoo.FRESH, *fresh_controls]
+    assert (len(zoo.FRESH), len(fresh_controls)) == (6, 3)
     assert not any(each.is_fresh for each in zoo.COLLAPSES)
     assert {scenario.family for scenario in zoo.SCENARIOS.values()} <= set(zoo.FAMILIES)
 
@@ -159,6 +160,12 @@ def test_an_odd_control_trains_like_any_healthy_run(name: str) -> None:
     assert result.error is not None
     assert result.error < 0.2
     assert min(result.usage) > 0.25
+
+
+def test_where_the_first_level_tells_all_items_apart_nothing_is_left_over() -> None:
+    torch.set_num_threads(1)
+    result = zoo.run_cell(zoo.SCENARIOS["nothing-left-over"], zoo.ARMS["nothing"], 0, steps=50)
+    assert result.trace[-1][0] == pytest.approx(12, rel=0.05)
 
 
 def test_each_head_of_a_codebook_counts_as_a_level() -> None:
