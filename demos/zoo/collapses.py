@@ -1,33 +1,20 @@
 """The collapses of the zoo: what goes wrong in each, and what its healthy twin has instead.
 
-Where a cause strikes in the middle, the codebook starts well. A package's own prevention is what its users are told to
-switch on: k-means start and replacement of dead codes. Dead is a code with 0.2 tokens a step, a tenth of the uniform
-share where 256 tokens meet 128 codes. The 2 tokens a step that are often recommended would be the uniform share there.
+Those below are there from the start; what strikes in the middle is in `late`. A package's own prevention is what its
+users are told to switch on: k-means start and replacement of dead codes. Dead is a code with 0.2 tokens a step, a tenth
+of the uniform share where 256 tokens meet 128 codes. The 2 tokens a step that are often recommended would be the
+uniform share there.
 """
 
 from __future__ import annotations
 
-from .causes import (
-    batch_of_nan,
-    crowd,
-    deep_levels_too_large,
-    drift,
-    jump,
-    lose_codes,
-    lose_level,
-    narrow_cone,
-    place_shifted,
-    rescale,
-    shrink,
-    start_from_latents,
-)
+from .late import LATE
 from .scenario import KMEANS, OWN, Scenario
+from .starts import crowd, deep_levels_too_large, enlarge, heat, narrow_cone, place_shifted, start_from_latents
 
 __all__ = ["COLLAPSES"]
 
-_AT = 150
-
-COLLAPSES: tuple[Scenario, ...] = (
+_EARLY: tuple[Scenario, ...] = (
     Scenario(
         "reference-ema",
         "EMA counts normalised and never multiplied back by n: every code grows",
@@ -121,35 +108,11 @@ COLLAPSES: tuple[Scenario, ...] = (
         healthy=OWN,
     ),
     Scenario(
-        "encoder-jump",
-        "the learning rate rises thirtyfold for five steps",
-        onset=_AT,
-        options=KMEANS,
-        own=OWN,
-        disturb=jump(at=_AT, steps=5, factor=30.0),
-    ),
-    Scenario(
-        "slow-drift",
-        "for 100 steps the latents wander off and leave the codes behind",
-        onset=_AT,
-        options={"decay": 0.99, **KMEANS},
-        own=OWN,
-        disturb=drift(0.05, until=_AT + 100),
-    ),
-    Scenario(
         "frozen-codebook",
         "the codebook was frozen as it started, at random",
         options={"freeze_codebook": True},
         own=None,
         healthy={"freeze_codebook": False, **OWN},
-    ),
-    Scenario(
-        "nan-batch",
-        "some items of one batch are no numbers; the loop skips the step, the EMA does not",
-        onset=_AT,
-        options=KMEANS,
-        own=OWN,
-        disturb=batch_of_nan(at=_AT, share=0.1),
     ),
     Scenario(
         "batchnorm-eval",
@@ -223,41 +186,43 @@ COLLAPSES: tuple[Scenario, ...] = (
         healthy={"decay": 0.95, **OWN},
     ),
     Scenario(
-        "rescaled-latents",
-        "latents become ten times as large, and the decoder takes them for it: the codebook is left behind",
-        onset=_AT,
+        "enlarged-codebook",
+        "a learnable codebook of 32 codes was made one of 1024 by copies, which no token ever meets",
+        family="diffusers",
+        K=1024,
+        start=enlarge(32),
+        healthy_start=start_from_latents,
+    ),
+    Scenario(
+        "few-for-kmeans",
+        "k-means for 1024 codes on a first batch of 128 latents: nearly all codes are copies, and become zero",
+        K=1024,
+        batch=128,
         options=KMEANS,
         own=OWN,
-        disturb=rescale(10.0, at=_AT),
-    ),
-    Scenario(
-        "lost-codebook",
-        "a learnable codebook is set up anew within 1/K, as by a checkpoint that lacks it",
-        family="diffusers",
-        K=512,
-        onset=_AT,
-        start=start_from_latents,
+        healthy={"kmeans_init": False},
         healthy_start=start_from_latents,
-        disturb=lose_codes(at=_AT),
     ),
     Scenario(
-        "decayed-codebook",
-        "weight decay meant for other layers takes a fiftieth of a learnable codebook in each step",
+        "means-for-sums",
+        "encodec's k-means writes means where EMA sums are due: the first step takes nearly all of every code",
+        family="encodec",
+        K=64,
+        batch=2048,
+        options={"kmeans_init": True, "threshold_ema_dead_code": 0},
+        own=OWN,
+        healthy={"kmeans_init": False},
+        healthy_start=start_from_latents,
+    ),
+    Scenario(
+        "hot-codebook",
+        "a learnable codebook has a learning rate of its own, three hundred times too high",
         family="taming",
         K=512,
-        onset=_AT,
-        start=start_from_latents,
+        start=heat(300.0),
         healthy_start=start_from_latents,
-        disturb=shrink(0.02),
-    ),
-    Scenario(
-        "lost-level",
-        "the second of 4 residual levels is overwritten with codes at ten times the latents' spread",
-        family="rvq",
-        onset=_AT,
-        options={"num_quantizers": 4, **KMEANS},
-        own={"num_quantizers": 4, **OWN},
-        healthy={"num_quantizers": 4, **KMEANS},
-        disturb=lose_level(1, at=_AT),
     ),
 )
+
+COLLAPSES: tuple[Scenario, ...] = (*_EARLY, *LATE)
+"""All but the fresh ones."""

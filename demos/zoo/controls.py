@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .causes import few_items, one_class, one_photo_then_the_other, passed_by_at_first, start_from_latents
-from .mishaps import flat_first, restart_warm
+from .disturbances import passed_by_at_first, restart_warm
+from .draws import few_items, flat_first, growing, mostly_silence, one_class, one_photo_then_the_other
 from .scenario import KMEANS, Scenario
+from .starts import start_from_latents
 
 __all__ = ["CONTROLS"]
 
@@ -83,7 +84,6 @@ CONTROLS: tuple[Scenario, ...] = (
         K=512,
         start=start_from_latents,
         routine=restart_warm(every=200),
-        is_fresh=True,
     ),
     _control(
         "few-tokens",
@@ -92,20 +92,46 @@ CONTROLS: tuple[Scenario, ...] = (
         batch=32,
         options={"decay": 0.99},
         start=start_from_latents,
-        is_fresh=True,
     ),
     _control(
         "quantize-dropout",
         "the deep ones of four residual levels are left out at random",
         family="rvq",
         options={"num_quantizers": 4, "quantize_dropout": True, **KMEANS},
-        is_fresh=True,
     ),
     _control(
         "flat-first",
         "a curriculum from flat patches to all of them",
         options=KMEANS,
         draw=flat_first(until=400),
+    ),
+    _control(
+        "mostly-silence",
+        "nine tenths of the tokens are one and the same silence: one code has most, and the others share the rest",
+        family="diffusers",
+        K=256,
+        start=start_from_latents,
+        draw=mostly_silence(0.9),
+        is_fresh=True,
+    ),
+    _control(
+        "nothing-left-over",
+        "twelve different items: the first of 3 residual levels tells them apart, and the others have nothing to do",
+        family="rvq",
+        K=64,
+        batch=128,
+        options={"num_quantizers": 3, **KMEANS},
+        draw=few_items(12),
+        is_fresh=True,
+    ),
+    _control(
+        "growing-batches",
+        "16 items a step at first, and twice as many every 100 steps, up to 512",
+        family="encodec",
+        batch=512,
+        options={"kmeans_init": False, "threshold_ema_dead_code": 0},
+        start=start_from_latents,
+        draw=growing(first=16, every=100),
         is_fresh=True,
     ),
 )

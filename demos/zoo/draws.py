@@ -1,0 +1,81 @@
+"""Which items a step of the zoo gets, where it is not any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .scenario import Run, any_items
+
+__all__ = [
+    "Draw",
+    "class_then_all",
+    "few_items",
+    "flat_first",
+    "growing",
+    "mostly_silence",
+    "one_class",
+    "one_photo_then_the_other",
+]
+
+Draw = Callable[[Run, int, int], Tensor]
+
+
+def one_class(run: Run, step: int, size: int) -> Tensor:
+    """Draw batches of one class each, class after class, five batches of each: a sorted data set."""
+    classes = int(run.data.groups.max()) + 1
+    return _of_group(run, (step // 5) % classes, size)
+
+
+def one_photo_then_the_other(at: int) -> Draw:
+    """Return a draw from one photograph before a step and from the other after it."""
+    return lambda run, step, size: _of_group(run, int(step >= at), size)
+
+
+def class_then_all(*, at: int, until: int) -> Draw:
+    """Return a draw at random, but for some steps of the first class alone."""
+
+    def draw(run: Run, step: int, size: int) -> Tensor:
+        if not at <= step < until:
+            return any_items(run, step, size)
+        return _of_group(run, 0, size)
+
+    return draw
+
+
+def few_items(number: int) -> Draw:
+    """Return a draw from so few different items that few codes are all that there is to use."""
+    return lambda run, step, size: run.data.train[torch.randint(number, (size,), generator=run.draws)]
+
+
+def flat_first(*, until: int) -> Draw:
+    """Return a draw of flat items, four times as many drawn and the flattest kept, that ends as one of all items."""
+
+    def draw(run: Run, step: int, size: int) -> Tensor:
+        share = min(0.25 + 0.75 * step / until, 1.0)
+        drawn = any_items(run, step, int(size / share))
+        return drawn[drawn.var(dim=(1, 2)).argsort()[:size]]
+
+    return draw
+
+
+def mostly_silence(share: float) -> Draw:
+    """Return a draw in which such a share of a step's items, in the mean, is zero: nobody speaks."""
+
+    def draw(run: Run, step: int, size: int) -> Tensor:
+        speaks = torch.rand(size, generator=run.draws) >= share
+        return any_items(run, step, size) * speaks[:, None, None]
+
+    return draw
+
+
+def growing(*, first: int, every: int) -> Draw:
+    """Return a draw of so many items at first, and of twice as many after each so many steps, up to the batch."""
+    return lambda run, step, size: any_items(run, step, min(first << (step // every), size))
+
+
+def _of_group(run: Run, group: int, size: int) -> Tensor:
+    members = torch.nonzero(run.data.groups == group).flatten()
+    return run.data.train[members[torch.randint(len(members), (size,), generator=run.draws)]]
