@@ -6,10 +6,13 @@ encoder takes steps that are too small; see `optimizer`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from torch.optim import Optimizer
+
+from collapse_guard.policies import action_named
 
 from .events import Fault
 from .ledger import Ledger, without_tables
@@ -19,7 +22,7 @@ from .watch import Watch
 
 __all__ = ["Aftermath"]
 
-_STEPS = 500  # half of what Adam's usual 0.999 takes to forget two thirds of what it has seen
+_STEPS = 300  # a third of what Adam's usual 0.999 takes to forget two thirds of what it has seen
 
 
 class Aftermath:
@@ -44,10 +47,11 @@ class Aftermath:
             step: optimizer steps completed; all ranks ask at the same.
 
         Returns:
-            The ratio, 0 or more; `None` where it is no number, or the guard has not intervened lately.
+            The ratio, 0 or more; `None` where it is no number, or the guard has not intervened lately; gradual
+            interventions aside, which follow a repair and would have it last for ever.
         """
-        entries = self._ledger.entries
-        if not entries or step - entries[-1].step > _STEPS:
+        repairs = (each.step for each in self._ledger.entries if not action_named(each.action).is_gradual)
+        if step - max(repairs, default=-math.inf) > _STEPS:
             return None
         probes = self._watch.probes
         feeds = without_tables((each for probe in probes.values() for each in probe.feeds), probes)

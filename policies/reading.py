@@ -66,8 +66,8 @@ class Reading:
         unmoved: 1 if no code has moved since the reading before, else 0; `None` in evaluation and at the first reading.
         moment_ratio: how much larger gradients an Adam remembers than it is shown now, from what moves the encoder, 0
             or more: about 1 for noise as ever, less for gradients that point one way, far above 1 after a collapse, and
-            above 1 where they shrink as a run converges. `None` in evaluation, without an Adam, and but for the 500
-            steps after the guard has intervened: what is remembered later is the run's own doing.
+            above 1 where they shrink as a run converges. `None` in evaluation, without an Adam, and but for the 300
+            steps after the guard has repaired something: what is remembered later is the run's own doing.
         causes: why, likeliest first; only known where a rule was about to alert or to act.
     """
 

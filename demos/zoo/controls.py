@@ -65,11 +65,10 @@ CONTROLS: tuple[Scenario, ...] = (
     ),
     _control(
         "repaired-ema",
-        "the reference quantizer with its factor put back",
+        "the reference quantizer with its factor put back: only a third of the codes is in use at first",
         data="digits",
         family="reference",
-        K=256,
-        is_pretrained=False,
+        K=64,
         D=64,
         tokens=2,
         batch=32,

@@ -72,7 +72,7 @@ class Study:
             for scenario in self.scenarios:
                 steps = max(int(scenario.steps * self.share_of_steps), 1)
                 for arm in self.arms:
-                    if arm.applies_to(scenario):
+                    if arm.applies_to(scenario, seed):
                         yield Cell(scenario, arm, seed, steps, policies[arm.name])
 
 

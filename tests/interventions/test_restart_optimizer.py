@@ -263,13 +263,22 @@ def test_readings_say_how_much_larger_gradients_are_remembered_once_the_guard_ha
     assert max(after[:2]) < 10 < 100 < after[-1]
 
 
-def test_readings_say_nothing_of_it_while_the_guard_does_nothing_or_without_an_adam() -> None:
-    for optimizer, when in ((torch.optim.Adam, "step < 0"), (torch.optim.SGD, "step >= 10")):
-        scene = spiked(optimizer)
-        with scene.guarded({"when": when, "ladder": ["alert"]}) as guard:
-            scene.train(40, guard)
-        assert set(ratios(scene)) == {None}
-        assert scene.recorder.of("fault") == []
+@pytest.mark.parametrize(
+    ("optimizer", "when", "action"),
+    [
+        pytest.param(torch.optim.Adam, "step < 0", "alert", id="nothing was done"),
+        pytest.param(torch.optim.Adam, "step >= 10", "upkeep", id="upkeep is no repair"),
+        pytest.param(torch.optim.SGD, "step >= 10", "alert", id="no Adam"),
+    ],
+)
+def test_readings_say_nothing_of_it_without_a_repair_or_an_adam(
+    optimizer: Callable[..., Optimizer], when: str, action: str
+) -> None:
+    scene = spiked(optimizer)
+    with scene.guarded({"when": when, "ladder": [action]}) as guard:
+        scene.train(40, guard)
+    assert set(ratios(scene)) == {None}
+    assert scene.recorder.of("fault") == []
 
 
 def test_moments_that_cannot_be_read_are_told_once_and_readings_go_on() -> None:
