@@ -7,12 +7,12 @@ encoder takes steps that are too small; see `optimizer`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.optim import Optimizer
 
-from collapse_guard.policies import action_named
+from collapse_guard.policies import actions
 
 from .events import Fault
 from .ledger import Ledger, without_tables
@@ -47,11 +47,9 @@ class Aftermath:
             step: optimizer steps completed; all ranks ask at the same.
 
         Returns:
-            The ratio, 0 or more; `None` where it is no number, or the guard has not intervened lately; gradual
-            interventions aside, which follow a repair and would have it last for ever.
+            The ratio, 0 or more; `None` where it is no number, or the guard has not intervened lately.
         """
-        repairs = (each.step for each in self._ledger.entries if not action_named(each.action).is_gradual)
-        if step - max(repairs, default=-math.inf) > _STEPS:
+        if step - max(self._interventions(), default=-math.inf) > _STEPS:
             return None
         probes = self._watch.probes
         feeds = without_tables((each for probe in probes.values() for each in probe.feeds), probes)
@@ -61,3 +59,11 @@ class Aftermath:
             self._fault("moments", f"what optimizers remember cannot be read: {type(error).__name__}: {error}")
             sums = np.zeros(2)
         return ratio_of_moments(*self._ranks.add_up(sums).tolist())
+
+    def _interventions(self) -> Iterator[int]:
+        """Yield the steps of what was done; gradual interventions aside, which follow a repair and go on for long."""
+        known = actions()
+        for each in self._ledger.entries:
+            model = known.get(each.action)  # `None` of a package that was there before a resume
+            if each.result not in ("refused", "postponed") and not (model is not None and model.is_gradual):
+                yield each.step

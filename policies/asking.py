@@ -99,35 +99,47 @@ def _exhausted(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
 
 
 def _make_room(turn: Turn, rule: RulePlan, rung: RungPlan, state: RuleState) -> bool:
-    """Whether nothing else is open on the codebook.
+    """Whether nothing else is open on the codebook, nor on finer levels, whose ground a rung takes away.
 
-    To make it so, the verification of an inhibited rule is ended, and that of a gradual intervention by a less severe
-    one, which may take a thousand steps; and those of finer levels, which lose their ground unless the rung is gradual.
+    To make it so, the verification of what gives way is ended. Gradual rungs take no ground away.
     """
     occupant = turn.occupant(besides=rule)
     if occupant is not None and not _gives_way(rule, *occupant):
         return False
     turn.put(rule, state)  # the other rule must see itself inhibited, or it would climb its own ladder
     if occupant is not None:
-        other, open_state = occupant
-        outcome = Outcome.FAILED if other.name in rule.inhibits else Outcome.INCONCLUSIVE
-        verdict = Verdict(outcome=outcome, reason=f"{rule.name} fired meanwhile", after=turn.reading, again=False)
-        ended = end(turn, other, open_state, open_state.verdict or verdict)
-        if ended.phase is Phase.FIRING:
-            inhibitor = turn.inhibitor(other)
-            assert inhibitor is not None, "it is inhibited by the rule that made room"
-            is_silent = turn.step < other.silence_until
-            ended = silence(turn, other, ended) if is_silent else hush(turn, other, ended, inhibitor)
-        turn.put(other, ended)
-    for finer, other, open_state in [] if rung.params.is_gradual else list(turn.group.open_below(turn)):
-        reason = f"{turn.codebook}, a coarser level of the same residual, was acted on meanwhile"
-        verdict = Verdict(outcome=Outcome.INCONCLUSIVE, reason=reason)
-        finer.put(other, end(finer, other, open_state, open_state.verdict or verdict))
+        _end_other(turn, rule, *occupant)
+    if not rung.params.is_gradual:
+        _end_finer(turn)
     return True
 
 
+def _end_other(turn: Turn, rule: RulePlan, other: RulePlan, open_state: RuleState) -> None:
+    """End the verification of a rule on the same codebook, which keeps still from then on if it is inhibited."""
+    outcome = Outcome.FAILED if other.name in rule.inhibits else Outcome.INCONCLUSIVE
+    verdict = Verdict(outcome=outcome, reason=f"{rule.name} fired meanwhile", after=turn.reading, again=False)
+    ended = end(turn, other, open_state, open_state.verdict or verdict)
+    if ended.phase is Phase.FIRING:
+        inhibitor = turn.inhibitor(other)
+        assert inhibitor is not None, "it is inhibited by the rule that made room"
+        is_silent = turn.step < other.silence_until
+        ended = silence(turn, other, ended) if is_silent else hush(turn, other, ended, inhibitor)
+    turn.put(other, ended)
+
+
+def _end_finer(turn: Turn) -> None:
+    """End the verifications on finer levels of the residual."""
+    for finer, other, open_state in list(turn.group.open_below(turn)):
+        reason = f"{turn.codebook}, a coarser level of the same residual, was acted on meanwhile"
+        verdict = Verdict(outcome=Outcome.INCONCLUSIVE, reason=reason)
+        finer.put(other, end(finer, other, open_state, open_state.verdict or verdict))
+
+
 def _gives_way(rule: RulePlan, other: RulePlan, state: RuleState) -> bool:
-    """Whether another rule's open intervention ends where a rule wants to act."""
+    """Whether another rule's open intervention ends where a rule wants to act.
+
+    It does if that rule is inhibited by this one, or less severe and gradual, which may take a thousand steps.
+    """
     if state.phase is not Phase.VERIFYING:
         return False
     is_graver = _SEVERITIES.index(rule.severity) > _SEVERITIES.index(other.severity)

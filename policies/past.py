@@ -4,10 +4,10 @@
     trend(field, over: 5 readings)  slope per reading of the least-squares line through the last 5 values / their |mean|
 
 Best is the highest value of a field in `HIGHEST_IS_BEST` and the lowest of one in `LOWEST_IS_BEST`; other fields have
-no best, and no `rel`. `rel(perplexity) < 0.3` thus means "fallen below 30 % of its own best", and `rel(loss) > 1.5`
-"half as much again as its lowest". What one reading shows and the next does not was not held: right after a start by
-k-means, say, codes are compared with the very latents that they were made of. So `rel` is unknown at the first reading;
-and while the best is not above 0.
+no best, and no `rel`. `rel(perplexity) < 0.3` thus means "fallen below 30 % of what it has held", and `rel(loss) > 1.5`
+"half as much again as its lowest"; of a value that is better than that, `rel` is 1. What one reading shows and the next
+does not was not held: right after a start by k-means, say, codes are compared with the very latents that they were made
+of. So `rel` is unknown until a second value is known, and while the best is not above 0.
 
 `trend(perplexity, over: 5 readings) < -0.1` means "losing a tenth of its mean with every reading". It is unknown until
 there are so many values, or if their mean is 0. Only readings that give a verdict count, so warm-up, small windows and
@@ -47,7 +47,7 @@ class Past:
     """What is remembered of one codebook, no more than the policy asks for.
 
     Attributes:
-        best: best finite value so far that two readings in a row came up to, by field.
+        best: best finite value so far that two known values in a row came up to, by field.
         last: latest finite value, by field of which the best is wanted; none right after an intervention.
         recent: last finite values, oldest first, by field.
     """
@@ -90,11 +90,20 @@ class Past:
     def from_dict(cls, plain: Mapping[str, Any]) -> Past:
         """Rebuild a past from `to_dict`."""
         recent = {name: tuple(values) for name, values in plain["recent"].items()}
-        return cls(dict(plain["best"]), dict(plain.get("last", {})), recent)
+        if "last" not in plain:  # as older versions wrote it; what they call best need not have been held
+            return cls({}, dict(plain["best"]), recent)
+        return cls(dict(plain["best"]), dict(plain["last"]), recent)
 
     def restarted(self) -> Past:
         """Return the past without its latest values, for the time after an intervention."""
         return Past(self.best) if self.recent or self.last else self
+
+    def share_of_best(self, name: str, value: float | None) -> float | None:
+        """Return a value / the best that was held, 1 where it is better than that; `None` where either is unknown."""
+        best = self.best.get(name)
+        if value is None or best is None or not best > 0:
+            return None
+        return 1.0 if _IS_BETTER[name](value, best) else value / best
 
     def trend(self, name: str, over: int) -> float | None:
         """Return the relative slope over so many values."""

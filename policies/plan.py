@@ -207,8 +207,7 @@ class Plan:
             if each.function == "trend":
                 found[each.subject] = past.trend(each.field, each.over)
                 continue
-            value, best = getattr(reading, each.field), past.best.get(each.field)
-            found[each.subject] = None if value is None or best is None or not best > 0 else value / best
+            found[each.subject] = past.share_of_best(each.field, getattr(reading, each.field))
         return found
 
     def rule(self, name: str) -> RulePlan:

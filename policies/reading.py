@@ -67,7 +67,7 @@ class Reading:
         moment_ratio: how much larger gradients an Adam remembers than it is shown now, from what moves the encoder, 0
             or more: about 1 for noise as ever, less for gradients that point one way, far above 1 after a collapse, and
             above 1 where they shrink as a run converges. `None` in evaluation, without an Adam, and but for the 300
-            steps after the guard has repaired something: what is remembered later is the run's own doing.
+            steps after an intervention, gradual ones aside: what is remembered later is the run's own doing.
         causes: why, likeliest first; only known where a rule was about to alert or to act.
     """
 
@@ -132,6 +132,9 @@ class Reading:
             name: float(text) for name, text in named if text in _NOT_FINITE and name in NUMERIC_FIELDS
         }
         restored["causes"] = diagnoses_from(record.get("causes"))
+        error, variance = record.get("relative_error"), record.get("latent_variance")
+        if "quantization_error" not in record and error is not None and variance is not None:  # of an older version
+            restored["quantization_error"] = error * variance
         return cls(**{key: value for key, value in {**record, **restored}.items() if key in known})
 
 

@@ -140,7 +140,7 @@ def _comparison(it: Comparison) -> str:
     number = str(it).rpartition(" ")[2]  # as exact as the condition itself
     if it.function == "rel":
         best = "highest" if it.field in HIGHEST_IS_BEST else "lowest"
-        return f"{it.field} {_SIGNS[it.sign]} {number} times its own {best} so far"
+        return f"{it.field} {_SIGNS[it.sign]} {number} times the {best} that it has held"
     if it.function == "trend":
         return f"{it.field} {_course(it)} over the last {it.over} readings"
     return f"{it.field} {_SIGNS[it.sign]} {number}"

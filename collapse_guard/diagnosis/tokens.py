@@ -65,7 +65,7 @@ def few_modes(facts: Facts) -> Diagnosis | None:
     # With that many in use k-means was hardly asked for more codes: then only as few distinct latents are a proof.
     missed = max(missed, ramp(k / in_use, 2, 1) * ramp(modes, 1.1, 1.5))
     if k <= in_use:  # fewer codes than are in use, and they leave less: those in use do not part the latents well
-        missed = max(missed, ramp(parted / found if found > 0 else math.inf, 1.1, 1.5))
+        missed = max(missed, ramp(parted / found if found > 0 else math.inf, 1.3, 2))
     confidence = 0.95 * ramp(parted, 0.1, 0.04) * ramp(gained, 0.08, 0.03) * ramp(lost, 6, 3) * (1 - missed)
     confidence *= ramp(reading.usage, 0.5, 0.3) * ramp(error, 0.5, 0.25)  # to lie half a spread off is still to trail
     if confidence <= 0:

@@ -64,7 +64,7 @@ CONTROLS: tuple[Scenario, ...] = (
         options={"num_quantizers": 4, **KMEANS},
     ),
     _control(
-        "repaired-ema",
+        "repaired-64",
         "the reference quantizer with its factor put back: only a third of the codes is in use at first",
         data="digits",
         family="reference",

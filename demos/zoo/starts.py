@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from collapse_guard.demos.quantizer import ReferenceQuantizer
-
 from .scenario import Run
 
 __all__ = [
@@ -52,15 +50,7 @@ def spread_of(rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def write_codes(module: Any, rows: Tensor) -> None:
-    """Write rows (K, D) into a quantizer's codebook, and into its moving averages where it has some.
-
-    The reference quantizer gets unit rows where it quantises unit vectors.
-    """
-    if isinstance(module, ReferenceQuantizer):
-        module.codebook.copy_(functional.normalize(rows, dim=-1) if module.normalised else rows)
-        module.accumulated.copy_(module.codebook)
-        module.usage.fill_(1.0)
-        return
+    """Write rows (K, D) into a quantizer's codebook, and into its moving averages where it has some."""
     codebook = getattr(module, "_codebook", None)
     if codebook is None:
         module.embedding.weight.copy_(rows)

@@ -23,8 +23,14 @@ def test_the_guarded_arm_closes_the_gap_in_every_seed() -> None:
     ):
         assert (guarded - collapsed) / (without - collapsed) >= 0.95
     for run in results["guarded"]:
-        assert run.interventions == ("reset_codes failed", "fallback_tokenizer recovered")
+        assert run.interventions[:2] == ("reset_codes failed", "fallback_tokenizer recovered")
+        assert set(run.interventions[2:]) <= {"restart_optimizer recovered"}
         assert run.alert_step == 30
         assert run.norm_ratio is not None
         assert 100 <= run.norm_ratio <= 300
-    assert [run.interventions for run in results["repaired"]] == [()] * len(SEEDS)
+    assert mean["repaired"] >= 0.965
+    for run in results["repaired"]:  # sound, and nine tenths of its codes come to nothing if nobody places them
+        assert run.interventions[0] == "reset_codes recovered"
+        assert not {"fallback_tokenizer", "take_over_updates"} & {each.split()[0] for each in run.interventions}
+        assert run.usage is not None
+        assert run.usage >= 0.5

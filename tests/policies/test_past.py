@@ -36,6 +36,16 @@ def test_what_one_reading_alone_shows_is_no_best() -> None:
     assert run.engine.state_dict()["codebooks"]["vq"]["past"]["best"] == {"perplexity": 25.0}
 
 
+def test_what_an_older_version_calls_best_has_yet_to_be_held() -> None:
+    engine = Run(policy(FALLEN)).feed(series([100.0, 100.0])).engine
+    state = engine.state_dict()
+    del state["codebooks"]["vq"]["past"]["last"]
+    older = PolicyEngine(policy(FALLEN))
+    older.load_state_dict(state)
+    assert [each.rule for each in older.observe(reading(30, 20.0))] == []
+    assert older.state_dict()["codebooks"]["vq"]["past"]["best"] == {"perplexity": 20.0}
+
+
 def test_no_best_is_held_across_an_intervention() -> None:
     low = rule("low", "perplexity < 5", ladder=["reset_codes"], verify={"within": "20 steps"})
     run = Run(policy(low, FALLEN)).feed(series([4.0, 90.0]))
@@ -164,7 +174,7 @@ def test_relative_values_are_shares_of_the_best_that_two_readings_in_a_row_came_
         past = engine._state.codebooks["vq"].past
         found = engine._plan.derive(past, each)["rel(perplexity)"]
         held = [min(pair) for pair in pairwise(numbers[: index + 1])]
-        assert found == (each.perplexity / max(held) if held else None)
+        assert found == (min(each.perplexity / max(held), 1) if held else None)
 
 
 @pytest.mark.parametrize(
