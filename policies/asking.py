@@ -99,9 +99,10 @@ def _exhausted(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
 
 
 def _make_room(turn: Turn, rule: RulePlan, rung: RungPlan, state: RuleState) -> bool:
-    """Whether nothing else is open on the codebook, nor on finer levels, whose ground a rung takes away.
+    """End what gives way to a rung: on the codebook, and on finer levels, whose ground it takes unless it is gradual.
 
-    To make it so, the verification of what gives way is ended. Gradual rungs take no ground away.
+    Returns:
+        Whether there is room: nothing else is open on the codebook.
     """
     occupant = turn.occupant(besides=rule)
     if occupant is not None and not _gives_way(rule, *occupant):
@@ -138,7 +139,7 @@ def _end_finer(turn: Turn) -> None:
 def _gives_way(rule: RulePlan, other: RulePlan, state: RuleState) -> bool:
     """Whether another rule's open intervention ends where a rule wants to act.
 
-    It does if that rule is inhibited by this one, or less severe and gradual, which may take a thousand steps.
+    It does if `other` is inhibited by `rule`; or less severe and gradual, which may take a thousand steps.
     """
     if state.phase is not Phase.VERIFYING:
         return False

@@ -64,8 +64,6 @@ def few_modes(facts: Facts) -> Diagnosis | None:
     missed = ramp(parted / found if found > 0 else math.inf, 2, 4) * ramp(modes, 2, 4)
     # With that many in use k-means was hardly asked for more codes: then only as few distinct latents are a proof.
     missed = max(missed, ramp(k / in_use, 2, 1) * ramp(modes, 1.1, 1.5))
-    if k <= in_use:  # fewer codes than are in use, and they leave less: those in use do not part the latents well
-        missed = max(missed, ramp(parted / found if found > 0 else math.inf, 1.3, 2))
     confidence = 0.95 * ramp(parted, 0.1, 0.04) * ramp(gained, 0.08, 0.03) * ramp(lost, 6, 3) * (1 - missed)
     confidence *= ramp(reading.usage, 0.5, 0.3) * ramp(error, 0.5, 0.25)  # to lie half a spread off is still to trail
     if confidence <= 0:
@@ -172,6 +170,7 @@ def _modes(facts: Facts, most: int) -> int:
     """Return how many balls it takes to cover the latents of the latest forward, counted up to `most`.
 
     Each has a radius of a twentieth of their spread; the next one is put on the latent farthest from those before it.
+    Where that takes one for every other latent, more latents would take more: then it is `most`.
     """
     rows = facts.latents[facts.forwards == facts.forwards.max()][:256]
     size = 2.5 * _alike(rows)
@@ -180,7 +179,7 @@ def _modes(facts: Facts, most: int) -> int:
     while count < most and float(nearest.max()) > size:
         nearest = torch.minimum(nearest, _distances(rows, rows[nearest.argmax()].unsqueeze(0)).squeeze(1))
         count += 1
-    return count
+    return most if count > len(rows) / 2 else count
 
 
 def _distances(one: Tensor, other: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class Arm:
         policy: of the guard: a preset, a file or a mapping; `None` for no guard.
         answers: returns the policy `default` with other ladders, given a text that seeds what is drawn; or `None`.
         is_peer: whether it is a prevention that guarded arms are compared with.
-        seeds: with how many a collapse is run at most, where more would show nothing new; `None` for all.
+        collapse_seeds: with how many a collapse is run at most, where more would show nothing new; `None` for all.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Arm:
     policy: str | Path | Mapping[str, Any] | None = None
     answers: Callable[[str], Policy] | None = None
     is_peer: bool = False
-    seeds: int | None = None
+    collapse_seeds: int | None = None
 
     @property
     def has_cause(self) -> bool:
@@ -63,7 +63,7 @@ class Arm:
 
     def applies_to(self, scenario: Scenario, seed: int = 0) -> bool:
         """Whether it makes sense: whether there is such an option, and anything to prevent, to rescue or to learn."""
-        if scenario.is_collapse and self.seeds is not None and seed >= self.seeds:
+        if scenario.is_collapse and self.collapse_seeds is not None and seed >= self.collapse_seeds:
             return False
         if self.name == "dense":
             return not scenario.is_collapse
@@ -153,7 +153,7 @@ ARMS: dict[str, Arm] = {
         Arm("twin", "healthy twin: the cause is not there", variant="twin"),
         Arm("sound", "the cause is not there, nor any replacement of dead codes", variant="sound"),
         Arm("nothing", "nothing is done"),
-        Arm("observe", "the guard only looks", policy="observe", seeds=1),  # bit for bit as if nothing were done
+        Arm("observe", "the guard only looks", policy="observe", collapse_seeds=1),  # bit for bit as if nothing were done
         Arm("default", "the policy `default`", policy="default"),
         Arm("upkeep", "the policy `upkeep`: `default`, and idle codes are moved", policy="upkeep"),
         Arm("random", "`default` with random actions in its ladders", answers=random_policy),

@@ -210,6 +210,8 @@ def test_an_arm_is_left_out_where_it_makes_no_sense() -> None:
 
     assert arms_of("plain-ema") == {"nothing", "observe", "default", "upkeep", "dense"}
     assert set(zoo.ARMS) - arms_of("start-far-away") == {"dense"}
+    assert not zoo.ARMS["observe"].applies_to(zoo.SCENARIOS["start-far-away"], 1)
+    assert zoo.ARMS["observe"].applies_to(zoo.SCENARIOS["plain-ema"], 4)
     assert set(zoo.ARMS) - arms_of("residual-4") == {"dense", "simvq", "fsq"}
     assert set(zoo.ARMS) - arms_of("taming-start") == {"dense", "own", "rotation"}
 

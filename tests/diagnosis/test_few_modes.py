@@ -43,6 +43,16 @@ def test_where_codes_in_use_are_as_many_as_kmeans_is_asked_for_only_few_values_a
     assert _confidence(values[:64].repeat(4, 1), reading) > 0.9
 
 
+def test_a_forward_too_small_to_show_its_modes_shows_no_few_modes() -> None:
+    """128 latents of 1024 modes are about as many values as there are codes in use; that says nothing of the others."""
+    reading = replace(
+        READING, K=1024, perplexity=105.0, ceiling=644.0, perplexity_ratio=0.16, usage=0.13, relative_error=0.013
+    )
+    values = torch.randn(1024, 4, generator=torch.Generator().manual_seed(0))
+    assert _confidence(values[:128], reading) == 0
+    assert _confidence(values[:64].repeat(4, 1), reading) > 0.9
+
+
 def test_codes_that_trail_their_modes_are_few_modes_and_codes_that_mix_them_are_not() -> None:
     """A sixth of the variance is left either way: by codes that lie beside their latents, or serve two modes each."""
     modes = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))

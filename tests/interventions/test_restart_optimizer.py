@@ -281,6 +281,21 @@ def test_readings_say_nothing_of_it_without_a_repair_or_an_adam(
     assert scene.recorder.of("fault") == []
 
 
+def test_an_intervention_of_a_package_that_is_gone_counts_as_one() -> None:
+    """So it stands in the ledger of a run that was resumed without the package."""
+    scene = spiked(torch.optim.Adam)
+    with scene.guarded({"when": "step >= 10", "ladder": ["alert"]}) as guard:
+        scene.train(30, guard)
+        (entry,) = guard._shift.ledger.entries
+        entry.action = "somebody_elses"
+        scene.train(10, guard)
+        assert ratios(scene)[-1] is not None
+        entry.result = "refused"
+        scene.train(10, guard)
+        assert ratios(scene)[-1] is None
+    assert scene.recorder.of("fault") == []
+
+
 def test_moments_that_cannot_be_read_are_told_once_and_readings_go_on() -> None:
     scene = spiked(torch.optim.Adam)
     with scene.guarded({"when": "step >= 10", "ladder": ["alert"]}) as guard:

@@ -200,7 +200,7 @@ def test_a_condition_out_of_reach_says_where_its_fields_lie() -> None:
 @pytest.mark.parametrize("codes", [16, 256, 512, 1024, 8192, 65536])
 @pytest.mark.parametrize("name", preset_names())
 def test_the_presets_are_clean_for_codebooks_of_every_usual_size(name: str, codes: int) -> None:
-    """But for what is meant for many codes: one of 16 is more than the twentieth and fiftieth where two of its rules begin."""
+    """But for what is meant for many codes: one of 16 is more than the fiftieth or twentieth where two rules begin."""
     kinds = [f"{each.kind} {each.rule}" for each in lint_policy(load_policy(name), codes, commitment=0.25)]
     too_few = ["never-fires collapsed", "never-fires unused"]
     assert kinds == (too_few if codes == 16 and name == "large_codebook" else [])
