@@ -153,11 +153,18 @@ ARMS: dict[str, Arm] = {
         Arm("twin", "healthy twin: the cause is not there", variant="twin"),
         Arm("sound", "the cause is not there, nor any replacement of dead codes", variant="sound"),
         Arm("nothing", "nothing is done"),
-        Arm("observe", "the guard only looks", policy="observe", collapse_seeds=1),  # bit for bit as if nothing were done
+        Arm(
+            "observe", "the guard only looks", policy="observe", collapse_seeds=1
+        ),  # bit for bit as if nothing were done
         Arm("default", "the policy `default`", policy="default"),
-        Arm("upkeep", "the policy `upkeep`: `default`, and idle codes are moved", policy="upkeep"),
+        Arm("upkeep", "the policy `upkeep`: `default`, and idle codes are moved", policy="upkeep", collapse_seeds=2),
         Arm("random", "`default` with random actions in its ladders", answers=random_policy),
-        Arm("blunt", "`default` with a reset of all codes for every trouble, never undone", answers=blunt_policy),
+        Arm(
+            "blunt",
+            "`default` with a reset of all codes for every trouble, never undone",
+            answers=blunt_policy,
+            collapse_seeds=2,
+        ),
         Arm("own", "the package's own prevention: k-means start, dead codes replaced", variant="own", is_peer=True),
         Arm(
             "rotation",
