@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.optim import Optimizer
 
-from collapse_guard.policies import actions
+from collapse_guard.policies import RestartOptimizer, actions
 
 from .events import Fault
 from .ledger import Ledger, without_tables
@@ -61,9 +61,16 @@ class Aftermath:
         return ratio_of_moments(*self._ranks.add_up(sums).tolist())
 
     def _interventions(self) -> Iterator[int]:
-        """Yield the steps of what was done; gradual interventions aside, which follow a repair and go on for long."""
+        """Yield the steps of what was done and may have left something.
+
+        Gradual interventions go on for long and leave nothing; nor does a restart of optimizers, once it has worked.
+        """
         known = actions()
         for each in self._ledger.entries:
             model = known.get(each.action)  # `None` of a package that was there before a resume
-            if each.result not in ("refused", "postponed") and not (model is not None and model.is_gradual):
+            if each.action == RestartOptimizer.action:
+                leaves_nothing = each.result == "recovered"
+            else:
+                leaves_nothing = model is not None and model.is_gradual
+            if not leaves_nothing and each.result not in ("refused", "postponed"):
                 yield each.step

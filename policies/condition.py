@@ -110,7 +110,7 @@ class Comparison:
 
     def measure(self, reading: Reading, derived: Derived = NOTHING) -> str:
         """Write the left side with its value, precisely enough to tell it from the threshold: `perplexity 1.00`."""
-        value = getattr(reading, self.field) if self.function == "value" else derived.get(self.subject)
+        value = getattr(reading, self.field) if self.function == "value" else derived[self.subject]
         if value is None or isinstance(value, int):
             return f"{self.subject} {'unknown' if value is None else value}"
         compare, threshold = _OPERATORS[self.sign], self.threshold
@@ -250,7 +250,7 @@ def _compiled(parts: Sequence[Comparison | Condition], decisive: bool, missing: 
                 answer = nan
             else:
                 if subject is not None:
-                    value = derived.get(subject)
+                    value = derived[subject]
                 answer = None if value is None or value != value else compare(value, threshold)
             if answer is decisive:
                 return decisive

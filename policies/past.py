@@ -21,20 +21,14 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 from .reading import Reading
 
-__all__ = ["HIGHEST_IS_BEST", "LOWEST_IS_BEST", "NOTHING", "Derived", "Past", "slope"]
+__all__ = ["HIGHEST_IS_BEST", "LOWEST_IS_BEST", "NOTHING", "Derived", "Past", "Wanted", "slope"]
 
 HIGHEST_IS_BEST = ("perplexity", "perplexity_ratio", "usage", "latent_rank", "codebook_rank", "finite_fraction")
 LOWEST_IS_BEST = ("dead_fraction", "top_share", "relative_error", "quantization_error", "loss")
-
-Derived: TypeAlias = Mapping[str, "float | None"]
-"""Values of `rel(...)` and `trend(...)` by their text; `None` where they are not known."""
-NOTHING: Derived = MappingProxyType({})
-"""What is derived where nothing has passed yet."""
 
 _IS_BETTER: dict[str, Callable[[float, float], bool]] = {
     **dict.fromkeys(HIGHEST_IS_BEST, operator.gt),
@@ -98,17 +92,54 @@ class Past:
         """Return the past without its latest values, for the time after an intervention."""
         return Past(self.best) if self.recent or self.last else self
 
-    def share_of_best(self, name: str, value: float | None) -> float | None:
-        """Return a value / the best that was held, 1 where it is better than that; `None` where either is unknown."""
-        best = self.best.get(name)
-        if value is None or best is None or not best > 0:
-            return None
-        return 1.0 if _IS_BETTER[name](value, best) else value / best
-
     def trend(self, name: str, over: int) -> float | None:
         """Return the relative slope over so many values."""
         values = self.recent.get(name, ())
         return slope(values[-over:]) if len(values) >= over else None
+
+
+class Wanted(NamedTuple):
+    """What a `rel(...)` or a `trend(...)` asks for: a field, and over how many values; 0 for `rel`."""
+
+    field: str
+    over: int
+
+
+class Derived(dict[str, "float | None"]):
+    """Values of `rel(...)` and `trend(...)` at a reading by their text, each computed when it is first asked for.
+
+    `None` where one is not known.
+
+    Args:
+        wanted: what can be asked for, by its text. past: up to the reading, which is the last in it.
+        reading: may be left out where nothing can be asked for.
+    """
+
+    __slots__ = ("_past", "_reading", "_wanted")
+
+    def __init__(self, wanted: Mapping[str, Wanted], past: Past, reading: Reading | None) -> None:
+        """Compute nothing yet."""
+        self._wanted, self._past, self._reading = wanted, past, reading
+
+    def __missing__(self, text: str) -> float | None:
+        """Compute a value."""
+        wanted = self._wanted.get(text)
+        if wanted is None:
+            return None
+        if wanted.over:
+            found = self._past.trend(wanted.field, wanted.over)
+        else:
+            value, best = getattr(self._reading, wanted.field), self._past.best.get(wanted.field)
+            if value is None or best is None or not best > 0:
+                found = None
+            else:  # what is better than what was held is 1
+                found = 1.0 if _IS_BETTER[wanted.field](value, best) else value / best
+        self[text] = found
+        return found
+
+
+NOTHING = Derived({}, Past(), None)
+"""What is derived where nothing has passed yet."""
 
 
 def slope(values: Sequence[float]) -> float | None:

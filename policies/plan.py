@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 
 from .actions import Action
 from .causes import Diagnosis
-from .condition import Comparison, Condition, Explainer, Test
+from .condition import Condition, Explainer, Test
 from .duration import Duration
 from .parts import OfCause
-from .past import NOTHING, Derived, Past
+from .past import NOTHING, Derived, Wanted
 from .reading import Reading
 from .references import inhibitors_first
 from .schema import Policy, Rule
@@ -139,7 +139,8 @@ class Plan:
         warmup: first step that counts. min_tokens, settle: as in `Sample`.
         everywhere: whether each rule applies to all codebooks.
         stages: that some rule looks at; readings of any other are passed over. of_eval: names of rules on evaluation.
-        bests: fields whose best is remembered. spans: how many values of a field are. derived: what asks for them.
+        bests: fields whose best is remembered. spans: how many values of a field are. derived: what asks for them, by
+            its text.
         chosen: the rules of each codebook seen so far.
         interventions: the budget. refill_after: healthy steps after which it is whole again, or `None` for never.
     """
@@ -156,7 +157,7 @@ class Plan:
     of_eval: frozenset[str]
     bests: tuple[str, ...]
     spans: Mapping[str, int]
-    derived: tuple[Comparison, ...]
+    derived: Mapping[str, Wanted]
     chosen: dict[str, tuple[RulePlan, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -167,8 +168,8 @@ class Plan:
         refill = policy.budget.refill_after
         derived = _derived(policy)
         spans: dict[str, int] = {}
-        for each in derived:
-            if each.function == "trend":
+        for each in derived.values():
+            if each.over:
                 spans[each.field] = max(each.over, spans.get(each.field, 0))
         return cls(
             rules=tuple(_rule_plan(by_name[name], policy) for name in order),
@@ -181,7 +182,7 @@ class Plan:
             everywhere=all(rule.codebooks == ("*",) for rule in policy.rules),
             stages=frozenset({"train", *(rule.stage for rule in policy.rules)}),
             of_eval=frozenset(rule.name for rule in policy.rules if rule.stage == "eval"),
-            bests=tuple(dict.fromkeys(each.field for each in derived if each.function == "rel")),
+            bests=tuple(dict.fromkeys(each.field for each in derived.values() if not each.over)),
             spans=spans,
             derived=derived,
         )
@@ -193,22 +194,6 @@ class Plan:
         if codebook not in self.chosen:
             self.chosen[codebook] = tuple(rule for rule in self.rules if rule.applies_to(codebook))
         return self.chosen[codebook]
-
-    def past_with(self, past: Past, reading: Reading) -> Past:
-        """Return the past of a codebook with one more reading in it."""
-        return past.with_reading(reading, self.bests, self.spans) if self.derived else past
-
-    def derive(self, past: Past, reading: Reading) -> Derived:
-        """Return what `rel` and `trend` are at the last reading of a past."""
-        if not self.derived:
-            return NOTHING
-        found: dict[str, float | None] = {}
-        for each in self.derived:
-            if each.function == "trend":
-                found[each.subject] = past.trend(each.field, each.over)
-                continue
-            found[each.subject] = past.share_of_best(each.field, getattr(reading, each.field))
-        return found
 
     def rule(self, name: str) -> RulePlan:
         """Return the rule of that name.
@@ -270,11 +255,15 @@ def _rule_plan(rule: Rule, policy: Policy) -> RulePlan:
     )
 
 
-def _derived(policy: Policy) -> tuple[Comparison, ...]:
-    """Return the comparisons of a policy that look at the past, one for each left side."""
+def _derived(policy: Policy) -> dict[str, Wanted]:
+    """Return what the comparisons of a policy ask of the past, by the text of their left sides."""
     conditions = [each for rule in policy.rules for each in (rule.when, rule.clear_when, rule.verify.success) if each]
     comparisons = (part for condition in conditions for part in condition.comparisons())
-    return tuple({part.subject: part for part in comparisons if part.function != "value"}.values())
+    return {
+        part.subject: Wanted(part.field, part.over if part.function == "trend" else 0)
+        for part in comparisons
+        if part.function != "value"
+    }
 
 
 def unknown_answers(rule: Rule) -> tuple[tuple[bool | None, bool | None], tuple[bool | None, bool | None]]:

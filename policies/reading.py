@@ -67,7 +67,7 @@ class Reading:
         moment_ratio: how much larger gradients an Adam remembers than it is shown now, from what moves the encoder, 0
             or more: about 1 for noise as ever, less for gradients that point one way, far above 1 after a collapse, and
             above 1 where they shrink as a run converges. `None` in evaluation, without an Adam, and but for the 300
-            steps after an intervention, gradual ones aside: what is remembered later is the run's own doing.
+            steps after an intervention, upkeep and a restart that worked aside: later it is the run's own doing.
         causes: why, likeliest first; only known where a rule was about to alert or to act.
     """
 

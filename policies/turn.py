@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .decisions import Decision, DecisionKind, Outcome, Skip
-from .past import Derived
+from .past import NOTHING, Derived, Past
 from .plan import RulePlan
 from .reading import Reading
 from .states import CodebookState, Phase, RuleState, changed
@@ -38,14 +38,15 @@ class Turn:
         codebook: its name.
         step: optimizer step of the turn. reading: the reading to judge, or else the last one before the intervention.
         is_read: whether the reading is one of this step.
+        derived: what `rel` and `trend` are at the reading, whatever an action makes the codebook forget meanwhile;
+            nothing of a reading of this step before it is part of the past.
     """
 
     __slots__ = (
-        "_derived",
-        "_past",
         "_rules",
         "book",
         "codebook",
+        "derived",
         "group",
         "is_read",
         "level",
@@ -67,24 +68,26 @@ class Turn:
         self.rules: Mapping[str, RuleState] = book.rules
         self._rules: dict[str, RuleState] | None = None
         self.resigned = book.resigned
-        self._past = book.eval_past if group.stage == "eval" else book.past
-        self._derived: Derived | None = None
+        self.derived = NOTHING
+        if not is_read and self.plan.derived:
+            self.derived = Derived(self.plan.derived, self._past, reading)
 
     @property
-    def derived(self) -> Derived:
-        """What `rel` and `trend` are at the reading, whatever an action makes the codebook forget meanwhile."""
-        if self._derived is None:
-            self._derived = self.plan.derive(self._past, self.reading)
-        return self._derived
+    def _past(self) -> Past:
+        return self.book.eval_past if self.stage == "eval" else self.book.past
 
     def remember(self) -> None:
         """Make the reading part of the past that `rel` and `trend` compare with."""
-        if self.plan.derived:
-            self._past = self.plan.past_with(self._past, self.reading)
-            if self.stage == "eval":
-                self.book = changed(self.book, eval_past=self._past)
-            else:
-                self.book = changed(self.book, past=self._past)
+        plan, book = self.plan, self.book
+        if not plan.derived:
+            return
+        if self.stage == "eval":
+            past = book.eval_past.with_reading(self.reading, plan.bests, plan.spans)
+            self.book = changed(book, eval_past=past)
+        else:
+            past = book.past.with_reading(self.reading, plan.bests, plan.spans)
+            self.book = changed(book, past=past)
+        self.derived = Derived(plan.derived, past, self.reading)
 
     def unsettle(self, action: str) -> None:
         """Let what the codebook shows count as evidence only once an action has settled."""

@@ -64,7 +64,7 @@ def in_words(condition: Condition | Comparison) -> str:
     >>> in_words(Condition.parse([{"any": ["perplexity >= 10", "usage > 0.5"]}, "relative_error < 1"]))
     '(perplexity is at least 10 or usage is above 0.5) and relative_error is below 1'
     >>> in_words(Condition.parse("rel(perplexity) < 0.2"))
-    'perplexity is below 0.2 times its own highest so far'
+    'perplexity is below 0.2 times the highest that it has held'
     """
     if isinstance(condition, Comparison):
         return _comparison(condition)

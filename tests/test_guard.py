@@ -85,7 +85,7 @@ def test_what_a_policy_cannot_do_in_this_run_is_said_at_once() -> None:
 def test_a_healthy_quantizer_is_left_alone() -> None:
     recorder = Recorder()
     with Guard("default", console=False, sinks=[recorder]) as guard:
-        train(digits_model(repaired=True), 300, guard)
+        train(digits_model(repaired=True, K=32), 300, guard)
     assert story(recorder) == []
     assert recorder.of("summary")[0].fields["interventions"] == []
 
@@ -94,7 +94,7 @@ def test_a_healthy_quantizer_is_left_alone() -> None:
 def test_observe_mode_changes_no_bit_of_weights_buffers_optimizer_or_random_stream(repaired: bool) -> None:
     states = []
     for guarded in (False, True):
-        model = digits_model(repaired=repaired)
+        model = digits_model(repaired=repaired, K=32 if repaired else 256)
         recorder = Recorder()
         guard = Guard("observe", console=False, sinks=[recorder]) if guarded else None
         optimizer = train(model, 200, guard)
@@ -107,6 +107,19 @@ def test_observe_mode_changes_no_bit_of_weights_buffers_optimizer_or_random_stre
     assert all(torch.equal(weights[key], weights_too[key]) for key in weights)
     assert all(torch.equal(moments[i][key], moments_too[i][key]) for i in moments for key in moments[i])
     assert torch.equal(stream, stream_too)
+
+
+def test_codes_that_never_come_into_use_are_placed_and_the_sound_quantizer_keeps_its_update() -> None:
+    """Of 256 codes that meet 64 tokens a step under a decay of 0.95 nine tenths come to nothing."""
+    recorder, model = Recorder(), digits_model(repaired=True)
+    with Guard("default", console=False, sinks=[recorder]) as guard:
+        train(model, 200, guard)
+    first, *rest = recorder.of("intervention")
+    assert (first.fields["rule"], first.fields["action"]) == ("unused", "reset_codes")
+    assert {each.fields["action"] for each in rest} <= {"upkeep"}
+    last = recorder.of("reading")[-1].fields
+    assert last["usage"] > 0.4
+    assert last["frozen"] == 0
 
 
 def test_observe_mode_says_what_it_would_do() -> None:

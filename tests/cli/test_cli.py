@@ -27,7 +27,7 @@ def test_a_good_policy_is_fine_and_exits_with_0(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert (
         "default: fine: default, mode act, rules non_finite, collapsed, astray, evaluation_only, unspread, collapsing, "
-        "fallen, half_repaired, stale_moments, hasty, overcommitted, outweighed, standing\n" in done.stdout
+        "fallen, unused, half_repaired, stale_moments, hasty, overcommitted, outweighed, standing\n" in done.stdout
     )
     assert "mine.yaml: fine: mine, mode act, rules low" in done.stdout
 
@@ -95,7 +95,7 @@ def test_a_short_demo_prints_the_alert_log_one_table_and_the_cause(tmp_path: Pat
         "fallback_tokenizer #2",
         "RECOVERED",
         "Handwritten digits, 4 epochs, mean of 1 seeds",
-        "none in 1 runs",
+        "reset_codes recovered 1x",
         "Root cause, as the readings show it",
     ):
         assert expected in done.stdout

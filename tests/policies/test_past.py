@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collapse_guard.policies import Comparison, Condition, PolicyEngine
+from collapse_guard.policies.past import Derived
 from tests.policies.series import Run, policy, reading, rule, series
 from tests.policies.test_resume import resumed
 
@@ -172,7 +173,7 @@ def test_relative_values_are_shares_of_the_best_that_two_readings_in_a_row_came_
     for index, each in enumerate(series(numbers)):
         engine.observe(each)
         past = engine._state.codebooks["vq"].past
-        found = engine._plan.derive(past, each)["rel(perplexity)"]
+        found = Derived(engine._plan.derived, past, each)["rel(perplexity)"]
         held = [min(pair) for pair in pairwise(numbers[: index + 1])]
         assert found == (min(each.perplexity / max(held), 1) if held else None)
 
