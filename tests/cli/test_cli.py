@@ -95,10 +95,10 @@ def test_a_short_demo_prints_the_alert_log_one_table_and_the_cause(tmp_path: Pat
         "fallback_tokenizer #2",
         "RECOVERED",
         "Handwritten digits, 4 epochs, mean of 1 seeds",
-        "reset_codes recovered 1x",
         "Root cause, as the readings show it",
     ):
         assert expected in done.stdout
+    assert "% reset_codes recovered 1x without VQ: the same" in " ".join(done.stdout.split())  # of the last arm
     assert (tmp_path / "guarded-0" / "collapse_guard" / "events.jsonl").exists()
 
 

@@ -28,7 +28,7 @@ def test_the_guarded_arm_closes_the_gap_in_every_seed() -> None:
         assert run.alert_step == 30
         assert run.norm_ratio is not None
         assert 100 <= run.norm_ratio <= 300
-    assert mean["repaired"] >= 0.965
+    assert mean["repaired"] >= 0.97  # 0.973 if nothing is done
     for run in results["repaired"]:  # sound, and nine tenths of its codes come to nothing if nobody places them
         assert run.interventions[0] == "reset_codes recovered"
         assert not {"fallback_tokenizer", "take_over_updates"} & {each.split()[0] for each in run.interventions}
