@@ -49,7 +49,7 @@ class Aftermath:
         Returns:
             The ratio, 0 or more; `None` where it is no number, or the guard has not intervened lately.
         """
-        if step - max(self._interventions(), default=-math.inf) > _STEPS:
+        if step - next(self._interventions(), -math.inf) > _STEPS:
             return None
         probes = self._watch.probes
         feeds = without_tables((each for probe in probes.values() for each in probe.feeds), probes)
@@ -61,12 +61,12 @@ class Aftermath:
         return ratio_of_moments(*self._ranks.add_up(sums).tolist())
 
     def _interventions(self) -> Iterator[int]:
-        """Yield the steps of what was done and may have left something.
+        """Yield the steps of what was done and may have left something, the latest first.
 
         Gradual interventions go on for long and leave nothing; nor does a restart of optimizers, once it has worked.
         """
         known = actions()
-        for each in self._ledger.entries:
+        for each in reversed(self._ledger.entries):
             model = known.get(each.action)  # `None` of a package that was there before a resume
             if each.action == RestartOptimizer.action:
                 leaves_nothing = each.result == "recovered"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .decisions import Decision, DecisionKind, Outcome, Skip
-from .past import NOTHING, Derived, Past
+from .past import NOTHING, Derived
 from .plan import RulePlan
 from .reading import Reading
 from .states import CodebookState, Phase, RuleState, changed
@@ -70,23 +70,17 @@ class Turn:
         self.resigned = book.resigned
         self.derived = NOTHING
         if not is_read and self.plan.derived:
-            self.derived = Derived(self.plan.derived, self._past, reading)
-
-    @property
-    def _past(self) -> Past:
-        return self.book.eval_past if self.stage == "eval" else self.book.past
+            past = book.eval_past if self.stage == "eval" else book.past
+            self.derived = Derived(self.plan.derived, past, reading)
 
     def remember(self) -> None:
         """Make the reading part of the past that `rel` and `trend` compare with."""
         plan, book = self.plan, self.book
         if not plan.derived:
             return
-        if self.stage == "eval":
-            past = book.eval_past.with_reading(self.reading, plan.bests, plan.spans)
-            self.book = changed(book, eval_past=past)
-        else:
-            past = book.past.with_reading(self.reading, plan.bests, plan.spans)
-            self.book = changed(book, past=past)
+        is_eval = self.stage == "eval"
+        past = (book.eval_past if is_eval else book.past).with_reading(self.reading, plan.bests, plan.spans)
+        self.book = changed(book, eval_past=past) if is_eval else changed(book, past=past)
         self.derived = Derived(plan.derived, past, self.reading)
 
     def unsettle(self, action: str) -> None:
