@@ -10,9 +10,20 @@ from __future__ import annotations
 
 from .late import LATE
 from .scenario import KMEANS, OWN, Scenario
-from .starts import crowd, deep_levels_too_large, enlarge, heat, narrow_cone, place_shifted, start_from_latents
+from .starts import (
+    crowd,
+    deep_levels_too_large,
+    dummy_forward,
+    enlarge,
+    heat,
+    narrow_cone,
+    place_shifted,
+    start_from_latents,
+)
 
 __all__ = ["COLLAPSES"]
+
+_HEADS = {"heads": 2, "codebook_dim": 8, "separate_codebook_per_head": True, "use_cosine_sim": True}
 
 _EARLY: tuple[Scenario, ...] = (
     Scenario(
@@ -221,6 +232,24 @@ _EARLY: tuple[Scenario, ...] = (
         K=512,
         start=heat(300.0),
         healthy_start=start_from_latents,
+    ),
+    Scenario(
+        "dummy-forward",
+        "a forward of zeros that only counted parameters has run k-means: a cosine codebook for each head, all copies",
+        D=16,
+        options={**_HEADS, **KMEANS},
+        own={**_HEADS, **OWN},
+        start=dummy_forward,
+    ),
+    Scenario(
+        "no-commitment",
+        "the commitment weight of 2 residual levels is not passed on: latents slowly outgrow the codes",
+        family="rvq",
+        batch=128,
+        lr=5e-4,
+        options={"num_quantizers": 2, "decay": 0.99, "commitment_weight": 0.0, **KMEANS},
+        own={"num_quantizers": 2, **OWN},
+        healthy={"commitment_weight": 0.25},
     ),
 )
 

@@ -111,7 +111,6 @@ CONTROLS: tuple[Scenario, ...] = (
         K=256,
         start=start_from_latents,
         draw=mostly_silence(0.9),
-        is_fresh=True,
     ),
     _control(
         "nothing-left-over",
@@ -121,7 +120,6 @@ CONTROLS: tuple[Scenario, ...] = (
         batch=128,
         options={"num_quantizers": 3, **KMEANS},
         draw=few_items(12),
-        is_fresh=True,
     ),
     _control(
         "growing-batches",
@@ -131,6 +129,5 @@ CONTROLS: tuple[Scenario, ...] = (
         options={"kmeans_init": False, "threshold_ema_dead_code": 0},
         start=start_from_latents,
         draw=growing(first=16, every=100),
-        is_fresh=True,
     ),
 )
