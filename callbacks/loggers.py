@@ -25,6 +25,7 @@ SCALARS = (
     "perplexity_ratio",
     "usage",
     "dead_fraction",
+    "rest_ratio",
     "norm_ratio",
     "spread_ratio",
     "relative_error",

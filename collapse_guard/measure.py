@@ -16,7 +16,7 @@ from torch import Tensor
 from collapse_guard.policies import Reading
 
 from .adapters import CodebookView
-from .statistics import dead_fraction, effective_rank, perplexity, perplexity_ceiling, top_share, usage
+from .statistics import dead_fraction, effective_rank, perplexity, perplexity_ceiling, rest_ratio, top_share, usage
 from .sums import Sums, sum_up
 from .window import Window
 
@@ -85,7 +85,9 @@ def reading_of(
     return reading, counts
 
 
-_UNUSED: dict[str, Any] = dict.fromkeys(("perplexity", "ceiling", "perplexity_ratio", "usage", "top_share"), 0.0)
+_UNUSED: dict[str, Any] = dict.fromkeys(
+    ("perplexity", "ceiling", "perplexity_ratio", "usage", "top_share", "rest_ratio"), 0.0
+)
 _UNUSED["dead_fraction"] = 1.0
 
 
@@ -104,6 +106,7 @@ def _figures_of(sums: Sums, counts: np.ndarray, tokens: int, dead_below: float) 
         "usage": usage(counts),
         "dead_fraction": dead_fraction(counts, dead_below),
         "top_share": top_share(counts),
+        "rest_ratio": rest_ratio(counts),
         "norm_ratio": _ratio(_lower_median(sums.table_norms), latent_norm),
         "used_norm_ratio": _ratio(_lower_median(used_norms[~np.isnan(used_norms)]), latent_norm),
         "latent_rank": _rank(sums.covariance),

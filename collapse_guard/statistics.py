@@ -23,6 +23,7 @@ __all__ = [
     "entropy",
     "perplexity",
     "perplexity_ceiling",
+    "rest_ratio",
     "top_share",
     "usage",
 ]
@@ -31,6 +32,7 @@ __all__ = [
 Values: TypeAlias = "npt.ArrayLike | Tensor"
 Array: TypeAlias = npt.NDArray[np.float64]
 
+_FEW_TOKENS = 64  # that fall on few codes by chance are no evidence of even use
 _ASYMPTOTIC_FROM = 10_000  # tokens per code
 _TAIL_EXPONENT = 60.0  # mass left out of the binomial sum: below 2 exp(-60), about 2e-26
 
@@ -105,6 +107,33 @@ def top_share(counts: Values) -> float:
     """
     values = _checked(counts)
     return float(values.max() / values.sum())
+
+
+def rest_ratio(counts: Values) -> float:
+    """How evenly the tokens that are not on the most used code share out the other codes, from 0 to about 1.
+
+    Their perplexity over the ceiling of as many tokens among K - 1 codes: near 1 where one code has what is always the
+    same, such as silence or padding, and the others share what differs; near 0 where few codes have all there is. Of
+    fewer than 64 such tokens the ceiling is that of 64, so that some strays are no even use.
+
+    Args:
+        counts: (K,) non-negative integers, not all zero.
+
+    Returns:
+        The ratio; 0 where all tokens are on one code.
+
+    Raises:
+        ValueError: as for `entropy`.
+
+    >>> rest_ratio([900, 50, 50]) > 0.99
+    True
+    >>> rest_ratio([900, 100, 0]) < 0.51
+    True
+    """
+    values = _checked(counts)
+    others = np.delete(values, int(values.argmax()))
+    tokens = int(others.sum())
+    return perplexity(others) / perplexity_ceiling(max(tokens, _FEW_TOKENS), others.size) if tokens else 0.0
 
 
 def dead_fraction(counts: Values, dead_below: float) -> float:

@@ -48,6 +48,7 @@ def ranges_of(codes: int | None, *, min_tokens: int, first_step: int) -> Ranges:
     ranges |= dict.fromkeys(_FROM_1, (1.0, math.inf)) | dict.fromkeys(("perplexity", "ceiling"), (1.0, most))
     ranges |= dict.fromkeys(("usage", "top_share"), (least_share, 1.0)) | {
         "dead_fraction": (0.0, (codes - 1) / codes if codes else 1.0),
+        "rest_ratio": (0.0, 2.0),
         "perplexity_ratio": (least_share, 2.0),  # spread more evenly than chance would, it exceeds 1, never 1.8
         "K": (most, most) if codes else (1.0, math.inf),
         "tokens": (float(min_tokens), math.inf),
@@ -70,6 +71,7 @@ def even_use(codes: int, tokens: int, dead_below: float) -> Ranges:
     return {
         "perplexity": (most / 2, most),  # about 0.56 of it at the least, where there is one token a code
         "perplexity_ratio": (0.9, 1.1),
+        "rest_ratio": (0.85 if tokens >= 100 and codes > 2 else 0.0, 1.15),
         "usage": (1 - unseen, 1 - unseen),
         "dead_fraction": (dead, dead),
         "top_share": (1 / codes, min(1.0, (each + 6 * math.sqrt(each) + 6) / tokens)),

@@ -37,6 +37,9 @@ class Reading:
         usage: share of codes with a count above zero, in [0, 1].
         dead_fraction: share of codes with a count below `dead_below` times the uniform share, in [0, 1].
         top_share: largest share of tokens on one code, in [0, 1].
+        rest_ratio: perplexity_ratio of the tokens that are not on the most used code, from 0 to about 1: near 1 where
+            that code has what is always the same, such as silence, and the others are in even use. Of fewer than 64
+            such tokens the ceiling is that of 64; 0 where there is none, and in records from before there was this field.
         stage: "train" or "eval".
         epoch: epochs begun, from 0; `None` in a loop that does not say.
         group: name of the residual whose levels are coded one after another, where the codebook is one of them.
@@ -82,6 +85,7 @@ class Reading:
     usage: float
     dead_fraction: float
     top_share: float
+    rest_ratio: float = 0.0
     stage: str = "train"
     epoch: int | None = None
     group: str | None = None

@@ -25,6 +25,7 @@ MEANINGS = {
     "usage": "fraction of the codes that were used at all",
     "dead_fraction": "fraction of the codes that are dead",
     "top_share": "fraction of the tokens that fall on the most used code",
+    "rest_ratio": "how evenly the tokens that are not on the most used code share out the others; about 1 is even",
     "epoch": "epochs begun, from 0",
     "norm_ratio": "how long a code typically is, compared with a latent; about 1 when codes lie among the latents",
     "used_norm_ratio": "the same as norm_ratio, of the used codes only",

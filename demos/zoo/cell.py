@@ -50,6 +50,7 @@ class CellResult:
         readings: steps of the guard's readings of its first codebook in training. codebooks: that it watched.
         guard_share: the guard's share of the training's wall time. cpu_seconds: of the process, for the training.
         packages: versions of what it was made with; empty where an older version did not write them down.
+        same_as: scenario and arm whose run this is, too, where it was not trained again; see `recipe_of`.
     """
 
     scenario: str
@@ -68,6 +69,7 @@ class CellResult:
     guard_share: float = 0.0
     cpu_seconds: float = 0.0
     packages: str = ""
+    same_as: str = ""
 
     def as_record(self) -> dict[str, Any]:
         """Return it as plain data."""

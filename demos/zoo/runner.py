@@ -11,8 +11,8 @@ import json
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 from .arms import Arm
 from .cell import CellResult, run_cell
 from .entries import SCENARIOS
+from .recipe import recipe_of
 from .scenario import Scenario
 
 __all__ = ["Cell", "Study", "read_cells", "run_study"]
@@ -44,6 +45,16 @@ class Cell:
     def key(self) -> tuple[str, str, int, int, str]:
         """Return what tells this cell from any other, a changed policy included."""
         return (self.scenario.name, self.arm.name, self.seed, self.steps, self.policy)
+
+    @property
+    def recipe(self) -> Hashable | None:
+        """Return what decides its run; `None` where a guard decides, too."""
+        return recipe_of(self.scenario, self.arm, self.seed, self.steps)
+
+    def holds(self, result: CellResult) -> CellResult:
+        """Return as its own the result of a cell of the same recipe, for which nothing was trained again."""
+        origin = result.same_as or f"{result.scenario}, {result.arm}"
+        return replace(result, scenario=self.scenario.name, arm=self.arm.name, same_as=origin, cpu_seconds=0.0)
 
     def __str__(self) -> str:
         """Return it as one would call it."""
@@ -129,15 +140,25 @@ def run_study(
     if strangers := [each.name for each in study.scenarios if SCENARIOS.get(each.name) != each]:
         raise ValueError(f"expected scenarios of `SCENARIOS`, got others: {', '.join(strangers)}; use `run_cell`")
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = {(each.scenario, each.arm, each.seed, each.steps, each.policy) for each in read_cells(path)}
+    done = {(each.scenario, each.arm, each.seed, each.steps, each.policy): each for each in read_cells(path)}
+    trained = {cell.recipe: done[cell.key] for cell in study.cells() if cell.key in done}
     todo = [cell for cell in study.cells() if cell.key not in done]
     failures: list[str] = []
     crew = _Crew(processes, seconds_per_cell)
+
+    def keep(cell: Cell, result: CellResult) -> None:
+        append_line(path, result.as_record())
+        tell(f"{cell}: {_told(result)}")
+
     try:
         while todo or crew.is_busy:
             is_open = until is None or time.monotonic() < until
             while is_open and crew.has_room and todo:
-                crew.begin(todo.pop(0))
+                cell = todo.pop(0)
+                if cell.recipe is not None and cell.recipe in trained:
+                    keep(cell, cell.holds(trained[cell.recipe]))
+                else:
+                    crew.begin(cell)
             if not crew.is_busy:
                 break
             for cell, result in crew.finished():
@@ -146,8 +167,8 @@ def run_study(
                     append_line(path, _failure(cell, result))
                     tell(failures[-1])
                     continue
-                append_line(path, result.as_record())
-                tell(f"{cell}: {_told(result)}")
+                trained[cell.recipe] = result
+                keep(cell, result)
     finally:
         crew.dismiss()
     return failures
@@ -156,7 +177,8 @@ def run_study(
 def _told(result: CellResult) -> str:
     error = "no number" if result.error is None else f"{result.error:.4f}"
     levels = ", ".join(f"{value:.1f}" for value in result.perplexity)
-    return f"error {error}, perplexity {levels}, {result.cpu_seconds:.1f} s"
+    origin = f" (the run of {result.same_as})" if result.same_as else ""
+    return f"error {error}, perplexity {levels}, {result.cpu_seconds:.1f} s{origin}"
 
 
 def _failure(cell: Cell, why: str) -> dict[str, object]:
