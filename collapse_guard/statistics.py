@@ -32,7 +32,7 @@ __all__ = [
 Values: TypeAlias = "npt.ArrayLike | Tensor"
 Array: TypeAlias = npt.NDArray[np.float64]
 
-_FEW_TOKENS = 64  # that fall on few codes by chance are no evidence of even use
+_FEW_TOKENS = 32  # that fall on few codes by chance are no evidence of even use
 _ASYMPTOTIC_FROM = 10_000  # tokens per code
 _TAIL_EXPONENT = 60.0  # mass left out of the binomial sum: below 2 exp(-60), about 2e-26
 
@@ -114,7 +114,7 @@ def rest_ratio(counts: Values) -> float:
 
     Their perplexity over the ceiling of as many tokens among K - 1 codes: near 1 where one code has what is always the
     same, such as silence or padding, and the others share what differs; near 0 where few codes have all there is. Of
-    fewer than 64 such tokens the ceiling is that of 64, so that some strays are no even use.
+    fewer than 32 such tokens the ceiling is that of 32, so that some strays are no even use.
 
     Args:
         counts: (K,) non-negative integers, not all zero.

@@ -30,6 +30,7 @@ from .state import ModuleState
 __all__ = ["Evaluations"]
 
 _CAPACITY = 4096  # latents of one evaluation that are kept
+_NOTHING_LEFT = 1e-3  # of the variance of the coarsest level's latents
 
 
 @dataclass(slots=True)
@@ -161,7 +162,7 @@ class Evaluations:
                 if not reading.tokens:
                     continue
                 trained, ratio = self._trained(name, probe)
-                share = reading.perplexity_ratio / ratio if ratio else None
+                share = reading.perplexity_ratio / ratio if ratio and self._has_work(name) else None
                 course.reading = replace(reading, stage="eval", eval_to_train=share)
                 course.trained = trained
                 if course.first is not None and self._weights_apart(course) <= MOVES:
@@ -184,6 +185,20 @@ class Evaluations:
             return 0.0, 0.0
         value = perplexity(counts)
         return value, value / perplexity_ceiling(tokens, probe.view.K)
+
+    def _has_work(self, name: str) -> bool:
+        """Whether training leaves a codebook anything to code; of finer levels, where coarser codes leave next to none.
+
+        What the codes of a level did there is then noise, and no measure of what they do in evaluation.
+        """
+        readings = self._watch.readings
+        own = readings.get(name)
+        if own is None or not own.level:
+            return True
+        levels = [each for each in readings.values() if each.group == own.group and each.latent_variance is not None]
+        coarsest = min(levels, key=lambda each: each.level or 0, default=own)
+        left, whole = own.latent_variance, coarsest.latent_variance
+        return left is None or whole is None or left >= _NOTHING_LEFT * whole
 
     # Why
 

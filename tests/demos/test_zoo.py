@@ -231,6 +231,26 @@ def test_a_study_runs_what_is_missing_and_gives_up_on_what_takes_too_long(tmp_pa
     assert len(zoo.read_cells(path)) == 2
 
 
+def test_cells_that_would_be_the_very_same_run_are_trained_once(tmp_path: Path) -> None:
+    path = tmp_path / "zoo.jsonl"
+    alike = [PATCHES, zoo.SCENARIOS["crowded-start"], zoo.SCENARIOS["padded-tokens"]]
+    arms = [zoo.ARMS[name] for name in ("twin", "sound", "nothing", "fsq")]
+    study = zoo.Study(alike, arms, 1, share_of_steps=0.0125)
+    assert zoo.run_study(study, path) == []
+    cells = {(cell.scenario, cell.arm): cell for cell in zoo.read_cells(path)}
+    assert len(cells) == 12
+    shared = {key: cell.same_as for key, cell in cells.items() if cell.same_as}
+    assert shared == {
+        ("crowded-start", "twin"): "start-far-away, twin",
+        ("crowded-start", "sound"): "start-far-away, sound",
+        ("crowded-start", "fsq"): "start-far-away, fsq",
+        ("padded-tokens", "sound"): "padded-tokens, twin",  # as the twin, it has no replacement of dead codes
+    }
+    for (scenario, arm), cell in cells.items():
+        anew = zoo.run_cell(zoo.SCENARIOS[scenario], zoo.ARMS[arm], 0, steps=10)
+        assert (cell.error, cell.perplexity, cell.trace) == (anew.error, anew.perplexity, anew.trace)
+
+
 def test_a_changed_policy_is_run_again(tmp_path: Path) -> None:
     path = tmp_path / "zoo.jsonl"
     old = replace(CELL, arm="default", policy="of yesterday")
