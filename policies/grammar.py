@@ -135,6 +135,7 @@ def _list_of(entry: dict[str, Any]) -> list[dict[str, Any]]:
 
 _PLAIN_CALL = re.sub(r"\?P<\w+>", "", _CALL)
 _TEXT_SCHEMA = {"type": "string", "pattern": rf"^\s*({_NAME}|{_PLAIN_CALL})\s*({_SIGN})\s*{_NUMBER}\s*$"}
-_ENTRY_SCHEMA = {"anyOf": [_TEXT_SCHEMA, *_list_of(_TEXT_SCHEMA)]}  # as deep as anyone should nest
-CONDITION_SCHEMA: dict[str, Any] = {"anyOf": [_TEXT_SCHEMA, *_list_of(_ENTRY_SCHEMA)]}
+CONDITION_SCHEMA: dict[str, Any] = _TEXT_SCHEMA
+for _ in range(4):  # as deep as anyone should nest
+    CONDITION_SCHEMA = {"anyOf": [_TEXT_SCHEMA, *_list_of(CONDITION_SCHEMA)]}
 """JSON schema of a condition."""
