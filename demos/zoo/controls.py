@@ -5,9 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from .disturbances import passed_by_at_first, restart_warm
-from .draws import few_items, flat_first, growing, mostly_silence, one_class, one_photo_then_the_other
+from .draws import (
+    few_clips,
+    few_items,
+    flat_first,
+    growing,
+    mostly_silence,
+    one_class,
+    one_photo_then_the_other,
+)
 from .scenario import KMEANS, Scenario
-from .starts import start_from_latents
+from .starts import finished, start_from_latents
 
 __all__ = ["CONTROLS"]
 
@@ -129,5 +137,31 @@ CONTROLS: tuple[Scenario, ...] = (
         options={"kmeans_init": False, "threshold_ema_dead_code": 0},
         start=start_from_latents,
         draw=growing(first=16, every=100),
+    ),
+    _control(
+        "finished-tokenizer",
+        "only the decoder is trained on: encoder and codebook are frozen, for others have learned these codes",
+        family="diffusers",
+        K=256,
+        start=finished,
+        is_fresh=True,
+    ),
+    _control(
+        "few-clips",
+        "256 frames a step are of 8 clips, and those of a clip nearly alike: a step shows few codes, many steps all",
+        family="encodec",
+        options={"kmeans_init": False, "threshold_ema_dead_code": 0},
+        start=start_from_latents,
+        draw=few_clips(8, noise=0.1),
+        is_fresh=True,
+    ),
+    _control(
+        "cool-sampling",
+        "codes are drawn at random in training, at a temperature so low that only near ones are",
+        data="digits",
+        tokens=2,
+        K=64,
+        options={"stochastic_sample_codes": True, "sample_codebook_temp": 0.1, **KMEANS},
+        is_fresh=True,
     ),
 )

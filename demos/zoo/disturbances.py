@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -20,6 +21,7 @@ __all__ = [
     "average_replicas",
     "batch_of_nan",
     "drift",
+    "forget_encoder",
     "hasten",
     "jump",
     "lose_codes",
@@ -30,10 +32,12 @@ __all__ = [
     "passed_by_at_first",
     "rescale",
     "restart_alike",
+    "restart_decay",
     "restart_warm",
     "reverse_levels",
     "shrink",
     "turn",
+    "unscaled_shard",
 ]
 
 Disturbance = Callable[[Run, int], None]
@@ -99,6 +103,25 @@ def turn(*, at: int) -> Disturbance:
             last.weight.copy_(turned @ last.weight)
             last.bias.copy_(turned @ last.bias)
             first.weight.copy_(first.weight @ turned.T)
+
+    return disturb
+
+
+def forget_encoder(*, at: int) -> Disturbance:
+    """Return a disturbance: at one step the encoder starts anew, within the bounds that torch gives a linear layer.
+
+    So it is where a checkpoint calls its weights by another name and is loaded with `strict=False`. Codebook, decoder
+    and optimizer stay. The untrained encoder puts all items close together, and few codes are there.
+    """
+
+    @torch.no_grad()
+    def disturb(run: Run, step: int) -> None:
+        if step == at:
+            draws = torch.Generator().manual_seed(at)  # the batches stay those of the twin
+            for layer in run.model.encoder:
+                if isinstance(layer, nn.Linear):
+                    for each in (layer.weight, layer.bias):
+                        each.copy_((2 * torch.rand(each.shape, generator=draws) - 1) / math.sqrt(layer.in_features))
 
     return disturb
 
@@ -194,6 +217,22 @@ def hasten(decay: float, *, at: int) -> Disturbance:
     return disturb
 
 
+def restart_decay(*, at: int, decay: float) -> Disturbance:
+    """Return a disturbance: the EMA decay climbs anew from a tenth, (1 + n) / (10 + n) after n steps, to its own value.
+
+    TensorFlow's moving averages start so. Where a resume forgets n, a codebook that is long trained forgets every code
+    that has no token in the next few steps: its count falls below what is added against division by zero, and the code
+    to zero.
+    """
+
+    def disturb(run: Run, step: int) -> None:
+        inner = averages(run)
+        if inner is not None:
+            inner.decay = min(decay, (1 + step - at) / (10 + step - at))
+
+    return disturb
+
+
 def average_replicas(number: int, *, at: int) -> Disturbance:
     """Return a disturbance: at one step each EMA code becomes the mean of so many, drawn anew for each of them.
 
@@ -249,6 +288,21 @@ def batch_of_nan(*, at: int, share: float) -> Disturbance:
 
     def disturb(run: Run, step: int) -> None:
         run.spoiled = share if step == at else 0.0
+
+    return disturb
+
+
+def unscaled_shard(*, at: int, until: int, one_in: int) -> Disturbance:
+    """Return a disturbance: for some steps one in so many training items has values 256 times as large.
+
+    So has a shard of pixels that nobody divided by 255. A power of two, so that all is as it was afterwards.
+    """
+
+    def disturb(run: Run, step: int) -> None:
+        if step in (at, until):
+            train = run.data.train.clone()
+            train[::one_in] *= 256.0 if step == at else 1 / 256.0
+            run.data = replace(run.data, train=train)
 
     return disturb
 

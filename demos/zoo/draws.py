@@ -12,6 +12,7 @@ from .scenario import Run, any_items
 __all__ = [
     "Draw",
     "class_then_all",
+    "few_clips",
     "few_items",
     "flat_first",
     "growing",
@@ -67,6 +68,19 @@ def mostly_silence(share: float) -> Draw:
     def draw(run: Run, step: int, size: int) -> Tensor:
         speaks = torch.rand(size, generator=run.draws) >= share
         return any_items(run, step, size) * speaks[:, None, None]
+
+    return draw
+
+
+def few_clips(number: int, noise: float) -> Draw:
+    """Return a draw of so many items a step, each of them many times with little noise: frames that follow one another.
+
+    A step shows few codes, and over many steps all have their turn.
+    """
+
+    def draw(run: Run, step: int, size: int) -> Tensor:
+        frames = any_items(run, step, number).repeat_interleave(size // number, dim=0)
+        return frames + noise * torch.randn(frames.shape, generator=run.draws)
 
     return draw
 

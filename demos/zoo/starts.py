@@ -19,6 +19,7 @@ __all__ = [
     "deep_levels_too_large",
     "dummy_forward",
     "enlarge",
+    "finished",
     "heat",
     "learnable",
     "narrow_cone",
@@ -30,6 +31,7 @@ __all__ = [
 
 Start = Callable[[Run], None]
 _SEEN = 8192  # items that a start from latents looks at
+_LLOYD = 10  # rounds of k-means that make a learnable codebook a finished one
 
 
 def learnable(run: Run) -> Tensor | None:
@@ -126,6 +128,23 @@ def enlarge(learned: int) -> Start:
         table.copy_(table[torch.arange(len(table)) % learned].clone())
 
     return start
+
+
+@torch.no_grad()
+def finished(run: Run) -> None:
+    """Settle a learnable codebook by k-means, and freeze it and the encoder: only the decoder is trained on.
+
+    So a tokenizer is whose codes others have been trained on: whatever moved a code would be wrong.
+    """
+    start_from_latents(run)
+    rows, table = _first_latents(run, _SEEN), cast(Tensor, learnable(run))
+    for _ in range(_LLOYD):
+        nearest = torch.cdist(rows, table).argmin(dim=1)
+        counts = torch.bincount(nearest, minlength=len(table)).unsqueeze(-1)
+        sums = torch.zeros_like(table).index_add_(0, nearest, rows)
+        table.copy_(torch.where(counts > 0, sums / counts.clamp(min=1), table))
+    for each in (*run.model.encoder.parameters(), table):
+        each.requires_grad_(False)
 
 
 def heat(factor: float) -> Start:
