@@ -39,7 +39,7 @@ class Reading:
         top_share: largest share of tokens on one code, in [0, 1].
         rest_ratio: perplexity_ratio of the tokens that are not on the most used code, from 0 to about 1: near 1 where
             that code has what is always the same, such as silence, and the others are in even use. Of fewer than 32
-            such tokens the ceiling is that of 32; 0 where there is none, and in records from before there was this field.
+            such tokens the ceiling is that of 32; 0 where there is none, and in records from before this field.
         stage: "train" or "eval".
         epoch: epochs begun, from 0; `None` in a loop that does not say.
         group: name of the residual whose levels are coded one after another, where the codebook is one of them.

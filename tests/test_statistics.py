@@ -23,6 +23,7 @@ from collapse_guard.statistics import (
     entropy,
     perplexity,
     perplexity_ceiling,
+    rest_ratio,
     top_share,
     usage,
 )
@@ -55,6 +56,31 @@ def test_entropy_and_perplexity_equal_a_plain_loop(counts: list[int]) -> None:
 def test_shares_equal_a_plain_loop(counts: list[int]) -> None:
     assert usage(counts) == close(sum(count > 0 for count in counts) / len(counts))
     assert top_share(counts) == close(max(counts) / sum(counts))
+
+
+@given(st.lists(st.integers(0, 200), min_size=2, max_size=40).filter(any))
+def test_the_rest_is_what_is_not_on_the_most_used_code(counts: list[int]) -> None:
+    others = sorted(counts)[:-1]
+    tokens = sum(others)
+    if not tokens:
+        assert rest_ratio(counts) == 0
+    else:
+        ceiling = perplexity_ceiling(max(tokens, 32), len(others))
+        assert rest_ratio(counts) == close(math.exp(entropy_by_loop(others)) / ceiling)
+    assert rest_ratio([count + 10**6 * (at == counts.index(max(counts))) for at, count in enumerate(counts)]) == close(
+        rest_ratio(counts)
+    )  # however much of it there is
+
+
+@pytest.mark.parametrize("silence", [0.5, 0.9, 0.95, 0.98])
+def test_silence_leaves_the_rest_as_it_is(silence: float) -> None:
+    draws = np.random.default_rng(0)
+    spoken = draws.multinomial(round((1 - silence) * 4096), np.full(255, 1 / 255))
+    even = rest_ratio([round(silence * 4096), *spoken])
+    assert even > 0.85
+    fallen = rest_ratio([round(silence * 4096), spoken.sum(), *[0] * 254])
+    assert fallen < 0.05
+    assert rest_ratio([4093, 1, 1, 1, *[0] * 252]) < 0.15  # some strays are no even use
 
 
 @given(COUNTS, st.fractions(0, 1, max_denominator=64))

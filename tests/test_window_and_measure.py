@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from collapse_guard import GenericVQ, discover
 from collapse_guard.adapters import CodebookView
 from collapse_guard.measure import read_window
+from collapse_guard.statistics import rest_ratio
 from collapse_guard.window import Window, ring_capacity
 from tests import quantizers
 
@@ -54,6 +55,7 @@ def test_a_reading_agrees_with_numpy(dtype: torch.dtype) -> None:
     assert reading.perplexity == pytest.approx(math.exp(-sum(x * math.log(x) for x in p)), rel=1e-12)
     assert (reading.step, reading.epoch, reading.loss, reading.tokens, reading.K, reading.D) == (7, 1, 0.5, 300, K, D)
     assert (reading.usage, reading.top_share) == (5 / 16, expected.max() / 300)
+    assert reading.rest_ratio == rest_ratio(expected)
     assert reading.dead_fraction == 11 / 16
     assert reading.finite_fraction == 1.0
     assert reading.commitment_weight == 0.25

@@ -162,6 +162,19 @@ def test_an_odd_control_trains_like_any_healthy_run(name: str) -> None:
     assert min(result.usage) > 0.25
 
 
+def test_the_guard_leaves_silence_alone() -> None:
+    silence = zoo.run_cell(zoo.SCENARIOS["mostly-silence"], zoo.ARMS["default"], 0, steps=150)
+    alone = zoo.run_cell(zoo.SCENARIOS["mostly-silence"], zoo.ARMS["nothing"], 0, steps=150)
+    assert (silence.alerts, silence.interventions) == ([], [])
+    assert (silence.error, silence.perplexity) == (alone.error, alone.perplexity)
+    assert len(silence.readings) == 3  # nothing was suspected either
+
+
+def test_what_a_level_without_anything_to_code_does_in_evaluation_raises_nothing() -> None:
+    cell = zoo.run_cell(zoo.SCENARIOS["nothing-left-over"], zoo.ARMS["default"], 0, steps=350)
+    assert cell.alerts == []
+
+
 def test_where_the_first_level_tells_all_items_apart_nothing_is_left_over() -> None:
     torch.set_num_threads(1)
     result = zoo.run_cell(zoo.SCENARIOS["nothing-left-over"], zoo.ARMS["nothing"], 0, steps=50)

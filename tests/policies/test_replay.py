@@ -197,7 +197,7 @@ def test_what_a_table_does_not_hold_is_said_rule_by_rule() -> None:
         f"astray, without relative_error, spread_ratio: it can never fire {keep}",
         f"unspread, without dead_fraction, norm_ratio, relative_error, spread_ratio: it can never fire {keep}",
         f"collapsing, without relative_error: it can never fire {keep}",
-        f"fallen, without loss, quantization_error, relative_error: it can never fire {keep}",
+        f"fallen, without dead_fraction, loss, quantization_error, relative_error: it can never fire {keep}",
         f"unused, without dead_fraction, frozen, relative_error, unmoved: it can never fire {keep}",
         f"half_repaired, without frozen, rewrites: it can never fire {keep}",
         f"stale_moments, without moment_ratio: it can never fire {keep}",

@@ -48,7 +48,7 @@ def test_records_of_the_reference_story_are_complete() -> None:
     run = Run(load_policy("default")).feed(series([1.0] * 7))
     of_kind = {decision.kind: decision for decision in run.decisions if decision.rule == "collapsed"}
     fired, ended = reading(20, 1.0), reading(70, 1.0)
-    why = "perplexity 1.00 < 1.5 and perplexity_ratio 0.005 < 0.5"
+    why = "perplexity 1.00 < 1.5 and perplexity_ratio 0.005 < 0.5 and rest_ratio 0.00 < 0.35"
     reset = ResetCodes(scope="all", source="reservoir")
     common: dict[str, Any] = {"codebook": "vq", "rule": "collapsed", "severity": "critical"}
     assert of_kind[DecisionKind.PENDING] == Decision(
@@ -60,8 +60,9 @@ def test_records_of_the_reference_story_are_complete() -> None:
     assert of_kind[DecisionKind.OUTCOME] == Decision(
         kind=DecisionKind.OUTCOME,
         step=70,
-        reason="perplexity 1.00, perplexity_ratio 0.005, relative_error 0.10 after 50 steps, "
-        "wanted (perplexity >= 10 or perplexity_ratio >= 0.5) and relative_error < 1 for 3 readings",
+        reason="perplexity 1.00, perplexity_ratio 0.005, rest_ratio 0.00, relative_error 0.10 after 50 steps, "
+        "wanted (perplexity >= 10 or perplexity_ratio >= 0.5 or (rest_ratio >= 0.5 and relative_error <= 0.5)) "
+        "and relative_error < 1 for 3 readings",
         action=RESET,
         params=reset,
         rung=1,
@@ -76,7 +77,8 @@ def test_records_of_the_reference_story_are_complete() -> None:
     assert of_kind[DecisionKind.ACT] == Decision(
         kind=DecisionKind.ACT,
         step=70,
-        reason=f"rung 3 of 3: {fallback.describe()} at perplexity 1.00, perplexity_ratio 0.005",
+        reason=f"rung 3 of 3: {fallback.describe()} at perplexity 1.00, perplexity_ratio 0.005, rest_ratio 0.00, "
+        "relative_error 0.10",
         action="fallback_tokenizer",
         params=fallback,
         rung=2,

@@ -63,7 +63,17 @@ def test_pooled_readings_equal_those_of_one_process_and_are_alike_bit_for_bit(cr
     alone, counts = read_window(window, view_of(K, D), step=5, epoch=2, loss=1.0)
     reading, pooled_counts = readings[0]
     assert pooled_counts == counts.tolist()
-    exact = ("tokens", "perplexity", "ceiling", "perplexity_ratio", "usage", "dead_fraction", "top_share", "loss")
+    exact = (
+        "tokens",
+        "perplexity",
+        "ceiling",
+        "perplexity_ratio",
+        "usage",
+        "dead_fraction",
+        "top_share",
+        "rest_ratio",
+        "loss",
+    )
     assert reading.excerpt(*exact, "epoch") == alone.excerpt(*exact, "epoch")
     of_latents = ("norm_ratio", "used_norm_ratio", "latent_rank", "codebook_rank", "latent_variance", "relative_error")
     for name in (*of_latents, "quantization_error", "spread_ratio"):
