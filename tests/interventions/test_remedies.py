@@ -60,6 +60,7 @@ RIGHT: dict[str, tuple[Callable[[], Scene], str, dict[str, Any]]] = {
     "clip_gradients": (lambda: Scene(plain(commitment=0.0), blow=lambda step: 1e5 * (-1) ** step * (step % 5 == 3)),
                        "latent_variance > 1000", {"max_norm": 1.0}),
     "freeze_encoder": (drifting, FAR, {"for": "100 steps"}),
+    "raise_commitment": (drifting, FAR, {"to": 4.0}),
     "lower_lr": (drifting, FAR, {"factor": 0.001}),
     "raise_codebook_lr": (lambda: Scene(learnable(), lr=0.1, inputs=lambda step: modes(step) + 10), FAR,
                           {"factor": 50.0}),
