@@ -139,7 +139,8 @@ def test_reset_rows_do_not_move_in_a_step_without_gradient() -> None:
 
 @pytest.mark.parametrize(("name", "params"), [
     ("reset_codes", ResetCodes(scope="all")), ("reset_codes", ResetCodes()),
-    ("decay_commitment", DecayCommitment()), ("raise_commitment", RaiseCommitment(to=5.0)), ("fallback_tokenizer", FallbackTokenizer()),
+    ("decay_commitment", DecayCommitment()), ("raise_commitment", RaiseCommitment(to=5.0)),
+    ("fallback_tokenizer", FallbackTokenizer()),
 ])  # fmt: skip
 @pytest.mark.parametrize("kind", ["ema", "learnable", "library"])
 def test_undo_is_bit_equal(name: str, params: Any, kind: str) -> None:
