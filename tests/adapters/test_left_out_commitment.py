@@ -120,11 +120,14 @@ def test_a_residual_raised_at_every_level_is_one_that_was_made_with_the_weight(
 
 
 def _groups(weight: float) -> nn.Module:
-    return GroupedResidualVQ(dim=8, groups=2, num_quantizers=2, codebook_size=16, commitment_weight=weight)
+    module: nn.Module = GroupedResidualVQ(dim=8, groups=2, num_quantizers=2, codebook_size=16, commitment_weight=weight)
+    return module
 
 
 def _scales(weight: float) -> nn.Module:
-    return HierarchicalVQ(dim=8, codebook_size=16, scales=(4, 8), kmeans_init=False, commitment_weight=weight)
+    options: dict[str, Any] = {"scales": (4, 8), "kmeans_init": False, "commitment_weight": weight}
+    module: nn.Module = HierarchicalVQ(dim=8, codebook_size=16, **options)
+    return module
 
 
 @pytest.mark.parametrize(("build", "shape"), [(_groups, SEQUENCE), (_scales, (4, 8, 8))])
@@ -165,7 +168,8 @@ def test_until_it_is_raised_there_is_no_hook_and_afterwards_none_either() -> Non
     (view,) = discover(module).views
     before = hooks_of(module)
     assert left_out(view).get() == 0.0
-    for end in (lambda: left_out(view).set(0.0), view.release):
+    ends: tuple[Callable[[], None], ...] = (lambda: left_out(view).set(0.0), view.release)
+    for end in ends:
         left_out(view).set(WEIGHT)
         left_out(view).set(2 * WEIGHT)
         assert sum(hooks_of(module)) == sum(before) + 2

@@ -153,7 +153,7 @@ def test_a_resumed_run_has_the_weights_of_all_levels_and_can_still_undo_them(is_
 
 def test_only_levels_below_the_target_are_raised_and_each_gets_back_its_own() -> None:
     model = nn.ModuleDict({"vq": ResidualVQ(dim=D, num_quantizers=3, codebook_size=16, commitment_weight=0.1)})
-    levels = model["vq"].layers
+    levels: Any = model["vq"].layers
     levels[1].commitment_weight = 2
     views = discover(model).views
     raised = find_intervention("raise_commitment")(RaiseCommitment(to=0.5), site(views[2], views))
