@@ -26,6 +26,7 @@ __all__ = [
     "DecayCommitment",
     "EvalFix",
     "FallbackTokenizer",
+    "RaiseCommitment",
     "ResetCodes",
     "SaveCheckpoint",
     "StopTraining",
@@ -65,6 +66,18 @@ class DecayCommitment(Action):
 
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.25
     floor: Annotated[float, Field(gt=0)] = 0.01
+
+
+class RaiseCommitment(Action):
+    """Pull the encoder towards its codes where nothing does, or not enough, so that latents do not outgrow codes.
+
+    Attributes:
+        to: the weight that is set, above 0; a weight that is there or above refuses.
+    """
+
+    action: ClassVar[str] = "raise_commitment"
+
+    to: Annotated[float, Field(gt=0)] = 0.25
 
 
 class FallbackTokenizer(Action):
@@ -146,6 +159,7 @@ class StopTraining(Action):
 _BUILT_IN: tuple[type[Action], ...] = (
     ResetCodes,
     DecayCommitment,
+    RaiseCommitment,
     FallbackTokenizer,
     Upkeep,
     *REMEDIES,

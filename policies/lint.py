@@ -251,8 +251,14 @@ def _of_ladder(rule: Rule) -> Iterator[Finding]:
 
 
 def _of_floors(rule: Rule, commitment: float | None) -> Iterator[Finding]:
-    """A floor that the commitment weight is at already, so that the action is refused."""
+    """A floor, or a target, that the commitment weight is at already, so that the action is refused."""
     for index, rung in enumerate(rule.ladder):
+        to = getattr(rung.params, "to", None)
+        if commitment is not None and rung.action == "raise_commitment" and to is not None and commitment >= to:
+            message = f"the commitment weight is {commitment:g}, not below {to:g}: the action is refused."
+            hint = "Write a higher `to`, or leave the rung out."
+            place: Place = ("ladder", index, rung.action, "to")
+            yield Finding(kind="target-below-weight", rule=rule.name, place=place, message=message, hint=hint)
         floor = getattr(rung.params, "floor", None)
         if commitment is None or rung.action != "decay_commitment" or floor is None or commitment > floor:
             continue

@@ -2,8 +2,8 @@
 
 Many quantizers have a number `beta`. In some it weighs the commitment (the pull on the encoder), in others the pull on
 the codebook, with the commitment fixed; the attribute looks the same. Here it is found out: the loss of a *copy* is
-differentiated at two values of the number. Where the commitment turns out to be fixed, what is wanted less or more of
-it is added to the loss that the quantizer returns.
+differentiated at two values of the number. Where the commitment turns out to be fixed, or was left out when the
+quantizer was made, what is wanted less or more of it is added to the loss that the quantizer returns.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from collapse_guard.hooks import Hook
@@ -21,7 +22,7 @@ from collapse_guard.hooks import Hook
 from .nested import flatten_tensors, given_tensor
 from .refs import Knob
 
-__all__ = ["AddedCommitment", "Term", "find_commitment"]
+__all__ = ["AddedCommitment", "LeftOutCommitment", "Term", "find_commitment"]
 
 Term = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(quantizer, input, quantised output) of one call -> its commitment term with weight 1; no gradient reaches codes."""
@@ -31,20 +32,22 @@ class AddedCommitment:
     """Weight of a commitment term that its quantizer has fixed; a stand-in for a `Knob`.
 
     While the weight differs from the fixed one, a forward hook adds the difference times the term to the loss that the
-    quantizer returns at position 1. Nothing on the module is written, and with the fixed weight there is no hook.
+    quantizer returns. Nothing on the module is written, and with the fixed weight there is no hook.
 
     Args:
-        module: the quantizer; its forward returns a tuple (quantised, loss, ...).
+        module: the quantizer; its forward returns a tuple (quantised, ...).
         fixed: the weight that it gives the term by itself.
         term: computes the term of one call.
+        position: of the loss in that tuple.
     """
 
-    def __init__(self, module: nn.Module, fixed: float, term: Term) -> None:
+    def __init__(self, module: nn.Module, fixed: float, term: Term, *, position: int = 1) -> None:
         """Store the parts; nothing is hooked while the weight is the fixed one."""
         self._module = module
         self._fixed = self._weight = fixed
         self._term = term
-        self._handle: RemovableHandle | None = None
+        self._position = position
+        self._handles: Sequence[RemovableHandle] = ()
 
     @property
     def place(self) -> tuple[int, str]:
@@ -60,8 +63,8 @@ class AddedCommitment:
         self._weight = float(value)
         if self._weight == self._fixed:
             self.release()
-        elif self._handle is None:
-            self._handle = self._module.register_forward_hook(Hook(self._add), with_kwargs=True)
+        elif not self._handles:
+            self._handles = self._install()
 
     def save(self) -> float:
         """Return the weight in force, for `restore`."""
@@ -74,15 +77,76 @@ class AddedCommitment:
     def release(self) -> None:
         """Leave the loss as the quantizer computes it."""
         self._weight = self._fixed
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles = ()
+
+    def _install(self) -> list[RemovableHandle]:
+        return [self._module.register_forward_hook(Hook(self._add), with_kwargs=True)]
 
     def _add(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
-        given = cast(Tensor, given_tensor(type(module).forward, args, kwargs))
-        quantised, loss, *rest = output
-        more = (self._weight - self._fixed) * self._term(module, given, quantised)
-        return (quantised, loss + more.to(loss.dtype), *rest)
+        term = self._of_call(args, kwargs, output)
+        if term is None:
+            return None
+        before, loss, after = output[: self._position], output[self._position], output[self._position + 1 :]
+        more = (self._weight - self._fixed) * term
+        return (*before, loss + more.to(loss.dtype), *after)
+
+    def _of_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Tensor | None:
+        """Return the term () of a call that has returned; `None` where the call has none."""
+        given = cast(Tensor, given_tensor(type(self._module).forward, args, kwargs))
+        return self._term(self._module, given, output[0])
+
+
+class LeftOutCommitment(AddedCommitment):
+    """Weight, 0 at first, of a commitment term that its quantizer was made without; a stand-in for a `Knob`.
+
+    What is compared is seen only inside: the quantizer projects, splits and normalises its input before it calls the
+    module that searches. So the term is the mean squared distance between what that module is given and the codes that
+    it returns, over the elements of the tokens that its `mask` leaves. There is none in evaluation mode, nor where the
+    quantizer returns no loss of its own.
+
+    Args:
+        module: the quantizer; its forward returns a tuple (quantised, ...), and calls `search` for it.
+        search: from ((heads,) batch, tokens, D) and `mask`, (batch, tokens) or `None`, to the quantised of that shape,
+            and more. Heads that share a codebook stand in its batch, those of an item next to each other.
+        position: of the loss in the tuple that the quantizer returns.
+    """
+
+    def __init__(self, module: nn.Module, search: nn.Module, *, position: int) -> None:
+        """Store the parts; nothing is hooked while the weight is 0."""
+        super().__init__(module, 0.0, _distance, position=position)
+        self._search = search
+        self._seen: Tensor | None = None  # the term of the call that runs
+
+    def _install(self) -> list[RemovableHandle]:
+        return [self._search.register_forward_hook(Hook(self._see), with_kwargs=True), *super()._install()]
+
+    def _see(self, search: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        latents, quantised, mask = args[0] if args else kwargs["x"], output[0], kwargs.get("mask")
+        if not self._module.training or quantised.shape != latents.shape:  # several candidates for each token
+            self._seen = None
+        elif isinstance(mask, Tensor):
+            self._seen = _distance(search, *(_tokens(each, mask) for each in (latents, quantised)))
+        else:
+            self._seen = _distance(search, latents, quantised)
+
+    def _of_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Tensor | None:
+        term, self._seen = self._seen, None
+        return term if len(output) > self._position else None
+
+
+def _distance(module: nn.Module, latents: Tensor, quantised: Tensor) -> Tensor:
+    """Return the mean squared distance () to the codes, which get no gradient; 0 where there is no token."""
+    if not latents.numel():
+        return latents.sum()
+    return functional.mse_loss(latents, quantised.detach().to(latents.dtype))
+
+
+def _tokens(of: Tensor, mask: Tensor) -> Tensor:
+    """Return (n, D), those that the (batch, tokens) mask leaves of ((heads,) batch, tokens, D)."""
+    heads = of.shape[-3] // len(mask)
+    return of[..., mask.repeat_interleave(heads, dim=0), :].flatten(0, -2)
 
 
 def find_commitment(

@@ -80,7 +80,7 @@ def collapsed_encoder(facts: Facts) -> Diagnosis | None:
             else "look at the encoder: its learning rate, its last normalisation, what its loss rewards; no reset helps"
         ),
         line=line,
-        remedy="decay_commitment" if knob is not None else "alert",
+        remedy="decay_commitment" if knob is not None and knob.get() > 0 else "alert",
     )
 
 

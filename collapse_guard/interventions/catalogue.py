@@ -16,6 +16,7 @@ from .fallback_tokenizer import FallbackTokenizerIntervention
 from .freeze_encoder import FreezeEncoderIntervention
 from .learning_rate import LowerLrIntervention, RaiseCodebookLrIntervention
 from .loss_weight import ScaleLossWeightIntervention
+from .raise_commitment import RaiseCommitmentIntervention
 from .reset_codes import ResetCodesIntervention
 from .restart_optimizer import RestartOptimizerIntervention
 from .rollback import RollbackIntervention
@@ -58,6 +59,7 @@ INTERVENTIONS: dict[str, type[Intervention[Any]]] = {
     "freeze_encoder": FreezeEncoderIntervention,
     "lower_lr": LowerLrIntervention,
     "raise_codebook_lr": RaiseCodebookLrIntervention,
+    "raise_commitment": RaiseCommitmentIntervention,
     "reset_codes": ResetCodesIntervention,
     "restart_optimizer": RestartOptimizerIntervention,
     "rollback": RollbackIntervention,

@@ -29,6 +29,7 @@ _MOST_BOOKS = 4
 _MEANS = {
     "reset_codes": "codes placed anew on recent latents",
     "decay_commitment": "the commitment weight lowered",
+    "raise_commitment": "the commitment weight raised",
     "fallback_tokenizer": "a k-means codebook put in the place of the quantizer's own",
     "upkeep": "idle codes moved to where the error is",
     "alert": "a human asked to look",

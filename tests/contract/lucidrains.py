@@ -189,7 +189,7 @@ CASES = (
     _vq("dead codes replaced", threshold_ema_dead_code=2),
     _vq("k-means start", kmeans_init=True, kmeans_iters=2),
     _vq("no rotation", rotation_trick=False),
-    _vq("no commitment", lacks=NO_COMMITMENT, commitment_weight=0.0),
+    _vq("no commitment", commitment_weight=0.0),
     _vq("cross entropy", commitment_use_cross_entropy_loss=True),
     _vq("sampled", nearest=False, stochastic_sample_codes=True, sample_codebook_temp=0.05),
     _vq("frozen by its owner", trains=False, freeze_codebook=True),

@@ -19,6 +19,7 @@ from collapse_guard.policies import (
     DecayCommitment,
     DisableNormalisation,
     FallbackTokenizer,
+    RaiseCommitment,
     ResetCodes,
     TakeOverUpdates,
 )
@@ -138,7 +139,8 @@ def test_reset_rows_do_not_move_in_a_step_without_gradient() -> None:
 
 @pytest.mark.parametrize(("name", "params"), [
     ("reset_codes", ResetCodes(scope="all")), ("reset_codes", ResetCodes()),
-    ("decay_commitment", DecayCommitment()), ("fallback_tokenizer", FallbackTokenizer()),
+    ("decay_commitment", DecayCommitment()), ("raise_commitment", RaiseCommitment(to=5.0)),
+    ("fallback_tokenizer", FallbackTokenizer()),
 ])  # fmt: skip
 @pytest.mark.parametrize("kind", ["ema", "learnable", "library"])
 def test_undo_is_bit_equal(name: str, params: Any, kind: str) -> None:
@@ -183,6 +185,18 @@ def test_commitment_decays_by_its_factor_down_to_its_floor() -> None:
     assert seen == [0.1, 0.025, 0.02]
     spent = find_intervention("decay_commitment")(DecayCommitment(factor=0.25, floor=0.02), site(view, latents()))
     assert spent.refusal() == "the commitment weight is 0.02, already at or below the floor 0.02"
+
+
+def test_a_commitment_is_raised_to_its_target_and_never_lowered() -> None:
+    module, view = plain()
+    module.commitment_cost = 0.1
+    raised = find_intervention("raise_commitment")(RaiseCommitment(to=0.3), site(view, latents()))
+    assert raised.refusal() is None
+    assert raised.apply() == "commitment weight 0.1 -> 0.3"
+    assert module.commitment_cost == 0.3
+    assert raised.refusal() == "the commitment weight is 0.3, already at or above 0.3"
+    lower = find_intervention("raise_commitment")(RaiseCommitment(to=0.2), site(view, latents()))
+    assert lower.refusal() == "the commitment weight is 0.3, already at or above 0.2"
 
 
 @pytest.mark.parametrize("backend", ["faiss", "sklearn"])

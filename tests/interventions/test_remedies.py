@@ -39,6 +39,13 @@ def learnable(beta: float = 0.0) -> nn.Module:
     return module
 
 
+def outgrowing() -> Scene:
+    """A loss that lets latents grow by some per cent a step, and codes that follow without holding them."""
+    torch.manual_seed(0)
+    module = VectorQuantize(dim=D, codebook_size=8, decay=0.95, commitment_weight=0.0, kmeans_init=True)
+    return Scene(module, lr=0.001, weights={"near": 0.0, "small": -4.0})
+
+
 def drifting() -> Scene:
     return Scene(plain(decay=0.95, commitment=0.0), lr=1.0, weights={"near": 0.0, "drift": 8.0})
 
@@ -60,6 +67,7 @@ RIGHT: dict[str, tuple[Callable[[], Scene], str, dict[str, Any]]] = {
     "clip_gradients": (lambda: Scene(plain(commitment=0.0), blow=lambda step: 1e5 * (-1) ** step * (step % 5 == 3)),
                        "latent_variance > 1000", {"max_norm": 1.0}),
     "freeze_encoder": (drifting, FAR, {"for": "100 steps"}),
+    "raise_commitment": (outgrowing, "norm_ratio < 0.8", {"to": 20.0}),
     "lower_lr": (drifting, FAR, {"factor": 0.001}),
     "raise_codebook_lr": (lambda: Scene(learnable(), lr=0.1, inputs=lambda step: modes(step) + 10), FAR,
                           {"factor": 50.0}),

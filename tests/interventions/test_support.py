@@ -15,7 +15,7 @@ from tests.loops import Recorder
 class Two(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.vq = VectorQuantize(dim=8, codebook_size=16, commitment_weight=0.0)
+        self.vq = VectorQuantize(dim=8, codebook_size=16, learnable_codebook=True, ema_update=False)
         self.fsq = FSQ([5, 4, 3])
 
 

@@ -52,6 +52,7 @@ def test_built_in_actions_are_known_by_their_names() -> None:
     assert list(actions()) == [
         "reset_codes",
         "decay_commitment",
+        "raise_commitment",
         "fallback_tokenizer",
         "upkeep",
         "slow_ema",

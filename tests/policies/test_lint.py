@@ -326,6 +326,14 @@ def test_a_floor_that_the_commitment_weight_is_at_already() -> None:
     assert lint_policy(policy(decays), commitment=0.11) == lint_policy(policy(decays)) == []
 
 
+def test_a_target_that_the_commitment_weight_is_at_already() -> None:
+    raises = rule(ladder=["alert", {"raise_commitment": {"to": 0.1}}])
+    (finding,) = lint_policy(policy(raises), commitment=0.1)
+    assert (finding.kind, finding.place) == ("target-below-weight", ("ladder", 1, "raise_commitment", "to"))
+    assert finding.message == "the commitment weight is 0.1, not below 0.1: the action is refused."
+    assert lint_policy(policy(raises), commitment=0.09) == lint_policy(policy(raises)) == []
+
+
 def test_a_condition_too_long_to_compare_is_left_alone() -> None:
     long = [{"any": [f"perplexity < {n}", f"usage < 0.{n}"]} for n in range(1, 10)]
     assert found(rule(when=long)) == []

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from collapse_guard.adapters.base import CodebookView, Observation, Reader, Unrecognised
+from collapse_guard.adapters.commitment import LeftOutCommitment
 from collapse_guard.adapters.refs import Derived, Knob, Switch, TensorRef
 
 __all__ = ["match_lucidrains"]
@@ -30,9 +31,11 @@ _AFFINE = "cannot be reset because of affine_param: the searched table is a re-s
 _BRIDGE = "cannot be reset because of vq_bridge: the searched table is computed from the stored one"
 _IMPLICIT = "cannot be reset because of implicit_neural_codebook: each token searches a table made for it alone"
 _BEAM = "cannot be reset because of beam_size: the residuals of the codes that the beam chose are not shown"
-_NO_TERM = (
-    "its loss has no commitment term (commitment_weight was 0 at construction, which left has_commitment_loss off)"
-)
+_NO_TERM = "its loss has no commitment term (commitment_weight was 0 at construction), and none is added for it: "
+_DIRECTIONAL = "directional_reparam: its loss has no commitment term, whatever its commitment_weight says"
+_CROSS_ENTROPY = "it was to be a cross entropy (commitment_use_cross_entropy_loss)"
+_SHARED = "its levels share one codebook, and the first one's loss is not that of all"
+_SCORES = "with beam_size its loss also scores the candidates"
 _BOTH = "learnable codebook: commitment_weight scales the term that the codebook learns from, too"
 _IN_EVAL = "its quantizer is kept in evaluation mode, where it has no loss"
 
@@ -46,12 +49,14 @@ class _Surroundings:
         is_implicit: its table is transformed for each token before the search.
         beam: the residual that searches with a beam: its levels see candidates, only its own output has the codes.
         level: of that residual, from 0; `None` where all levels share one codebook.
+        is_shared: whether its codebook is also that of the residual's other levels.
     """
 
     owner: nn.Module | None = None
     is_implicit: bool = False
     beam: nn.Module | None = None
     level: int | None = None
+    is_shared: bool = False
 
 
 def match_lucidrains(name: str, module: nn.Module) -> Sequence[CodebookView | Unrecognised] | None:
@@ -79,6 +84,7 @@ def _residual(name: str, module: nn.Module) -> Sequence[CodebookView] | None:
             is_implicit=implicit and (shares or level > 0),
             beam=module if has_beam else None,
             level=None if shares else level,
+            is_shared=shares,
         )
         (view,) = _views(f"{name}.layers.{level}", layer, around)
         if not shares and len(layers) > 1:
@@ -101,10 +107,14 @@ def _is_quantizer(module: Any) -> bool:
 
 def _views(name: str, module: nn.Module, around: _Surroundings) -> list[CodebookView]:
     heads = cast(Tensor, cast(nn.Module, module._codebook).embed).shape[0]
-    return [_view(name if heads == 1 else f"{name}.{head}", module, head, around) for head in range(heads)]
+    commitment = _commitment(module, around)  # one of all heads
+    names = [name if heads == 1 else f"{name}.{head}" for head in range(heads)]
+    return [_view(each, module, head, around, commitment) for head, each in enumerate(names)]
 
 
-def _view(name: str, module: nn.Module, head: int, around: _Surroundings) -> CodebookView:
+def _view(
+    name: str, module: nn.Module, head: int, around: _Surroundings, commitment: Knob | LeftOutCommitment | str
+) -> CodebookView:
     leaf = cast(nn.Module, module._codebook)
     cosine = _is_cosine(module, leaf)
     averages = bool(getattr(leaf, "ema_update", True))
@@ -112,8 +122,8 @@ def _view(name: str, module: nn.Module, head: int, around: _Surroundings) -> Cod
     lacks: dict[str, str] = {}
     if why := _why_not_writable(leaf, around):
         lacks |= dict.fromkeys(("reset", "freeze", "fallback"), why)
-    if why := _why_no_commitment(module, around):
-        lacks["commitment"] = why
+    if isinstance(commitment, str):
+        lacks["commitment"] = commitment
     readers = {"forward": _forward_reader(module, head)}
     if around.beam is not None:
         readers = {"forward": _chosen_reader(around.level)}
@@ -128,7 +138,7 @@ def _view(name: str, module: nn.Module, head: int, around: _Surroundings) -> Cod
         ema_count=TensorRef(leaf, "cluster_size", head) if averages or _counts_to_replace(leaf) else None,
         metric="cosine" if cosine else "l2",
         decodes_raw=cosine and not sums,
-        commitment=None if "commitment" in lacks else Knob(module, "commitment_weight"),
+        commitment=None if isinstance(commitment, str) else commitment,
         decay=Knob(leaf, "decay") if averages else None,
         replacement=_replacement(leaf),
         normalisation=_normalisation(leaf) if cosine and sums else None,
@@ -197,13 +207,24 @@ def _why_not_writable(leaf: nn.Module, around: _Surroundings) -> str | None:
     return _IMPLICIT if around.is_implicit else None
 
 
-def _why_no_commitment(module: nn.Module, around: _Surroundings) -> str | None:
-    """Say why there is no number that pulls the encoder and nothing else."""
+def _commitment(module: nn.Module, around: _Surroundings) -> Knob | LeftOutCommitment | str:
+    """Return the number that pulls the encoder and nothing else, or why there is none."""
+    is_learnable = getattr(module, "learnable_codebook", False)
     if around.owner is not None:
         return _IN_EVAL
-    if not getattr(module, "has_commitment_loss", True):
-        return _NO_TERM
-    return _BOTH if getattr(module, "learnable_codebook", False) else None
+    if getattr(module, "has_commitment_loss", True):
+        return _BOTH if is_learnable else Knob(module, "commitment_weight")
+    if getattr(module, "directional_reparam", False):
+        return _DIRECTIONAL
+    why = {
+        _BOTH: is_learnable,
+        _CROSS_ENTROPY: getattr(module, "commitment_use_cross_entropy_loss", False),
+        _SHARED: around.is_shared,
+        _SCORES: around.beam is not None,
+    }
+    refused = next((reason for reason, holds in why.items() if holds), None)
+    leaf = cast(nn.Module, module._codebook)
+    return LeftOutCommitment(module, leaf, position=2) if refused is None else _NO_TERM + refused
 
 
 def _forward_reader(module: nn.Module, head: int) -> Reader:
