@@ -32,7 +32,7 @@ __all__ = [
 Values: TypeAlias = "npt.ArrayLike | Tensor"
 Array: TypeAlias = npt.NDArray[np.float64]
 
-_FEW_TOKENS = 32  # that fall on few codes by chance are no evidence of even use
+_ENOUGH = 128  # tokens on other codes than the most used one to say anything of
 _ASYMPTOTIC_FROM = 10_000  # tokens per code
 _TAIL_EXPONENT = 60.0  # mass left out of the binomial sum: below 2 exp(-60), about 2e-26
 
@@ -114,7 +114,7 @@ def rest_ratio(counts: Values) -> float:
 
     Their perplexity over the ceiling of as many tokens among K - 1 codes: near 1 where one code has what is always the
     same, such as silence or padding, and the others share what differs; near 0 where few codes have all there is. Of
-    fewer than 32 such tokens the ceiling is that of 32, so that some strays are no even use.
+    n < 128 such tokens n/128 of that: some strays are no even use.
 
     Args:
         counts: (K,) non-negative integers, not all zero.
@@ -125,15 +125,15 @@ def rest_ratio(counts: Values) -> float:
     Raises:
         ValueError: as for `entropy`.
 
-    >>> rest_ratio([900, 50, 50]) > 0.99
+    >>> rest_ratio([9000, 500, 500]) > 0.99
     True
-    >>> rest_ratio([900, 100, 0]) < 0.51
+    >>> rest_ratio([9000, 1000, 0]) < 0.51
     True
     """
     values = _checked(counts)
     others = np.delete(values, int(values.argmax()))
     tokens = int(others.sum())
-    return perplexity(others) / perplexity_ceiling(max(tokens, _FEW_TOKENS), others.size) if tokens else 0.0
+    return min(1.0, tokens / _ENOUGH) * perplexity(others) / perplexity_ceiling(tokens, others.size) if tokens else 0.0
 
 
 def dead_fraction(counts: Values, dead_below: float) -> float:

@@ -72,7 +72,7 @@ def even_use(codes: int, tokens: int, dead_below: float) -> Ranges:
         "perplexity": (most / 2, most),  # about 0.56 of it at the least, where there is one token a code
         "perplexity_ratio": (0.9, 1.1),
         "rel(perplexity_ratio)": (0.8, 1.0),  # it was never much better
-        "rest_ratio": (0.85 if tokens >= 100 and codes > 2 else 0.0, 1.15),
+        "rest_ratio": (0.85 if tokens - tokens / codes >= 160 and codes > 2 else 0.0, 1.15),
         "usage": (1 - unseen, 1 - unseen),
         "dead_fraction": (dead, dead),
         "top_share": (1 / codes, min(1.0, (each + 6 * math.sqrt(each) + 6) / tokens)),

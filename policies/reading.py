@@ -38,8 +38,8 @@ class Reading:
         dead_fraction: share of codes with a count below `dead_below` times the uniform share, in [0, 1].
         top_share: largest share of tokens on one code, in [0, 1].
         rest_ratio: perplexity_ratio of the tokens that are not on the most used code, from 0 to about 1: near 1 where
-            that code has what is always the same, such as silence, and the others are in even use. Of fewer than 32
-            such tokens the ceiling is that of 32; 0 where there is none, and in records from before this field.
+            that code has what is always the same, such as silence, and the others are in even use. Of n < 128 such
+            tokens n/128 of it; 0 where there is none, and in records from before this field.
         stage: "train" or "eval".
         epoch: epochs begun, from 0; `None` in a loop that does not say.
         group: name of the residual whose levels are coded one after another, where the codebook is one of them.
@@ -58,7 +58,7 @@ class Reading:
         loss: the value that the user named for verification.
         eval_to_train: in evaluation, perplexity_ratio / that of the latest reading in training, 0 or more; `None` in
             training, in evaluation before any reading there, and of a finer level of a residual to which coarser codes
-            left less than a thousandth of the variance in training.
+            left next to nothing in training: less than a thousandth of the variance, and each less than a tenth.
         spread_ratio: sqrt(E|e - mean e|^2 over all codes / latent_variance), 0 or more: about 1 when codes lie where
             the latents are, far below where they all crowd in one place.
         commitment_share: commitment_weight x E|z - q|^2 / D / loss, 0 or more: how much of the loss is that pull, where

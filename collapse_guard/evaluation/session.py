@@ -30,7 +30,7 @@ from .state import ModuleState
 __all__ = ["Evaluations"]
 
 _CAPACITY = 4096  # latents of one evaluation that are kept
-_NOTHING_LEFT = 1e-3  # of the variance of the coarsest level's latents
+_NOTHING_LEFT, _LEFT_BY_EACH = 1e-3, 0.1  # of the variance of the coarsest level's latents; by each level before it
 
 
 @dataclass(slots=True)
@@ -198,7 +198,7 @@ class Evaluations:
         levels = [each for each in readings.values() if each.group == own.group and each.latent_variance is not None]
         coarsest = min(levels, key=lambda each: each.level or 0, default=own)
         left, whole = own.latent_variance, coarsest.latent_variance
-        return left is None or whole is None or left >= _NOTHING_LEFT * whole
+        return left is None or whole is None or left >= min(_NOTHING_LEFT, _LEFT_BY_EACH**own.level) * whole
 
     # Why
 

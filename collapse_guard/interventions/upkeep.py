@@ -2,7 +2,7 @@
 
 For a codebook of which much lies idle although nothing is broken. Places are drawn among the newest latents, at random
 or in proportion to their squared error, as in the D^2 sampling of k-means++ (Arthur and Vassilvitskii, SODA 2007);
-codes in use stay as they are.
+codes in use stay as they are. Where one code has more than half of the tokens, as of silence, none is put beside it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from collapse_guard.kmeans import assign, unit_rows
 from collapse_guard.policies import Upkeep
 
 from .base import Intervention, Site, clear_moments
@@ -72,7 +73,7 @@ class UpkeepIntervention(Intervention[Upkeep]):
         if int(counts.sum()) < _TOKENS_PER_CODE * view.K:
             return None
         self._last, self._since = steps, uses
-        self._move(self._idle(counts))
+        self._move(self._idle(counts), self._places(counts))
         return None
 
     def ending(self) -> str:
@@ -88,9 +89,18 @@ class UpkeepIntervention(Intervention[Upkeep]):
         idle = (counts < self.params.below * share).nonzero().flatten()
         return idle[counts[idle].argsort(stable=True)][: max(1, int(self.params.most * K))]
 
-    def _move(self, rows: Tensor) -> None:
+    def _places(self, counts: Tensor) -> Tensor:
+        """Return (n, D) latents to move to; where one code has most of them, as of silence, those of the others."""
+        view, latents = self.site.view, self.site.window.latest(_LATENTS)
+        if 2 * counts.max() <= counts.sum() or not len(latents):
+            return latents
+        table = view.codebook().float()
+        found, codes = (unit_rows(latents), unit_rows(table)) if view.metric == "cosine" else (latents, table)
+        others = latents[assign(found, codes) != int(counts.argmax())]
+        return others if are_distinct(others) else latents
+
+    def _move(self, rows: Tensor, latents: Tensor) -> None:
         site, view = self.site, self.site.view
-        latents = site.window.latest(_LATENTS)
         if not len(rows) or len(rows) == view.K or not are_distinct(latents):
             return
         self._rounds += 1
