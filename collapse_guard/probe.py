@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,13 +16,17 @@ from torch.utils.hooks import RemovableHandle
 from .adapters import CodebookView, Interception, Observation
 from .adapters.base import Reader
 from .adapters.nested import flatten_tensors
+from .diagnosis.origin import mix_of
 from .diagnosis.pulse import Pulse
 from .execution import Capture, is_capturing
 from .graph import parameters_behind
 from .hooks import Hook
+from .mix import Mix
 from .window import Window
 
 __all__ = ["Probe", "inside_backward"]
+
+_logger = logging.getLogger("collapse_guard")
 
 
 class Probe:
@@ -36,6 +42,8 @@ class Probe:
         evaluated: of the evaluation that runs; while there is one, all that is called belongs to it, in whatever mode.
         rests: whether training is not recorded just now, evaluation and what goes into a CUDA graph apart.
         capture: what is known of a forward in a CUDA graph; `None` where none was captured.
+        mix: how positions were taken for features at the first forward of the window with a graph; `False` where they
+            were not, `None` where that cannot be told.
     """
 
     def __init__(self, view: CodebookView, *, seed: int, on_error: Callable[[Exception], None]) -> None:
@@ -46,7 +54,10 @@ class Probe:
         self.rests = False
         self.capture: Capture | None = None
         self.pulse = Pulse(view.D)
+        self.mix: Mix | Literal[False] | None = None
         self.seconds = 0.0
+        self._has_looked = False
+        self._can_look = True
         self._on_error = on_error
         self._handles: list[RemovableHandle | Interception] = []
         self._is_checked = False
@@ -104,6 +115,8 @@ class Probe:
                 return
             if not self.feeds:
                 self.feeds = parameters_behind(flatten_tensors((args, kwargs)))
+            if window is self.window:
+                self._look((args, kwargs))
             with torch.no_grad():
                 observation = reader(args, kwargs, output)
                 in_graph = observation is not None and is_capturing()
@@ -121,6 +134,38 @@ class Probe:
             self.remove()
             self._on_error(error)
         self.seconds += time.perf_counter() - start
+
+    def _look(self, given: Any) -> None:
+        """At the first forward of a window that has a graph, see whether positions are taken for features."""
+        if not self.window.has_begun:
+            self.mix, self._has_looked = None, False
+        if self._has_looked or not self._can_look or not torch.is_grad_enabled():
+            return
+        source = next((each for each in flatten_tensors(given) if each.is_floating_point()), None)
+        if source is None or source.grad_fn is None:
+            return
+        self._has_looked = True
+        try:
+            self.mix = mix_of(source, self.window.D)
+        except Exception as error:  # a graph of a kind that nobody has met: recording goes on without a look
+            self._can_look = False
+            what = f"{type(error).__name__}: {error}"
+            _logger.warning("%s: its graph cannot be followed (%s); `reshaped` is not known", self.view.name, what)
+
+    @property
+    def reshaped(self) -> int | None:
+        """1 where positions were seen to be taken for features in this window, 0 where not, else `None`."""
+        return None if self.mix is None else int(self.mix is not False)
+
+    def look_state(self) -> dict[str, Any]:
+        """Return what was seen of the graph in this window, as plain data."""
+        mix = self.mix
+        return {"has_looked": self._has_looked, "mix": asdict(mix) if isinstance(mix, Mix) else mix}
+
+    def load_look_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `look_state`."""
+        mix = state["mix"]
+        self._has_looked, self.mix = bool(state["has_looked"]), Mix(**mix) if isinstance(mix, Mapping) else mix
 
     def _can_be_captured(self, window: Window, observation: Observation) -> bool:
         """Take note that a forward goes into a CUDA graph; whether what it shows can be recorded there."""

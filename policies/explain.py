@@ -16,7 +16,7 @@ from .actions import Action, FallbackTokenizer, ResetCodes, Upkeep
 from .causes import LEADING, Cause
 from .duration import Duration
 from .parts import OfCause
-from .remedies import FreezeEncoder, LowerLr, Rollback, ScaleLossWeight, Substitute, TakeOverUpdates
+from .remedies import FreezeEncoder, LowerLr, RestoreLayout, Rollback, ScaleLossWeight, Substitute, TakeOverUpdates
 from .schema import Policy, Rule, Rung
 from .words import MEANINGS, counted, in_a_row, in_words, joined, matching, percent
 
@@ -68,6 +68,11 @@ def _scale_loss_weight(it: ScaleLossWeight) -> str:
     return f"multiply the loss weight {it.weight} by {it.factor:g}{low}{high}{back}"
 
 
+def _restore_layout(it: RestoreLayout) -> str:
+    places = {"reservoir": "latents drawn at random", "kmeans": "k-means centroids", "distortion": "badly served latents"}
+    return f"give the quantizer its latents position by position, and place its codes at {places[it.source]} of them"
+
+
 def _freeze_encoder(it: FreezeEncoder) -> str:
     what = it.module or "everything that the quantizer's input depends on"
     return f"keep the optimizers from moving {what}{_lasting(it.for_)}"
@@ -117,6 +122,7 @@ _ACTIONS: dict[str, Callable[[Any], str]] = {
     "fast_ema": lambda it: f"lower the decay of the codebook's moving averages to {it.target:g}",
     "scale_loss_weight": _scale_loss_weight,
     "disable_normalisation": lambda _: "let the quantizer compare latents and codes without normalising them",
+    "restore_layout": _restore_layout,
     "clip_gradients": lambda it: f"bound the norm of each optimizer's gradients at {it.max_norm:g}{_lasting(it.for_)}",
     "freeze_encoder": _freeze_encoder,
     "lower_lr": _lower_lr,

@@ -18,6 +18,7 @@ from .learning_rate import LowerLrIntervention, RaiseCodebookLrIntervention
 from .loss_weight import ScaleLossWeightIntervention
 from .reset_codes import ResetCodesIntervention
 from .restart_optimizer import RestartOptimizerIntervention
+from .restore_layout import RestoreLayoutIntervention
 from .rollback import RollbackIntervention
 from .substitute import SubstituteIntervention
 from .take_over_updates import TakeOverUpdatesIntervention
@@ -60,6 +61,7 @@ INTERVENTIONS: dict[str, type[Intervention[Any]]] = {
     "raise_codebook_lr": RaiseCodebookLrIntervention,
     "reset_codes": ResetCodesIntervention,
     "restart_optimizer": RestartOptimizerIntervention,
+    "restore_layout": RestoreLayoutIntervention,
     "rollback": RollbackIntervention,
     "save_checkpoint": RequestIntervention,
     "scale_loss_weight": ScaleLossWeightIntervention,

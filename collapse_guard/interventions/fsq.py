@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from collapse_guard.adapters import CodebookView
-from collapse_guard.adapters.nested import flatten_tensors
+from collapse_guard.adapters.nested import flatten_tensors, map_tensors
 from collapse_guard.hooks import Hook
 from collapse_guard.kmeans import assign
 
@@ -127,16 +127,7 @@ class Layout:
         vectors = quantised if self.is_last else quantised.movedim(-1, 1)
         count = codes.numel()
 
-        def put(value: Any) -> Any:
-            if isinstance(value, tuple) and hasattr(value, "_fields"):
-                return type(value)(*map(put, value))
-            if isinstance(value, (tuple, list)):
-                return type(value)(map(put, value))
-            if isinstance(value, Mapping):
-                kind: Any = type(value)
-                return kind({key: put(each) for key, each in value.items()})
-            if not isinstance(value, Tensor):
-                return value
+        def put(value: Tensor) -> Tensor:
             if value.is_floating_point() and value.shape == given.shape:
                 return vectors.to(value.dtype)
             if not value.is_floating_point() and value.dtype is not torch.bool and value.numel() == count:
@@ -145,7 +136,7 @@ class Layout:
                 return functional.one_hot(codes.reshape(-1).long(), self.K).to(value.dtype)
             return torch.zeros_like(value) if value.is_floating_point() and value.requires_grad else value
 
-        return put(output)
+        return map_tensors(output, put)
 
 
 def find_layout(model: nn.Module, view: CodebookView) -> Layout | str:
