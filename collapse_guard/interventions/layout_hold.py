@@ -58,7 +58,7 @@ class LayoutHold(HookedHold):
     def _hook(self) -> list[RemovableHandle]:
         """Hook the quantizer: those that look at it see what it is given and returns by itself."""
         return [
-            self._module.register_forward_pre_hook(Hook(self._before), with_kwargs=True),
+            self._module.register_forward_pre_hook(Hook(self._before), with_kwargs=True, prepend=True),
             self._module.register_forward_hook(Hook(self._after), with_kwargs=True),
         ]
 
