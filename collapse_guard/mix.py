@@ -22,6 +22,7 @@ class Mix:
             (B, T, D); else they lay as (B, T, D) and were reshaped to (B, D, T).
         positions: T, of one sample.
         is_told: whether the shape of the quantizer's input says which positions are of one sample.
+        is_alone: whether the quantizer is given nothing else beside, such as a mask.
 
     >>> import torch
     >>> right = torch.arange(12.0).reshape(1, 4, 3)
@@ -34,6 +35,7 @@ class Mix:
     channels_first: bool
     positions: int
     is_told: bool = True
+    is_alone: bool = True
 
     def taken_back(self, tokens: Tensor) -> Tensor:
         """Return the vectors, (B, T, D) position by position, of what they were mixed to, (B, T, D)."""

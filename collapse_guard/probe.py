@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -141,12 +141,15 @@ class Probe:
             self.mix, self._has_looked = None, False
         if self._has_looked or not self._can_look or not torch.is_grad_enabled():
             return
-        source = next((each for each in flatten_tensors(given) if each.is_floating_point()), None)
+        tensors = list(flatten_tensors(given))
+        source = next((each for each in tensors if each.is_floating_point()), None)
         if source is None or source.grad_fn is None:
             return
         self._has_looked = True
         try:
             self.mix = mix_of(source, self.window.D)
+            if self.mix:
+                self.mix = replace(self.mix, is_alone=len(tensors) == 1)
         except Exception as error:  # a graph of a kind that nobody has met: recording goes on without a look
             self._can_look = False
             what = f"{type(error).__name__}: {error}"

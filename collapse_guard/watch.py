@@ -166,9 +166,7 @@ class Watch:
                 self._count_empty(name, word.step, _UNSEEN)
                 continue
             self._empty[name] = 0
-            reading = replace(
-                reading, unmoved=self._compare(name, roll.sums[name]), reshaped=roll.reshaped(name)
-            )
+            reading = replace(reading, unmoved=self._compare(name, roll.sums[name]), reshaped=roll.reshaped(name))
             if reading.tokens >= min_tokens:
                 probe.window.restart()
             self.readings[name] = reading

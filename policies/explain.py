@@ -69,8 +69,8 @@ def _scale_loss_weight(it: ScaleLossWeight) -> str:
 
 
 def _restore_layout(it: RestoreLayout) -> str:
-    places = {"reservoir": "latents drawn at random", "kmeans": "k-means centroids", "distortion": "badly served latents"}
-    return f"give the quantizer its latents position by position, and place its codes at {places[it.source]} of them"
+    places = f"{_SOURCES[it.source]} as they are then"
+    return f"give the quantizer its latents position by position, as a permutation would, and put its codes on {places}"
 
 
 def _freeze_encoder(it: FreezeEncoder) -> str:

@@ -63,9 +63,9 @@ class _Way:
 def mix_of(given: Tensor, D: int) -> Mix | Literal[False] | None:
     """Return how positions were taken for features; `False` where they were not, `None` where it cannot be told.
 
-    A mix is only said where the vectors that it would give back were traced to D channels of one position each, in
+    A mix is only said where the vectors that it would give back were traced to all D channels of one position each, in
     their order. A cut of the channels, such as that into heads, is none; nor are features that are a whole spatial
-    axis, which is channel-wise quantization.
+    axis, which is channel-wise quantization. Of channels that are more or fewer than D nothing else is said.
 
     Args:
         given: what a quantizer is called with: (..., D), or (batch, D, ...) with channels first.
@@ -74,7 +74,7 @@ def mix_of(given: Tensor, D: int) -> Mix | Literal[False] | None:
     >>> import torch
     >>> right = torch.nn.Linear(3, 4)(torch.ones(2, 6, 3))
     >>> mix_of(right, 4), mix_of(right.transpose(1, 2).reshape(2, 6, 4), 4)
-    (False, Mix(channels_first=True, positions=6, is_told=True))
+    (False, Mix(channels_first=True, positions=6, is_told=True, is_alone=True))
     """
     shape = tuple(given.shape)
     is_last, is_first = shape[-1:] == (D,), len(shape) > 2 and shape[1] == D
@@ -83,7 +83,7 @@ def mix_of(given: Tensor, D: int) -> Mix | Literal[False] | None:
     ways = _ways(shape, D, is_last, _starts(given))
     index = np.stack([way.index for way in ways])
     origins = _origins(given.grad_fn, given.output_nr, index, [_MOST_NODES])
-    found = [_judged(each, ways, D) for each in origins or ()]
+    found: list[Mix | Literal[False] | None] = [_judged(each, ways, D) for each in origins or ()]
     return found[0] if found and all(each == found[0] for each in found) else None
 
 
@@ -96,7 +96,7 @@ def _ways(shape: Shape, D: int, is_last: bool, starts: tuple[int, ...]) -> tuple
 
     def place(row: Index, feature: Index) -> Index:
         row, feature = np.broadcast_arrays(row, feature)
-        return row // width * (D * width) + feature * width + row % width
+        return np.asarray(row // width * (D * width) + feature * width + row % width)
 
     told = shape[0] if len(shape) > 2 else 0
     ways = [_Way(place(np.stack([_picked(rows), rows - 1 - _picked(rows)]).reshape(-1, 1), features))]
@@ -216,24 +216,23 @@ def _judged(origin: _Origin, ways: Sequence[_Way], D: int) -> Mix | Literal[Fals
     is_still = (others == others[..., :1]).all(axis=(0, 2, 3))
     if is_still[0]:
         return False
-    if shape[axis] % D or _is_whole_axes(places[:, 0], axis, shape, D):
+    if shape[axis] != D or _is_whole_axes(places[:, 0], axis, shape, D):
         return None
-    own, spatial = places[axis], (*shape[:axis], *shape[axis + 1 :])
-    at = np.ravel_multi_index(tuple(others[..., 0]), spatial) * (shape[axis] // D) + own[..., 0] // D
+    spatial = (*shape[:axis], *shape[axis + 1 :])
+    at = np.asarray(np.ravel_multi_index(tuple(others[..., 0]), spatial))
     passing = [
         way.mix
-        for way, still, channels, positions in zip(ways, is_still, own, at, strict=True)
+        for way, still, channels, positions in zip(ways, is_still, places[axis], at, strict=True)
         if way.mix is not None and still and _is_in_order(channels, positions, way.mix.positions, D)
     ]
     return passing[0] if len(passing) == 1 else None
 
 
 def _is_in_order(channels: Index, positions: Index, T: int, D: int) -> bool:
-    """Whether vectors have the D channels of a group one after another, and lie evenly along each of two samples."""
-    starts = channels[:, :1]
+    """Whether vectors have the D channels one after another, and lie evenly along each of two samples."""
     steps = positions.reshape(2, -1) - positions.reshape(2, -1)[:, :1]
     is_even = (steps == steps[0, 1] * _picked(T)).all() and steps[0, 1] > 0
-    return bool(is_even and (channels - starts == _features(D)).all() and (starts % D == 0).all())
+    return bool(is_even and (channels == _features(D)).all())
 
 
 def _is_whole_axes(places: Index, axis: int, shape: Shape, D: int) -> bool:

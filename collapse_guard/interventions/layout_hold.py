@@ -34,6 +34,7 @@ class LayoutHold(HookedHold):
     Attributes:
         mix: what is taken back. is_last: whether channels lie last in what the quantizer is given; else they lie at
             axis 1. Both are set before `install`.
+        has_acted: whether a forward of the quantizer was rearranged.
     """
 
     name = "layout"
@@ -43,6 +44,7 @@ class LayoutHold(HookedHold):
         super().__init__()
         self.mix = Mix(channels_first=True, positions=0)
         self.is_last = True
+        self.has_acted = False
         self._module, self._D = module, D
         self._given: torch.Size | None = None  # of the forward that runs
 
@@ -74,7 +76,7 @@ class LayoutHold(HookedHold):
         except Exception as error:  # the user's forward must not fail for the guard
             self._failure = error
             return None
-        self._given = given.shape
+        self._given, self.has_acted = given.shape, True
         return changed[0], changed[1]
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:

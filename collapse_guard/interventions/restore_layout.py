@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from collapse_guard.adapters import CodebookView
 from collapse_guard.mix import Mix
@@ -72,9 +72,15 @@ class RestoreLayoutIntervention(PlacedAnew[RestoreLayout]):
                 "it is given vectors whose shape does not say which positions are of one sample: call it with "
                 "(B, T, D), or write the permutation"
             )
-        layout = find_layout(model, self.site.view) if model is not None else "the model is not known here"
+        if not mix.is_alone:
+            return "it is given more than latents, such as a mask, whose positions would have to be rearranged, too"
+        if model is None:
+            return "the model is not known here"
+        layout = find_layout(model, self.site.view, least_ndim=3)
         if isinstance(layout, str):
             return layout
+        if (other := _who_else_calls(self.site.view, model)) is not None:
+            return f"{other} searches its codebook, too, with latents that would not be rearranged"
         assert self._hold is not None
         self._hold.mix, self._hold.is_last = mix, layout.is_last
         return "its latents are rearranged already" if self._is_held() else None
@@ -109,7 +115,13 @@ class RestoreLayoutIntervention(PlacedAnew[RestoreLayout]):
         return None if self._is_placed else super().tend(steps)
 
     def place(self, latents: Tensor) -> str:
-        """Place the codes where the rearranged latents are."""
+        """Place the codes where the rearranged latents are.
+
+        Raises:
+            RuntimeError: none was: the quantizer is not called as a module.
+        """
+        if self._hold is None or not self._hold.has_acted:
+            raise RuntimeError(f"{self.site.view.name} is called past its hooks: nothing was rearranged")
         view, source, refill = self.site.view, self.params.source, self.params.refill
         ids = "token ids are permuted"
         if source == "kmeans":
@@ -144,3 +156,10 @@ class RestoreLayoutIntervention(PlacedAnew[RestoreLayout]):
         self._hold.mix, self._hold.is_last = Mix(**state["mix"]), bool(state["is_last"])
         self._is_placed = bool(state["is_placed"])
         super().load_state_dict(state)
+
+
+def _who_else_calls(view: CodebookView, model: nn.Module) -> str | None:
+    """Return the path of a codebook's module outside of its quantizer; `None` where it has no other."""
+    paths = [path for path, module in model.named_modules(remove_duplicate=False) if module is view.module]
+    own = view.name
+    return next((path for path in paths if path != own and not path.startswith(f"{own}.")), None)

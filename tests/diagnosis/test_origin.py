@@ -72,7 +72,6 @@ MIXED: dict[str, tuple[Make, Mix]] = {
     "a residual": (lambda: mixed(functional.relu(z := linear()) + nn.Linear(D, D)(z)), Mix(True, T)),
     "positions embedded": (lambda: mixed(linear() + nn.Parameter(torch.randn(1, T, D))), Mix(True, T)),
     "half precision": (lambda: mixed(in_bfloat16(linear)), Mix(True, T)),
-    "cut first": (lambda: linear(2 * D).reshape(B, 2 * T, D).mT.reshape(B, 2 * T, D), Mix(True, 2 * T)),
     "fewer positions than features": (lambda: mixed(linear(x=torch.randn(B, 2, C))), Mix(True, 2)),
     "a convolution": (lambda: conv1().reshape(B, T, D), Mix(True, T)),
     "of images": (lambda: conv2().reshape(B, 24, D), Mix(True, 24)),
@@ -125,6 +124,8 @@ UNKNOWN: dict[str, Make] = {
     "patches of all channels": lambda: (
         nn.Conv2d(C, 2, 1)(IMAGE).reshape(B, 2, 2, 2, 6).permute(0, 2, 4, 3, 1).reshape(B, 12, 4)),
     "groups of channels over all positions": lambda: linear(12, torch.randn(B, 2, C)).mT.reshape(B, 6, 4),
+    "cut, then mixed": lambda: mixed(linear(2 * D).reshape(B, 2 * T, D)),
+    "a product over positions": lambda: linear(8, torch.randn(B, D, C)).mT,
     "square": lambda: linear(x=torch.randn(B, D, C)),
     "pooled between": lambda: mixed(functional.avg_pool1d(linear().mT, 2).mT),
     "sorted between": lambda: mixed(linear().sort(dim=1).values),
@@ -180,9 +181,10 @@ def test_what_is_said_to_be_mixed_is_had_back_number_by_number(
     elif found is not None:
         assert not is_whole
         right = names.reshape(shown.shape)
+        assert groups == 1
         assert torch.equal(found.taken_back(shown), right)
         assert torch.equal(found.made(right), shown)
-        assert found.positions == positions * groups
+        assert found.positions == positions
 
 
 class Kept:

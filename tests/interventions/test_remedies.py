@@ -50,7 +50,7 @@ def thrown() -> Scene:
 
 
 class MixedUp(nn.Module):
-    """(n, D) latents as samples of 16 positions each, which a reshape mixes up before a quantizer, and back after it."""
+    """(n, D) latents, 16 to a sample, which a reshape mixes up before a quantizer, and back after it."""
 
     def __init__(self, quantizer: nn.Module) -> None:
         super().__init__()

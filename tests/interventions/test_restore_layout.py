@@ -74,7 +74,7 @@ def stepped(model: Coder, optimizer: torch.optim.Optimizer, step: int, **options
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return loss.item()
+    return float(loss)
 
 
 def policy(**changes: Any) -> dict[str, Any]:
@@ -222,14 +222,16 @@ def test_a_mask_ends_it_and_the_run_goes_on_as_its_owner_wrote_it() -> None:
         guard.step(loss=stepped(model, optimizer, step))
     assert len(model.quantizer._forward_pre_hooks) == hooks
     mask = torch.ones(16, T, dtype=torch.bool)
-    for step in range(20, 90):  # a second try fails at its verification
+    for step in range(20, 90):
         guard.step(loss=stepped(model, optimizer, step, mask=mask))
-    assert [each["result"] for each in guard.interventions] == ["recovered", "failed"]
-    assert recorder.of("exhausted")
-    for fault in recorder.of("fault"):
-        assert "tending restore_layout raised ValueError: expected VectorQuantize to be given latents alone" in (
-            fault.fields["reason"]
-        )
+    assert [each["result"] for each in guard.interventions] == ["recovered", "refused"]
+    (fault,) = recorder.of("fault")
+    assert (
+        "tending restore_layout raised ValueError: expected VectorQuantize to be given latents alone"
+        in (fault.fields["reason"])
+    )
+    refused = recorder.of("intervention")[1]
+    assert refused.fields["summary"].startswith("it is given more than latents, such as a mask")
     assert len(model.quantizer._forward_pre_hooks) == hooks - 1
     guard.close()
 
@@ -240,8 +242,13 @@ def site_of(model: nn.Module, mix: Mix | None, place: int = 0) -> Site:
     return Site(view, window, [], torch.ones(view.K).numpy(), seed=0, model=model, mix=lambda: mix)
 
 
-def rvq() -> nn.Module:
-    return ResidualVQ(dim=D, codebook_size=K, num_quantizers=2)
+def rvq(**options: Any) -> nn.Module:
+    module: nn.Module = ResidualVQ(dim=D, codebook_size=K, num_quantizers=2, **options)
+    return module
+
+
+def shared() -> nn.Module:
+    return rvq(shared_codebook=True)
 
 
 SEEN = Mix(channels_first=True, positions=T)
@@ -252,6 +259,8 @@ SEEN = Mix(channels_first=True, positions=T)
     [
         (vq, None, "its graph does not show that positions are taken for features"),
         (vq, Mix(True, T, is_told=False), "whose shape does not say which positions are of one sample"),
+        (vq, Mix(True, T, is_alone=False), "it is given more than latents, such as a mask"),
+        (shared, SEEN, "0.layers.1._codebook searches its codebook, too"),
         (rvq, SEEN, "it is a level of a residual"),
         (lambda: vq(heads=2, separate_codebook_per_head=True, codebook_dim=D), SEEN, "one of several of one module"),
         (lambda: vq(codebook_dim=4), SEEN, "what its forward takes and returns is not understood"),
@@ -289,6 +298,25 @@ def test_a_resume_without_the_quantizer_is_refused() -> None:
     remedy = find_intervention("restore_layout")(RestoreLayout(), alone)
     with pytest.raises(ValueError, match="the model has no quantizer 0"):
         remedy.load_state_dict({"mix": {}, "is_last": True, "is_placed": False})
+
+
+class Past(nn.Module):
+    """Calls its quantizer past the hooks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantizer = vq()
+
+    def forward(self, x: Tensor) -> Any:
+        return type(self.quantizer).forward(self.quantizer, x)
+
+
+def test_a_quantizer_that_is_called_past_its_hooks_ends_it_and_that_is_told() -> None:
+    recorder, model = Recorder(), Coder(Past(), mixes=True)
+    guard, _ = trained(model, range(20), recorder=recorder)
+    (fault,) = recorder.of("fault")
+    assert "quantizer.quantizer is called past its hooks: nothing was rearranged" in fault.fields["reason"]
+    guard.close()
 
 
 class Echo(nn.Module):
