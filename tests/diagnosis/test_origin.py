@@ -52,6 +52,12 @@ def weighted(x: Tensor, width: int = D) -> Tensor:
     return torch.einsum("btc,dc->btd", x, nn.Parameter(torch.randn(width, C)))
 
 
+def deep(x: Tensor) -> Tensor:
+    for _ in range(70):
+        x = x * 1.01
+    return x
+
+
 def in_bfloat16(make: Make) -> Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         return make().float()
@@ -131,6 +137,7 @@ UNKNOWN: dict[str, Make] = {
     "sorted between": lambda: mixed(linear().sort(dim=1).values),
     "attention": lambda: mixed(functional.scaled_dot_product_attention(linear(), linear(), linear())),
     "one branch alone is mixed": lambda: linear() + mixed(linear()),
+    "a long way": lambda: mixed(deep(linear())),
     "activation checkpointing": lambda: mixed(checkpoint(nn.Linear(C, D), X.clone().requires_grad_(),
                                                          use_reentrant=True)),
     "no such width": lambda: linear(D + 1),
