@@ -74,7 +74,7 @@ def stepped(model: Coder, optimizer: torch.optim.Optimizer, step: int, **options
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return float(loss)
+    return float(loss.detach())
 
 
 def policy(**changes: Any) -> dict[str, Any]:
@@ -277,6 +277,20 @@ def test_what_is_not_understood_is_refused_with_its_reason(
     refusal = remedy.refusal()
     assert (refusal is None) is (why is None)
     assert why is None or why in str(refusal)
+
+
+def test_codes_that_are_assigned_past_its_forward_are_refused() -> None:
+    site = site_of(nn.Sequential(vq()), SEEN)
+    site.view.readers = {"encode": site.view.readers["forward"]}
+    assert find_intervention("restore_layout")(RestoreLayout(), site).refusal() == (
+        "its codes are assigned in encode(), which is called past every hook"
+    )
+
+
+def test_a_codebook_that_cannot_be_written_is_refused() -> None:
+    model = nn.Sequential(vq(affine_param=True, sync_affine_param=False))
+    refusal = find_intervention("restore_layout")(RestoreLayout(), site_of(model, SEEN)).refusal()
+    assert "because of affine_param" in str(refusal)
 
 
 def test_without_a_model_and_where_it_is_in_force_it_is_refused() -> None:
