@@ -28,6 +28,8 @@ __all__ = ["Probe", "inside_backward"]
 
 _logger = logging.getLogger("collapse_guard")
 
+_LOOKS = 2
+
 
 class Probe:
     """Records codes and latents of one codebook while its module trains, or while it is being evaluated.
@@ -42,7 +44,7 @@ class Probe:
         evaluated: of the evaluation that runs; while there is one, all that is called belongs to it, in whatever mode.
         rests: whether training is not recorded just now, evaluation and what goes into a CUDA graph apart.
         capture: what is known of a forward in a CUDA graph; `None` where none was captured.
-        mix: how positions were taken for features at the first forward of the window with a graph; `False` where they
+        mix: how positions were taken for features at the first forwards of the window with a graph; `False` where they
             were not, `None` where that cannot be told.
     """
 
@@ -56,7 +58,7 @@ class Probe:
         self.pulse = Pulse(view.D)
         self.mix: Mix | Literal[False] | None = None
         self.seconds = 0.0
-        self._has_looked = False
+        self._looks = 0  # in this window
         self._can_look = True
         self._on_error = on_error
         self._handles: list[RemovableHandle | Interception] = []
@@ -136,24 +138,32 @@ class Probe:
         self.seconds += time.perf_counter() - start
 
     def _look(self, given: Any) -> None:
-        """At the first forward of a window that has a graph, see whether positions are taken for features."""
+        """At the first forwards of a window that have a graph, see whether positions are taken for features.
+
+        Of two forwards that differ in that, such as those of two encoders, nothing is said.
+        """
         if not self.window.has_begun:
-            self.mix, self._has_looked = None, False
-        if self._has_looked or not self._can_look or not torch.is_grad_enabled():
+            self.mix, self._looks = None, 0
+        if self._looks == _LOOKS or not self._can_look or not torch.is_grad_enabled():
             return
         tensors = list(flatten_tensors(given))
         source = next((each for each in tensors if each.is_floating_point()), None)
         if source is None or source.grad_fn is None:
             return
-        self._has_looked = True
+        self._looks += 1
         try:
-            self.mix = mix_of(source, self.window.D)
-            if self.mix:
-                self.mix = replace(self.mix, is_alone=len(tensors) == 1)
+            found = mix_of(source, self.window.D)
         except Exception as error:  # a graph of a kind that nobody has met: recording goes on without a look
-            self._can_look = False
+            self.mix, self._can_look = None, False
             what = f"{type(error).__name__}: {error}"
             _logger.warning("%s: its graph cannot be followed (%s); `reshaped` is not known", self.view.name, what)
+            return
+        if found:
+            found = replace(found, is_alone=len(tensors) == 1)
+        if self._looks == 1:
+            self.mix = found
+        elif not _are_alike(found, self.mix):
+            self.mix = None
 
     @property
     def reshaped(self) -> int | None:
@@ -163,12 +173,12 @@ class Probe:
     def look_state(self) -> dict[str, Any]:
         """Return what was seen of the graph in this window, as plain data."""
         mix = self.mix
-        return {"has_looked": self._has_looked, "mix": asdict(mix) if isinstance(mix, Mix) else mix}
+        return {"looks": self._looks, "mix": asdict(mix) if isinstance(mix, Mix) else mix}
 
     def load_look_state(self, state: Mapping[str, Any]) -> None:
         """Go on from `look_state`."""
         mix = state["mix"]
-        self._has_looked, self.mix = bool(state["has_looked"]), Mix(**mix) if isinstance(mix, Mapping) else mix
+        self._looks, self.mix = int(state["looks"]), Mix(**mix) if isinstance(mix, Mapping) else mix
 
     def _can_be_captured(self, window: Window, observation: Observation) -> bool:
         """Take note that a forward goes into a CUDA graph; whether what it shows can be recorded there."""
@@ -194,6 +204,13 @@ class Probe:
             low, high = int(codes.min()), int(codes.max())
             raise ValueError(f"expected codes from 0 to {view.K - 1} (-1 for no token), got {low} to {high}")
         self._is_checked = True
+
+
+def _are_alike(one: Mix | Literal[False] | None, other: Mix | Literal[False] | None) -> bool:
+    """Whether two forwards show the same, however many positions each has."""
+    if one and other:
+        return replace(one, positions=other.positions) == other
+    return one is other
 
 
 def inside_backward() -> bool:

@@ -93,6 +93,32 @@ def test_a_forward_without_a_graph_does_not_hide_the_one_that_has_it() -> None:
     assert [reshaped for _, reshaped in seen(recorder)] == [1, 1]
 
 
+class Both(Coder):
+    """Calls its quantizer twice at each step; once with what was mixed up."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:4]) + self.right(x)
+
+    def right(self, x: Tensor) -> Tensor:
+        own: Tensor = self.quantizer(self.encoder(x))[2].sum()
+        return own
+
+
+class Shorter(Both):
+    def right(self, x: Tensor) -> Tensor:
+        return Coder.forward(self, x[:, :5])
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(Both, None), (Shorter, 1)])
+def test_two_forwards_that_differ_in_more_than_their_length_say_nothing(
+    kind: type[Coder], expected: int | None
+) -> None:
+    guard, recorder = guarded()
+    with guard:
+        train(kind(mixes=True), guard, range(8))
+    assert [reshaped for _, reshaped in seen(recorder)] == [expected] * 2
+
+
 def test_what_a_window_has_shown_is_known_to_a_resumed_run(tmp_path: Path) -> None:
     guard, _ = guarded()
     model = Coder(mixes=True)
