@@ -32,7 +32,16 @@ SCALARS = (
     "quantization_error",
     "finite_fraction",
 )
-OF_THE_QUANTIZER = ("commitment_weight", "commitment_share", "decay", "rewrites", "frozen", "unmoved", "moment_ratio")
+OF_THE_QUANTIZER = (
+    "commitment_weight",
+    "commitment_share",
+    "decay",
+    "rewrites",
+    "frozen",
+    "unmoved",
+    "reshaped",
+    "moment_ratio",
+)
 """What evaluation shows no other values of. Logged at each reading of training: a replay takes each by itself."""
 _HEALTH = {"unknown": 0, "healthy": 1, "degraded": 2, "collapsed": 3}
 _SEVERITY = {"info": 1, "warning": 2, "critical": 3}

@@ -229,6 +229,7 @@ class Ledger:
             ranks=self._ranks.size,
             snapshots=self._snapshots,
             encoder=lambda: without_tables(probes[entry.codebook].feeds, probes),
+            mix=lambda: probes[entry.codebook].mix or None,
         )
 
     def _settle(self, decision: Decision, probes: Mapping[str, Probe]) -> list[int]:

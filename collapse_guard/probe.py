@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,13 +16,19 @@ from torch.utils.hooks import RemovableHandle
 from .adapters import CodebookView, Interception, Observation
 from .adapters.base import Reader
 from .adapters.nested import flatten_tensors
+from .diagnosis.origin import mix_of
 from .diagnosis.pulse import Pulse
 from .execution import Capture, is_capturing
 from .graph import parameters_behind
 from .hooks import Hook
+from .mix import Mix
 from .window import Window
 
 __all__ = ["Probe", "inside_backward"]
+
+_logger = logging.getLogger("collapse_guard")
+
+_LOOKS = 2
 
 
 class Probe:
@@ -36,6 +44,8 @@ class Probe:
         evaluated: of the evaluation that runs; while there is one, all that is called belongs to it, in whatever mode.
         rests: whether training is not recorded just now, evaluation and what goes into a CUDA graph apart.
         capture: what is known of a forward in a CUDA graph; `None` where none was captured.
+        mix: how positions were taken for features at the first forwards of the window with a graph; `False` where they
+            were not, `None` where that cannot be told.
     """
 
     def __init__(self, view: CodebookView, *, seed: int, on_error: Callable[[Exception], None]) -> None:
@@ -46,7 +56,10 @@ class Probe:
         self.rests = False
         self.capture: Capture | None = None
         self.pulse = Pulse(view.D)
+        self.mix: Mix | Literal[False] | None = None
         self.seconds = 0.0
+        self._looks = 0  # in this window
+        self._can_look = True
         self._on_error = on_error
         self._handles: list[RemovableHandle | Interception] = []
         self._is_checked = False
@@ -104,6 +117,8 @@ class Probe:
                 return
             if not self.feeds:
                 self.feeds = parameters_behind(flatten_tensors((args, kwargs)))
+            if window is self.window:
+                self._look((args, kwargs))
             with torch.no_grad():
                 observation = reader(args, kwargs, output)
                 in_graph = observation is not None and is_capturing()
@@ -121,6 +136,49 @@ class Probe:
             self.remove()
             self._on_error(error)
         self.seconds += time.perf_counter() - start
+
+    def _look(self, given: Any) -> None:
+        """At the first forwards of a window that have a graph, see whether positions are taken for features.
+
+        Of two forwards that differ in that, such as those of two encoders, nothing is said.
+        """
+        if not self.window.has_begun:
+            self.mix, self._looks = None, 0
+        if self._looks == _LOOKS or not self._can_look or not torch.is_grad_enabled():
+            return
+        tensors = list(flatten_tensors(given))
+        source = next((each for each in tensors if each.is_floating_point()), None)
+        if source is None or source.grad_fn is None:
+            return
+        self._looks += 1
+        try:
+            found = mix_of(source, self.window.D)
+        except Exception as error:  # a graph of a kind that nobody has met: recording goes on without a look
+            self.mix, self._can_look = None, False
+            what = f"{type(error).__name__}: {error}"
+            _logger.warning("%s: its graph cannot be followed (%s); `reshaped` is not known", self.view.name, what)
+            return
+        if found:
+            found = replace(found, is_alone=len(tensors) == 1)
+        if self._looks == 1:
+            self.mix = found
+        elif not _are_alike(found, self.mix):
+            self.mix = None
+
+    @property
+    def reshaped(self) -> int | None:
+        """1 where positions were seen to be taken for features in this window, 0 where not, else `None`."""
+        return None if self.mix is None else int(self.mix is not False)
+
+    def look_state(self) -> dict[str, Any]:
+        """Return what was seen of the graph in this window, as plain data."""
+        mix = self.mix
+        return {"looks": self._looks, "mix": asdict(mix) if isinstance(mix, Mix) else mix}
+
+    def load_look_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `look_state`."""
+        mix = state["mix"]
+        self._looks, self.mix = int(state["looks"]), Mix(**mix) if isinstance(mix, Mapping) else mix
 
     def _can_be_captured(self, window: Window, observation: Observation) -> bool:
         """Take note that a forward goes into a CUDA graph; whether what it shows can be recorded there."""
@@ -146,6 +204,13 @@ class Probe:
             low, high = int(codes.min()), int(codes.max())
             raise ValueError(f"expected codes from 0 to {view.K - 1} (-1 for no token), got {low} to {high}")
         self._is_checked = True
+
+
+def _are_alike(one: Mix | Literal[False] | None, other: Mix | Literal[False] | None) -> bool:
+    """Whether two forwards show the same, however many positions each has."""
+    if one and other:
+        return replace(one, positions=other.positions) == other
+    return one is other
 
 
 def inside_backward() -> bool:

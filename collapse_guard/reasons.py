@@ -21,7 +21,7 @@ def explain(reading: Reading) -> str:
     Returns:
         One sentence. It states what was measured; where nothing stands out, it says so.
     """
-    for look in (_broken_latents, _flat_latents, _norms, _concentration, _remembered):
+    for look in (_broken_latents, _flat_latents, _norms, _mixed, _concentration, _remembered):
         if (sentence := look(reading)) is not None:
             return sentence
     return "no single number of this reading stands out"
@@ -55,6 +55,15 @@ def _norms(reading: Reading) -> str | None:
         how = f"{1 / ratio:.0f} times shorter than the latents" if ratio > 0 else "zero"  # an average never fed
         return f"codes are {how}: all of them lie near the origin"
     return None
+
+
+def _mixed(reading: Reading) -> str | None:
+    if reading.reshaped != 1:
+        return None
+    return (
+        "each latent is a run of positions, not the channels of one position: a reshape stands where a permutation was "
+        "due"
+    )
 
 
 def _concentration(reading: Reading) -> str | None:

@@ -166,7 +166,7 @@ class Watch:
                 self._count_empty(name, word.step, _UNSEEN)
                 continue
             self._empty[name] = 0
-            reading = replace(reading, unmoved=self._compare(name, roll.sums[name]))
+            reading = replace(reading, unmoved=self._compare(name, roll.sums[name]), reshaped=roll.reshaped(name))
             if reading.tokens >= min_tokens:
                 probe.window.restart()
             self.readings[name] = reading
@@ -211,7 +211,7 @@ class Watch:
             if not (self._is_started.get(view.name) or view.is_initialised()):
                 return Part(is_started=False), None
             mark = int(fingerprint(view.codebook())) if size > 1 and not view.is_sharded else 0
-            part = Part(is_frozen=view.is_frozen, fingerprint=mark)
+            part = Part(is_frozen=view.is_frozen, fingerprint=mark, reshaped=probe.reshaped)
             return part, sum_up(probe.window, view, size=size)
         except Exception as error:
             probe.remove()
@@ -300,6 +300,7 @@ class Watch:
             "started": dict(self._is_started),
             "empty": dict(self._empty),
             "marks": dict(self._marks),
+            "mixes": {name: probe.look_state() for name, probe in self.probes.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -309,6 +310,9 @@ class Watch:
         self._is_started = {name: bool(started) for name, started in state.get("started", {}).items()}
         self._empty = {name: int(count) for name, count in state.get("empty", {}).items()}
         self._marks = {name: int(mark) for name, mark in state.get("marks", {}).items()}
+        for name, seen in state.get("mixes", {}).items():
+            if name in self.probes:
+                self.probes[name].load_look_state(seen)
         for name, window in self._windows_of_mine(state).items():
             try:
                 probe = self.probes[name]

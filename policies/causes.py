@@ -35,7 +35,10 @@ class Cause(Word):
     NO_GRADIENT = "no_gradient", "the encoder learns nothing through the quantizer"
     NON_FINITE = "non_finite", "latents or loss are NaN or infinite"
     EXPLODING_GRADIENTS = "exploding_gradients", "the encoder's gradients have grown out of all proportion"
-    ARTIFICIAL_RESHAPE = "artificial_reshape", "latents are pieces of a wider feature vector, cut to the code dimension"
+    ARTIFICIAL_RESHAPE = (
+        "artificial_reshape",
+        "a reshape makes latents that are none: runs of positions, or pieces of a wider feature vector",
+    )
     STARVED_LEVEL = "starved_level", "the coarser levels of the residual leave this one next to nothing to code"
     PADDED_TOKENS = "padded_tokens", "most tokens are the same vector, as padding and masked positions are"
     FEW_MODES = "few_modes", "the latents have no more distinct values than codes in use: nothing is wrong"

@@ -16,7 +16,7 @@ from .actions import Action, FallbackTokenizer, ResetCodes, Upkeep
 from .causes import LEADING, Cause
 from .duration import Duration
 from .parts import OfCause
-from .remedies import FreezeEncoder, LowerLr, Rollback, ScaleLossWeight, Substitute, TakeOverUpdates
+from .remedies import FreezeEncoder, LowerLr, RestoreLayout, Rollback, ScaleLossWeight, Substitute, TakeOverUpdates
 from .schema import Policy, Rule, Rung
 from .words import MEANINGS, counted, in_a_row, in_words, joined, matching, percent
 
@@ -66,6 +66,11 @@ def _scale_loss_weight(it: ScaleLossWeight) -> str:
     high = f", never above {it.ceiling:g}" if it.ceiling is not None else ""
     back = f"; put it back after {it.restore_after} with the codebook healthy" if it.restore_after else ""
     return f"multiply the loss weight {it.weight} by {it.factor:g}{low}{high}{back}"
+
+
+def _restore_layout(it: RestoreLayout) -> str:
+    places = f"{_SOURCES[it.source]} as they are then"
+    return f"give the quantizer its latents position by position, as a permutation would, and put its codes on {places}"
 
 
 def _freeze_encoder(it: FreezeEncoder) -> str:
@@ -118,6 +123,7 @@ _ACTIONS: dict[str, Callable[[Any], str]] = {
     "fast_ema": lambda it: f"lower the decay of the codebook's moving averages to {it.target:g}",
     "scale_loss_weight": _scale_loss_weight,
     "disable_normalisation": lambda _: "let the quantizer compare latents and codes without normalising them",
+    "restore_layout": _restore_layout,
     "clip_gradients": lambda it: f"bound the norm of each optimizer's gradients at {it.max_norm:g}{_lasting(it.for_)}",
     "freeze_encoder": _freeze_encoder,
     "lower_lr": _lower_lr,

@@ -68,6 +68,9 @@ class Reading:
         frozen: 1 while the guard keeps the quantizer's own updates out of the codebook and lets it stand but for
             refits, as a fallback does, else 0; `None` in evaluation.
         unmoved: 1 if no code has moved since the reading before, else 0; `None` in evaluation and at the first reading.
+        reshaped: 1 if the autograd graph shows that positions were taken for features, by a reshape where a permutation
+            was due, so that each latent is a run of positions; 0 if it shows that features are channels, those of a
+            wider vector's pieces included; `None` in evaluation, and where it cannot be told.
         moment_ratio: how much larger gradients an Adam remembers than it is shown now, from what moves the encoder, 0
             or more: about 1 for noise as ever, less for gradients that point one way, far above 1 after a collapse, and
             above 1 where they shrink as a run converges. `None` in evaluation, without an Adam, and but for the 300
@@ -108,6 +111,7 @@ class Reading:
     rewrites: int | None = None
     frozen: int | None = None
     unmoved: int | None = None
+    reshaped: int | None = None
     moment_ratio: float | None = None
     causes: tuple[Diagnosis, ...] = ()
 

@@ -19,6 +19,7 @@ __all__ = [
     "LowerLr",
     "RaiseCodebookLr",
     "RestartOptimizer",
+    "RestoreLayout",
     "Rollback",
     "ScaleLossWeight",
     "SlowEma",
@@ -86,6 +87,22 @@ class DisableNormalisation(Action):
     """Let the quantizer search and decode with latents as long as they are, where a setting of it allows that."""
 
     action: ClassVar[str] = "disable_normalisation"
+
+
+class RestoreLayout(Action):
+    """Let the quantizer be given its latents position by position, where a reshape has made features of positions.
+
+    Attributes:
+        source: where the codes are placed once enough such latents were seen: where latents drawn at random lie
+            (`reservoir`), for the most even use; at `kmeans` centroids, for the least error; or at latents drawn by
+            `distortion`.
+        refill: moving-average count given to a placed code, as a fraction of the mean count, in (0, 1].
+    """
+
+    action: ClassVar[str] = "restore_layout"
+
+    source: Literal["reservoir", "kmeans", "distortion"] = "reservoir"
+    refill: Annotated[float, Field(gt=0, le=1)] = 0.5
 
 
 class ClipGradients(Action):
@@ -202,6 +219,7 @@ REMEDIES: tuple[type[Action], ...] = (
     FastEma,
     ScaleLossWeight,
     DisableNormalisation,
+    RestoreLayout,
     ClipGradients,
     FreezeEncoder,
     LowerLr,

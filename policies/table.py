@@ -23,7 +23,7 @@ Values: TypeAlias = "dict[str, float | None]"
 _MANY_TOKENS = 10**9
 _RUN = ""
 _NEVER_LEFT_OUT = ("perplexity", "perplexity_ratio", "usage", "dead_fraction", "top_share")
-_COUNTED = ("rewrites", "frozen", "unmoved")
+_COUNTED = ("rewrites", "frozen", "unmoved", "reshaped")
 _CARRIED = ("loss", "epoch")
 
 

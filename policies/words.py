@@ -44,6 +44,7 @@ MEANINGS = {
     "rewrites": "how often the guard has written the codebook, or a level of its residual, so far",
     "frozen": "1 while a fallback keeps the quantizer's own updates out of the codebook, else 0",
     "unmoved": "1 if no code has moved since the reading before, else 0",
+    "reshaped": "1 if each latent is a run of positions, where channels were meant, else 0",
     "moment_ratio": "how much larger gradients the optimizer remembers than it is shown now",
 }
 """What each field of a reading says, in one phrase."""

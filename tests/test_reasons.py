@@ -27,6 +27,8 @@ HEALTHY: dict[str, Any] = {
         ({"norm_ratio": 0.0}, "codes are zero: all of them lie near the origin"),
         ({"norm_ratio": 5.4, "top_share": 0.98}, "one code takes 98% of 640 tokens; code norms are 5.4 times"),
         ({"dead_fraction": 0.9}, "90% of the codes are dead in a window of 640 tokens"),
+        ({"reshaped": 1, "dead_fraction": 0.9}, "each latent is a run of positions"),
+        ({"reshaped": 0}, "no single number"),
         ({"moment_ratio": 2.5}, "no single number"),
         ({"moment_ratio": 110.2}, "Adam remembers gradients 110 times as large as those it is shown now"),
         ({"moment_ratio": 110.2, "dead_fraction": 0.9}, "90% of the codes are dead"),

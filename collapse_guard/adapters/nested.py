@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["flatten_tensors", "given_tensor"]
+__all__ = ["flatten_tensors", "given_tensor", "map_tensors"]
 
 
 def flatten_tensors(value: Any) -> Iterator[Tensor]:
@@ -25,6 +25,25 @@ def flatten_tensors(value: Any) -> Iterator[Tensor]:
     elif hasattr(value, "__dataclass_fields__"):
         for name in value.__dataclass_fields__:
             yield from flatten_tensors(getattr(value, name))
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return nested tuples, lists and mappings with each tensor changed; anything else in them as it is.
+
+    >>> import torch
+    >>> map_tensors((torch.ones(1), {"loss": torch.zeros(1)}, None), lambda each: each + 1)
+    (tensor([2.]), {'loss': tensor([1.])}, None)
+    """
+    if isinstance(value, Tensor):
+        return change(value)
+    kind: Any = type(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return kind(*(map_tensors(each, change) for each in value))
+    if isinstance(value, (tuple, list)):
+        return kind(map_tensors(each, change) for each in value)
+    if isinstance(value, Mapping):
+        return kind({key: map_tensors(each, change) for key, each in value.items()})
+    return value
 
 
 def given_tensor(method: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:

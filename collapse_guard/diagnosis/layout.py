@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["width_before_cut"]
+__all__ = ["axes_behind", "kind_of", "width_before_cut"]
 
 _MOST_NODES = 24
 _SAME_SHAPE = {"Clone", "ToCopy", "Alias", "Div", "Tanh", "Contiguous"}
@@ -40,13 +40,12 @@ def width_before_cut(given: Tensor, D: int) -> int | None:
     for _ in range(_MOST_NODES):
         if node is None:
             break
-        match = _KIND.match(type(node).__name__)
-        kind = match[1] if match else ""
+        kind = kind_of(node)
         if kind in ("Permute", "Transpose"):
             axis = _axis_of(shape, stride, D)
             if axis is None:
                 break
-            order = _order(node, kind, len(shape))
+            order = axes_behind(node, kind, len(shape))
             source = [0] * len(shape)
             for place, origin in enumerate(order):
                 source[origin] = shape[place]
@@ -79,8 +78,14 @@ def _wider(shape: Sequence[int], stride: int, D: int) -> int | None:
     return None
 
 
-def _order(node: Any, kind: str, ndim: int) -> list[int]:
-    """Return for each axis of the result which axis of the source it was."""
+def kind_of(node: Any) -> str:
+    """Return what a node of the graph is the backward of, such as `View`; empty for one of another kind."""
+    match = _KIND.match(type(node).__name__)
+    return match[1] if match else ""
+
+
+def axes_behind(node: Any, kind: str, ndim: int) -> list[int]:
+    """Return for each axis of the result of a permutation or transposition which axis of the source it was."""
     if kind == "Permute":
         return [_signed(dim) % ndim for dim in node._saved_dims]
     order = list(range(ndim))

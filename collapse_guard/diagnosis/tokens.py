@@ -89,6 +89,31 @@ def few_modes(facts: Facts) -> Diagnosis | None:
 
 
 def reshaped(facts: Facts) -> Diagnosis | None:
+    """Latents are runs of positions, or pieces cut out of wider vectors."""
+    return _mixed(facts) if facts.reading.reshaped == 1 else _cut(facts)
+
+
+def _mixed(facts: Facts) -> Diagnosis:
+    """The graph shows that positions were taken for features."""
+    D = facts.reading.D
+    return Diagnosis(
+        cause=Cause.ARTIFICIAL_RESHAPE,
+        confidence=0.95,
+        says=(
+            f"the {D} features of a latent are a run of positions, not the {D} channels of one position: a reshape "
+            "has mixed them up where a permutation was due"
+        ),
+        evidence={"reshaped": 1.0},
+        advice=(
+            "permute channels and positions before the quantizer, and back after it; until then `restore_layout` "
+            "rearranges what the quantizer is given"
+        ),
+        line="quantizer(features.movedim(1, -1))  # (B, D, ...) to (B, ..., D), in place of a reshape or a view",
+        remedy="restore_layout",
+    )
+
+
+def _cut(facts: Facts) -> Diagnosis | None:
     """Latents are pieces cut out of wider vectors, so that one codebook has to serve unlike kinds of them."""
     beat, D = facts.beat, facts.reading.D
     widths = [each for each in facts.beats if each.width > D]

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from collapse_guard.adapters import CodebookView
 from collapse_guard.evaluation import Evaluations
+from collapse_guard.mix import Mix
 from collapse_guard.snapshots import Snapshots
 from collapse_guard.window import Window
 
@@ -56,6 +57,7 @@ class Site:
         evaluations: what reads the codebooks in evaluation, and compares it with training.
         snapshots: the last healthy snapshot of the run, if any action of the policy wants one.
         encoder: returns the parameters that the quantizer's input was seen to depend on; none before a forward.
+        mix: returns how positions were seen to be taken for features; `None` where they were not, or nobody knows.
     """
 
     view: CodebookView
@@ -74,6 +76,7 @@ class Site:
     evaluations: Evaluations | None = None
     snapshots: Snapshots | None = None
     encoder: Callable[[], Sequence[nn.Parameter]] = lambda: ()
+    mix: Callable[[], Mix | None] = lambda: None
 
 
 class Intervention(ABC, Generic[Params]):

@@ -19,6 +19,7 @@ from .loss_weight import ScaleLossWeightIntervention
 from .raise_commitment import RaiseCommitmentIntervention
 from .reset_codes import ResetCodesIntervention
 from .restart_optimizer import RestartOptimizerIntervention
+from .restore_layout import RestoreLayoutIntervention
 from .rollback import RollbackIntervention
 from .substitute import SubstituteIntervention
 from .take_over_updates import TakeOverUpdatesIntervention
@@ -62,6 +63,7 @@ INTERVENTIONS: dict[str, type[Intervention[Any]]] = {
     "raise_commitment": RaiseCommitmentIntervention,
     "reset_codes": ResetCodesIntervention,
     "restart_optimizer": RestartOptimizerIntervention,
+    "restore_layout": RestoreLayoutIntervention,
     "rollback": RollbackIntervention,
     "save_checkpoint": RequestIntervention,
     "scale_loss_weight": ScaleLossWeightIntervention,

@@ -1,7 +1,7 @@
 """`disable_normalisation`: latents and codes are compared as long as they are.
 
 A unit codebook is no place for latents that have a length. So the codes are placed anew, by k-means, as soon as some
-latents were seen as they are; until then nothing that happened to the codebook is worth a reading.
+latents were seen as they are.
 """
 
 from __future__ import annotations
@@ -9,30 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from collapse_guard.adapters import CodebookView
-from collapse_guard.kmeans import fit_codebook
 from collapse_guard.policies import DisableNormalisation
 
-from .base import Intervention, Site, clear_moments
 from .parts import NormalisationPart, Part
-from .placement import are_distinct, in_place_of
+from .placed_anew import PlacedAnew
+from .reset_codes import write_kmeans
 
 __all__ = ["DisableNormalisationIntervention"]
 
 
-class DisableNormalisationIntervention(Intervention[DisableNormalisation]):
+class DisableNormalisationIntervention(PlacedAnew[DisableNormalisation]):
     """Right when what tells latents apart is their length, which normalisation takes away."""
 
     touches = frozenset({"codebook", "normalisation"})
-    needs = ("reset",)
-    stays = True
-
-    def __init__(self, params: DisableNormalisation, site: Site) -> None:
-        """Wait for latents."""
-        super().__init__(params, site)
-        self._enough = min(4 * site.view.K, 1024)
 
     @classmethod
     def why_unsupported(cls, view: CodebookView) -> str | None:
@@ -63,21 +55,11 @@ class DisableNormalisationIntervention(Intervention[DisableNormalisation]):
         self.site.window.forget()
         return f"normalisation is off; codes are placed by kmeans once {self._enough} latents were seen as they are"
 
-    @torch.no_grad()
-    def tend(self, steps: int) -> str | None:
-        """Place the codes as soon as there is something to place them on."""
-        site, view = self.site, self.site.view
-        latents = site.window.sample()
-        if len(latents) < self._enough or not are_distinct(latents):
-            return None
-        fit = fit_codebook(latents, view.K, metric=view.metric, seed=site.seed)
-        whole = in_place_of(view, fit, latents, refill=0.5)
-        rows = torch.arange(view.K)
-        view.write_rows(rows, whole.vectors, whole.counts)
-        clear_moments(site, rows)
+    def place(self, latents: Tensor) -> str:
+        """Place the codes by k-means, and end: the setting stays."""
+        view = self.site.view
+        whole, _ = write_kmeans(self.site, latents, refill=0.5)
         self.facts = whole.facts
-        site.window.restart()
-        self.writes += 1
         self.is_over = True
         ids = f"{self.facts['ids_changed']} of {self.facts['ids_compared']} ids changed"
         return f"{view.K} codes placed by kmeans on {len(latents)} latents as long as they are; {ids}"

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from collapse_guard.adapters import CodebookView
-from collapse_guard.adapters.nested import flatten_tensors
+from collapse_guard.adapters.nested import flatten_tensors, map_tensors
 from collapse_guard.hooks import Hook
 from collapse_guard.kmeans import assign
 
@@ -127,16 +127,7 @@ class Layout:
         vectors = quantised if self.is_last else quantised.movedim(-1, 1)
         count = codes.numel()
 
-        def put(value: Any) -> Any:
-            if isinstance(value, tuple) and hasattr(value, "_fields"):
-                return type(value)(*map(put, value))
-            if isinstance(value, (tuple, list)):
-                return type(value)(map(put, value))
-            if isinstance(value, Mapping):
-                kind: Any = type(value)
-                return kind({key: put(each) for key, each in value.items()})
-            if not isinstance(value, Tensor):
-                return value
+        def put(value: Tensor) -> Tensor:
             if value.is_floating_point() and value.shape == given.shape:
                 return vectors.to(value.dtype)
             if not value.is_floating_point() and value.dtype is not torch.bool and value.numel() == count:
@@ -145,24 +136,33 @@ class Layout:
                 return functional.one_hot(codes.reshape(-1).long(), self.K).to(value.dtype)
             return torch.zeros_like(value) if value.is_floating_point() and value.requires_grad else value
 
-        return put(output)
+        return map_tensors(output, put)
 
 
-def find_layout(model: nn.Module, view: CodebookView) -> Layout | str:
+def find_layout(model: nn.Module, view: CodebookView, *, least_ndim: int = 2) -> Layout | str:
     """Return what the quantizer of a codebook takes and returns, tried on a copy in evaluation mode, or why not.
 
     It is understood where its codes are the nearest rows of what it is given, and it returns one vector and one code
     for each token.
+
+    Args:
+        model: the root. view: the codebook.
+        least_ndim: fewest axes of what it must take: 3 where the batch's has to be one of them.
     """
     try:
         module = model.get_submodule(view.name)
     except AttributeError:
         return "its codebook is one of several of one module: it cannot be replaced by itself"
     table = view.codebook().float()
-    twin = copy.deepcopy(module).eval()
+    try:
+        twin = copy.deepcopy(module).eval()
+    except Exception as error:  # such as of the tensors that a weight_norm leaves from a forward
+        return f"a copy on which its forward would be tried cannot be made: {type(error).__name__}: {error}"
     generator = torch.Generator(device=table.device).manual_seed(0)
     for shape, is_last in (((1, _TOKENS, view.D), True), ((_TOKENS, view.D), True), ((1, view.D, 2, 2), False),
                            ((1, view.D, _TOKENS), False)):  # fmt: skip
+        if len(shape) < least_ndim:
+            continue
         noise = torch.randn(_TOKENS, view.D, generator=generator, device=table.device)
         rows = table[:: max(1, len(table) // _TOKENS)][:_TOKENS]
         tokens = torch.cat([rows, rows[:1].expand(_TOKENS - len(rows), -1)]) + 0.1 * table.std() * noise

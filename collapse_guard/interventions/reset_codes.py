@@ -10,10 +10,16 @@ from collapse_guard.policies import ResetCodes
 from .base import Intervention, Site, clear_moments
 from .placement import WholeCodebook, beside_the_living, in_place_of, why_nowhere
 
-__all__ = ["ResetCodesIntervention", "place_all"]
+__all__ = ["ResetCodesIntervention", "place_all", "write_drawn", "write_kmeans"]
 
 
 def place_all(site: Site, latents: torch.Tensor, refill: float) -> tuple[WholeCodebook, bool]:
+    """Take the replacement of dead codes over, and do what `write_kmeans` does."""
+    site.view.take_over()
+    return write_kmeans(site, latents, refill)
+
+
+def write_kmeans(site: Site, latents: torch.Tensor, refill: float) -> tuple[WholeCodebook, bool]:
     """Write k-means centroids of (n, D) finite latents into all codes of a site, and clear their optimizer moments.
 
     Returns:
@@ -22,10 +28,16 @@ def place_all(site: Site, latents: torch.Tensor, refill: float) -> tuple[WholeCo
     view = site.view
     rows, fit = torch.arange(view.K), fit_codebook(latents, view.K, metric=view.metric, seed=site.seed)
     whole = in_place_of(view, fit, latents, refill)
-    view.take_over()
     view.write_rows(rows, whole.vectors, whole.counts)
     clear_moments(site, rows)
     return whole, fit.is_thin
+
+
+def write_drawn(site: Site, rows: torch.Tensor, latents: torch.Tensor, source: str, refill: float) -> None:
+    """Write places drawn among (n, D) finite latents into (m,) codes of a site, and clear their optimizer moments."""
+    vectors, counts = beside_the_living(site.view, rows, latents, source=source, refill=refill, seed=site.seed)
+    site.view.write_rows(rows, vectors, counts)
+    clear_moments(site, rows)
 
 
 class ResetCodesIntervention(Intervention[ResetCodes]):
@@ -56,10 +68,8 @@ class ResetCodesIntervention(Intervention[ResetCodes]):
             self.facts = whole.facts
             on += f", few for {view.K} codes" if is_thin else ""
         else:
-            vectors, counts = beside_the_living(view, rows, latents, source=source, refill=refill, seed=site.seed)
             view.take_over()
-            view.write_rows(rows, vectors, counts)
-            clear_moments(site, rows)
+            write_drawn(site, rows, latents, source, refill)
         return f"{len(rows)} of {view.K} codes placed by {source} on {on}"
 
     def _dead(self) -> torch.Tensor:

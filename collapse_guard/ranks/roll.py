@@ -26,7 +26,7 @@ __all__ = ["Part", "Purpose", "Roll", "Word", "call_roll", "meet"]
 
 _FAREWELL = timedelta(seconds=120)  # others may be between two readings
 _WORD_NUMBERS = 7
-_PART_NUMBERS = 4
+_PART_NUMBERS = 5
 
 
 class Purpose(Enum):
@@ -68,12 +68,14 @@ class Part:
         has_failed: its probe is out. is_started: its quantizer has made its start. is_frozen: its own updates are kept
             out.
         fingerprint: of the table, 48 bits; 0 where nobody asks.
+        reshaped: 1 if positions were seen to be taken for features, 0 if not; `None` where that cannot be told.
     """
 
     has_failed: bool = False
     is_started: bool = True
     is_frozen: bool = False
     fingerprint: int = 0
+    reshaped: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,10 @@ class Roll:
     def epoch(self) -> int | None:
         """The first rank's epoch."""
         return self.words[0].epoch
+
+    def reshaped(self, codebook: str) -> int | None:
+        """Return 1 where any rank has seen positions taken for features, 0 where one has seen that they are not."""
+        return max((part.reshaped for part in self.parts[codebook] if part.reshaped is not None), default=None)
 
     def why_parted(self) -> str:
         """Say why the ranks cannot go on as one; empty where they can."""
@@ -142,7 +148,7 @@ def call_roll(
     sizes = {name: (view.K, view.D) for name, view in views.items()}
     mine = [_in_place(_numbers(word), ranks)]
     for name, (part, sums_of) in parts.items():
-        mine.append(_in_place((part.has_failed, part.is_started, part.is_frozen, part.fingerprint), ranks))
+        mine.append(_in_place(_numbers_of(part), ranks))
         length = Sums.length(*sizes[name], ranks.size)
         mine.append(sums_of.pack(ranks.index, ranks.size) if sums_of is not None else np.zeros(length))
     split = np.split(ranks.add_up(np.concatenate(mine), patience), np.cumsum([len(each) for each in mine])[:-1])
@@ -150,7 +156,7 @@ def call_roll(
     told, total = {}, {}
     for place, name in enumerate(parts):
         rows = split[1 + 2 * place].reshape(ranks.size, _PART_NUMBERS)
-        told[name] = tuple(Part(bool(row[0]), bool(row[1]), bool(row[2]), int(row[3])) for row in rows)
+        told[name] = tuple(_part(row) for row in rows)
         total[name] = Sums.unpack(split[2 + 2 * place], *sizes[name], ranks.size)
     return Roll(words, told, total)
 
@@ -178,6 +184,17 @@ def _numbers(word: Word) -> tuple[float, ...]:
     has_loss, has_epoch = word.loss is not None, word.epoch is not None
     purpose = _PURPOSES.index(word.purpose)
     return (word.step, word.story, purpose, has_loss, word.loss or 0.0, has_epoch, word.epoch or 0)
+
+
+def _numbers_of(part: Part) -> tuple[float, ...]:
+    reshaped = -1 if part.reshaped is None else part.reshaped
+    return (part.has_failed, part.is_started, part.is_frozen, part.fingerprint, reshaped)
+
+
+def _part(numbers: np.ndarray) -> Part:
+    has_failed, is_started, is_frozen, fingerprint, reshaped = numbers.tolist()
+    known = int(reshaped) if reshaped >= 0 else None
+    return Part(bool(has_failed), bool(is_started), bool(is_frozen), int(fingerprint), known)
 
 
 def _word(numbers: np.ndarray) -> Word:

@@ -56,6 +56,24 @@ def thrown() -> Scene:
     return Scene(plain(commitment=0.0), lr=0.3, optimizer=torch.optim.Adam, blow=blow)
 
 
+class MixedUp(nn.Module):
+    """(n, D) latents, 16 to a sample, which a reshape mixes up before a quantizer, and back after it."""
+
+    def __init__(self, quantizer: nn.Module) -> None:
+        super().__init__()
+        self.inner = quantizer
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        tokens = z.reshape(-1, 16, D)
+        quantized, codes, loss = self.inner(tokens.mT.reshape(tokens.shape))
+        return quantized.reshape(-1, D, 16).mT.reshape(z.shape), loss.sum(), codes
+
+
+def mixed_up() -> Scene:
+    torch.manual_seed(0)
+    return Scene(MixedUp(VectorQuantize(dim=D, codebook_size=16, decay=0.9)))
+
+
 FAR = "relative_error > 3"
 RIGHT: dict[str, tuple[Callable[[], Scene], str, dict[str, Any]]] = {
     "fast_ema": (lambda: Scene(plain(decay=0.999), lr=0.0, inputs=lambda step: modes(step) + 0.2 * step),
@@ -77,6 +95,7 @@ RIGHT: dict[str, tuple[Callable[[], Scene], str, dict[str, Any]]] = {
     "rollback": (lambda: Scene(plain(decay=0.99), blow=lambda step: 1e5 * (step == 57)), "relative_error > 1",
                  {"every": "10 steps"}),
     "disable_normalisation": (lambda: Scene(cosine(), lr=0.001, inputs=rays), "latent_variance < 0.5", {}),
+    "restore_layout": (mixed_up, "reshaped == 1", {}),
 }  # fmt: skip
 
 
@@ -91,6 +110,10 @@ def test_where_a_remedy_is_right_it_recovers_the_codebook(action: str) -> None:
         (act,) = scene.recorder.of("intervention")
         assert act.fields["manifest"]
         assert not scene.recorder.of("fault")
+
+
+def hooks_of(module: nn.Module) -> list[Any]:
+    return [each for part in module.modules() for each in (part._forward_hooks, part._forward_pre_hooks)]
 
 
 class Witness:
@@ -115,7 +138,7 @@ class Witness:
             "numbers": {key: value for key, value in vars(leaf).items() if isinstance(value, (int, float))},
             "normalised": getattr(getattr(leaf, "_codebook", None), "use_cosine_sim", None),
             "weights": dict(model.weights),
-            "hooks": [len(each) for each in (leaf._forward_hooks, optimizer._optimizer_step_pre_hooks,
+            "hooks": [len(each) for each in (*hooks_of(leaf), optimizer._optimizer_step_pre_hooks,
                                              optimizer._optimizer_step_post_hooks)],
             "groups": [{**group, "params": [id(each) for each in group["params"]]} for group in optimizer.param_groups],
             "held": [id(each) for each in optimizer.state],
@@ -343,6 +366,7 @@ RESUMED: dict[str, dict[str, Any]] = {
     "fast_ema": {"target": 0.5}, "scale_loss_weight": {"weight": "weights.near", "factor": 0.5},
     "clip_gradients": {"max_norm": 0.01}, "freeze_encoder": {"for": "25 steps"}, "lower_lr": {"factor": 0.1},
     "take_over_updates": {}, "substitute": {}, "rollback": {"every": "5 steps"}, "restart_optimizer": {},
+    "restore_layout": {"source": "kmeans"},
 }  # fmt: skip
 
 
@@ -353,7 +377,8 @@ def test_a_resumed_run_goes_on_to_the_same_bits_and_can_still_undo(action: str, 
         {action: RESUMED[action]}]}  # fmt: skip
 
     def begun() -> tuple[Scene, Guard]:
-        scene = Scene(plain(commitment=0.1), weights={"drift": 0.1}, optimizer=torch.optim.Adam)
+        quantizer = plain(commitment=0.1) if action != "restore_layout" else mixed_up().quantizer
+        scene = Scene(quantizer, weights={"drift": 0.1}, optimizer=torch.optim.Adam)
         return scene, scene.guarded(rule)
 
     whole, guard = begun()

@@ -59,6 +59,7 @@ def test_built_in_actions_are_known_by_their_names() -> None:
         "fast_ema",
         "scale_loss_weight",
         "disable_normalisation",
+        "restore_layout",
         "clip_gradients",
         "freeze_encoder",
         "lower_lr",

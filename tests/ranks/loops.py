@@ -58,11 +58,25 @@ class Autoencoder(nn.Module):
         return loss
 
 
+class MixedUp(nn.Module):
+    """Reshapes (B, T, DIM) latents by way of (B, DIM, T) before a quantizer, and back after it; takes no mask."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        quantized, codes, loss = self.inner(z.mT.reshape(z.shape))
+        return quantized.reshape(z.mT.shape).mT, codes, loss
+
+
 def quantizer(kind: str, **options: Any) -> nn.Module:
     """Return a quantizer of vector-quantize-pytorch that keeps its codebook the same on all ranks."""
     made: nn.Module
     if kind == "ema":
         made = VectorQuantize(DIM, 24, decay=0.9, threshold_ema_dead_code=0, **{"sync_codebook": True, **options})
+    elif kind == "mixed":
+        made = MixedUp(quantizer("ema", **options))
     elif kind == "learnable":
         made = VectorQuantize(DIM, 24, ema_update=False, learnable_codebook=True, sync_codebook=True, **options)
     else:

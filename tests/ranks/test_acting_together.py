@@ -66,6 +66,18 @@ def test_a_fallback_is_fitted_and_refitted_alike_on_all_ranks(crew: Crew) -> Non
     assert kinds.count("tended") >= 3
 
 
+def test_a_layout_is_restored_and_codes_are_placed_alike_on_all_ranks(crew: Crew) -> None:
+    rule = {"when": "reshaped == 1", "clear": {"when": "reshaped == 0", "for": 2}}
+    told = crew.run(
+        loops.ddp_run, 2, kind="mixed", spoil_at=(), steps=24, policy=policy({"restore_layout": {}}, **rule)
+    )
+    assert_alike(told)
+    assert [action for _, *action in acts(told[0])] == [["restore_layout", "applied"], ["restore_layout", "recovered"]]
+    (placed,) = [fields for _, event, fields in told[0]["story"] if event == "tended"]
+    assert placed["summary"].startswith("24 codes placed by reservoir on ")
+    assert faults(told[0]) == []
+
+
 def test_upkeep_moves_the_same_codes_on_all_ranks(crew: Crew) -> None:
     ladder = {"upkeep": {"every": "4 steps", "below": 0.3}}
     rule = {

@@ -80,6 +80,24 @@ def test_pooled_readings_equal_those_of_one_process_and_are_alike_bit_for_bit(cr
         assert getattr(reading, name) == pytest.approx(getattr(alone, name), rel=1e-5), name
 
 
+def rolled(rank: int, size: int, *, seen: tuple[int | None, ...]) -> int | None:
+    ranks, view, window = join_ranks(), view_of(8, 4), Window(8, 4)
+    part = Part(reshaped=seen[rank])
+    roll = call_roll(ranks, Word(step=1), {"vq": (part, sum_up(window, view, size=size))}, {"vq": view})
+    assert [each.reshaped for each in roll.parts["vq"]] == list(seen)
+    ranks.leave()
+    return roll.reshaped("vq")
+
+
+@pytest.mark.parametrize(
+    ("seen", "pooled"), [((None, None), None), ((None, 0), 0), ((0, 1), 1), ((1, None), 1), ((0, 0), 0)]
+)
+def test_what_any_rank_has_seen_of_the_graph_is_known_to_all(
+    crew: Crew, seen: tuple[int | None, ...], pooled: int | None
+) -> None:
+    assert crew.run(rolled, 2, seen=seen) == [pooled, pooled]
+
+
 def test_latents_that_are_all_the_same_have_no_variance_wherever_they_lie() -> None:
     """Sums about the origin leave rounding behind where sums about the mean leave nothing."""
     view, windows = view_of(8, 4), [Window(8, 4) for _ in range(2)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .codebook import CodebookPart, table_moments, tensors_of
 from .part import InterventionError, Part
-from .settings import HoldPart, KnobPart, NormalisationPart
+from .settings import HoldPart, KnobPart, LayoutPart, NormalisationPart
 from .tensors import TensorsPart
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "HoldPart",
     "InterventionError",
     "KnobPart",
+    "LayoutPart",
     "NormalisationPart",
     "Part",
     "TensorsPart",

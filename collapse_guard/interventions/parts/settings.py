@@ -13,7 +13,7 @@ from collapse_guard.window import Window
 
 from .part import Part
 
-__all__ = ["HoldPart", "KnobPart", "NormalisationPart"]
+__all__ = ["HoldPart", "KnobPart", "LayoutPart", "NormalisationPart"]
 
 
 class KnobPart(Part):
@@ -178,3 +178,23 @@ class HoldPart(Part):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over whether they were in force."""
         self._was_in_force = bool(state["was_in_force"])
+
+
+class LayoutPart(HoldPart):
+    """How latents are arranged before a quantizer.
+
+    Args:
+        hold: the hooks that rearrange them.
+        window: latents that were recorded; those from before a change are not those from after it.
+    """
+
+    def __init__(self, hold: Hold, window: Window) -> None:
+        """Store the hooks and where latents are."""
+        super().__init__(hold)
+        self._window = window
+
+    def undo(self) -> None:
+        """Take the hooks out, if the intervention put them in, and forget what they let be recorded."""
+        if self._hold.is_in_force and not self._was_in_force:
+            super().undo()
+            self._window.forget()
