@@ -92,7 +92,7 @@ class Comparison:
         return f"rel({self.field})" if self.function == "rel" else self.field
 
     @cached_property
-    def _claim(self) -> str:
+    def claim(self) -> str:
         """What is said of it: `< 1.5`."""
         return f"{self.sign} {_short(self.threshold)}"
 
@@ -122,14 +122,8 @@ class Comparison:
                 return f"{self.subject} {text}"
         return f"{self.subject} {value!r}"
 
-    def assertion(self, reading: Reading, derived: Derived = NOTHING) -> str:
-        """Write the comparison with its value: `perplexity 1.00 < 1.5`, or `loss nan counts as > 5`."""
-        value = getattr(reading, self.field)
-        link = " counts as" if value is None or value != value else ""
-        return f"{self.measure(reading, derived)}{link} {self._claim}"
-
     def __str__(self) -> str:
-        return f"{self.subject} {self._claim}"
+        return f"{self.subject} {self.claim}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +176,7 @@ class Condition:
         Args:
             missing: what a comparison says of a field that is missing. nan: of one that is NaN.
         """
-        return _compiled(self.parts, self.any, missing, nan)
+        return _compiled(sorted(self.parts, key=_cost), self.any, missing, nan)
 
     def measure(self, reading: Reading, derived: Derived = NOTHING) -> str:
         """Write the compared fields with their values: `perplexity 1.00, perplexity_ratio 0.01`."""
@@ -194,11 +188,19 @@ class Condition:
         Args:
             missing, nan: as for `compile`.
         """
-        tests = [(part, part.compile(missing, nan)) for part in self.comparisons()]
+        parts = list(self.comparisons())
+        ask = _compiled(parts, False, missing, nan)
 
         def explain(reading: Reading, derived: Derived = NOTHING, /) -> str:
-            true = [part.assertion(reading, derived) for part, test in tests if test(reading, derived)]
-            return " and ".join(dict.fromkeys(true))
+            answers: list[bool | None] = []
+            ask(reading, derived, answers)
+            texts: dict[str, None] = {}
+            for part, holds in zip(parts, answers, strict=True):
+                if holds:
+                    value = getattr(reading, part.field)
+                    link = " counts as" if value is None or value != value else ""
+                    texts[f"{part.measure(reading, derived)}{link} {part.claim}"] = None
+            return " and ".join(texts)
 
         return explain
 
@@ -220,7 +222,16 @@ class Condition:
         return (" or " if self.any else " and ").join(texts)
 
 
-def _compiled(parts: Sequence[Comparison | Condition], decisive: bool, missing: bool | None, nan: bool | None) -> Test:
+class _Ask(Protocol):
+    """Several parts made ready: a test, and what else each of them says."""
+
+    def __call__(
+        self, reading: Reading, derived: Derived = NOTHING, told: list[bool | None] | None = None, /
+    ) -> bool | None:
+        """Judge a reading, as far as it takes; or ask every part, and add its answer to those told."""
+
+
+def _compiled(parts: Sequence[Comparison | Condition], decisive: bool, missing: bool | None, nan: bool | None) -> _Ask:
     """Return one test of several parts, which calls nothing written in Python for a comparison: most rules have some.
 
     Args:
@@ -239,7 +250,7 @@ def _compiled(parts: Sequence[Comparison | Condition], decisive: bool, missing: 
         for part in parts
     ]
 
-    def test(reading: Reading, derived: Derived = NOTHING, /) -> bool | None:
+    def ask(reading: Reading, derived: Derived = NOTHING, told: list[bool | None] | None = None, /) -> bool | None:
         verdict: bool | None = not decisive
         for field_of, subject, compare, threshold, inner in checks:
             if field_of is None or compare is None:
@@ -252,13 +263,20 @@ def _compiled(parts: Sequence[Comparison | Condition], decisive: bool, missing: 
                 if subject is not None:
                     value = derived[subject]
                 answer = None if value is None or value != value else compare(value, threshold)
-            if answer is decisive:
+            if told is not None:
+                told.append(answer)
+            elif answer is decisive:
                 return decisive
             if answer is None:
                 verdict = None
         return verdict
 
-    return test
+    return ask
+
+
+def _cost(part: Comparison | Condition) -> int:
+    """Return how dear it is to ask a part: a field, what it is relative to its past, or several parts."""
+    return 2 if isinstance(part, Condition) else int(part.function != "value")
 
 
 def _parts(values: object, place: Place) -> tuple[Comparison | Condition, ...]:

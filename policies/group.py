@@ -20,6 +20,8 @@ from .turn import Turn
 
 __all__ = ["UNSEEN", "Group", "taken_together"]
 
+_CODEBOOK_OF = attrgetter("codebook")
+
 UNSEEN = CodebookState()
 """The state of a codebook of which nothing has been read yet."""
 
@@ -57,7 +59,7 @@ class Group:
         self.decisions: list[Decision] = []
         self.asked: dict[tuple[str, str], int] = {}
         self._state = state
-        self._read = {reading.codebook: reading for reading in readings}
+        self._read = dict(zip(map(_CODEBOOK_OF, readings), readings, strict=True))
         self.stage = readings[0].stage if readings else stage
         self._books = self._members(codebook)
         self.turns: dict[str, Turn] = {}

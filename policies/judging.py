@@ -25,7 +25,7 @@ Decisions = tuple[Decision, ...]
 
 AT_WORK = frozenset({Phase.PENDING, Phase.FIRING, Phase.VERIFYING})
 TROUBLED = AT_WORK | {Phase.EXHAUSTED}
-_PHASE_OF = attrgetter("phase")
+_PHASE_OF, _STAGE_OF = attrgetter("phase"), attrgetter("stage")
 
 
 def observe(plan: Plan, state: EngineState, readings: Sequence[Reading]) -> tuple[EngineState, Decisions]:
@@ -34,7 +34,8 @@ def observe(plan: Plan, state: EngineState, readings: Sequence[Reading]) -> tupl
     Raises:
         ValueError: if the readings do not belong together.
     """
-    readings = [reading for reading in readings if reading.stage in plan.stages]
+    if not plan.stages.issuperset(map(_STAGE_OF, readings)):
+        readings = [reading for reading in readings if reading.stage in plan.stages]
     if not readings:
         return state, ()
     if len(readings) > 1:
