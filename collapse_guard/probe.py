@@ -28,7 +28,7 @@ __all__ = ["Probe", "inside_backward"]
 
 _logger = logging.getLogger("collapse_guard")
 
-_LOOKS = 2
+_LOOKS, _SELDOM = 2, 20  # forwards that are looked at; windows until that is done anew
 
 
 class Probe:
@@ -44,8 +44,8 @@ class Probe:
         evaluated: of the evaluation that runs; while there is one, all that is called belongs to it, in whatever mode.
         rests: whether training is not recorded just now, evaluation and what goes into a CUDA graph apart.
         capture: what is known of a forward in a CUDA graph; `None` where none was captured.
-        mix: how positions were taken for features at the first forwards of the window with a graph; `False` where they
-            were not, `None` where that cannot be told.
+        mix: how positions were taken for features at the first forwards with a graph, of this window or of one lately;
+            `False` where they were not, `None` where that cannot be told.
     """
 
     def __init__(self, view: CodebookView, *, seed: int, on_error: Callable[[Exception], None]) -> None:
@@ -58,7 +58,7 @@ class Probe:
         self.pulse = Pulse(view.D)
         self.mix: Mix | Literal[False] | None = None
         self.seconds = 0.0
-        self._looks = 0  # in this window
+        self._looks = self._windows = self._forgets = 0  # since it was looked anew; windows in all; of the window
         self._can_look = True
         self._on_error = on_error
         self._handles: list[RemovableHandle | Interception] = []
@@ -140,10 +140,15 @@ class Probe:
     def _look(self, given: Any) -> None:
         """At the first forwards of a window that have a graph, see whether positions are taken for features.
 
-        Of two forwards that differ in that, such as those of two encoders, nothing is said.
+        Of two forwards that differ in that, such as those of two encoders, nothing is said. A model is seldom wired
+        anew: where all was well, or could not be told, it is looked again after some windows only, or where the
+        guard has changed what the codebook is compared with.
         """
         if not self.window.has_begun:
-            self.mix, self._looks = None, 0
+            forgets, self._forgets = self._forgets, self.window.forgets
+            self._windows += 1
+            if self.mix or self._forgets != forgets or self._windows % _SELDOM == 1:
+                self.mix, self._looks = None, 0
         if self._looks == _LOOKS or not self._can_look or not torch.is_grad_enabled():
             return
         tensors = list(flatten_tensors(given))
@@ -167,18 +172,19 @@ class Probe:
 
     @property
     def reshaped(self) -> int | None:
-        """1 where positions were seen to be taken for features in this window, 0 where not, else `None`."""
+        """1 where positions were seen to be taken for features, 0 where not, else `None`."""
         return None if self.mix is None else int(self.mix is not False)
 
     def look_state(self) -> dict[str, Any]:
-        """Return what was seen of the graph in this window, as plain data."""
+        """Return what was seen of the graph, as plain data."""
         mix = self.mix
-        return {"looks": self._looks, "mix": asdict(mix) if isinstance(mix, Mix) else mix}
+        return {"looks": self._looks, "windows": self._windows, "mix": asdict(mix) if isinstance(mix, Mix) else mix}
 
     def load_look_state(self, state: Mapping[str, Any]) -> None:
         """Go on from `look_state`."""
         mix = state["mix"]
-        self._looks, self.mix = int(state["looks"]), Mix(**mix) if isinstance(mix, Mapping) else mix
+        self._looks, self._windows, self._forgets = int(state["looks"]), int(state["windows"]), self.window.forgets
+        self.mix = Mix(**mix) if isinstance(mix, Mapping) else mix
 
     def _can_be_captured(self, window: Window, observation: Observation) -> bool:
         """Take note that a forward goes into a CUDA graph; whether what it shows can be recorded there."""

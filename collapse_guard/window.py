@@ -81,6 +81,7 @@ class Window:
         """Shown the codes (n,) and latents (n, D) of every forward, for what needs all of them and not a sample."""
         self._added = 0  # latents ever added
         self._added_before = 0  # of those, before this window began
+        self.forgets = 0
         self._replayed = 0  # of the last ones, how many a captured graph renews whenever it is replayed
 
     @torch.no_grad()
@@ -284,6 +285,7 @@ class Window:
 
     def forget(self) -> None:
         """Take nothing in the ring for a token: it is not what the codebook is compared with any more. Counts stay."""
+        self.forgets += 1
         if self._valid is not None:
             self._valid.zero_()
 

@@ -133,6 +133,11 @@ class RestoreLayoutIntervention(PlacedAnew[RestoreLayout]):
         self._is_placed = True
         return f"{view.K} codes placed by {source} on {len(latents)} rearranged latents; {ids}"
 
+    def release(self) -> None:
+        """Leave the quantizer to its owner; what it is given from now on is mixed, and what was recorded is not."""
+        super().release()
+        self.site.window.forget()
+
     def in_words(self) -> str:
         """Say what stays, and what is to be written in its place."""
         return (
