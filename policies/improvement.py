@@ -20,9 +20,10 @@ _NO_EFFECTS = frozenset({"step", "epoch", "K", "D", "tokens", "rewrites", "froze
 def is_better(when: Condition, before: Reading | None, after: Reading | None, loss_increase: float | None) -> bool:
     """Whether a codebook came nearer to what a rule wants, at no cost.
 
-    No field that the rule compares is deeper beyond its threshold than before, and at least one is less so; neither the
-    relative error nor, beyond the bound of the guard, the loss has grown. What is missing or not finite is no
-    improvement. Only symptoms are compared: not `rel` and `trend`, which depend on more than two readings, nor what no
+    No field that the rule compares is deeper beyond its threshold than before, and at least one is less so, of those that
+    the rule asks for by themselves: what `any:` asks for beside them says when they count, and an error that went from
+    ten thousand times the spread to half of that is none. Neither the relative error nor, beyond the bound of the
+    guard, the loss has grown. What is missing or not finite is no improvement. Only symptoms are compared: not `rel` and `trend`, which depend on more than two readings, nor what no
     codebook has a share in, such as the step, or what counts interventions, nor what bounds a field from its good side,
     as `perplexity >= 10` does where a rule is for codebooks in use.
 
@@ -34,8 +35,9 @@ def is_better(when: Condition, before: Reading | None, after: Reading | None, lo
     """
     if before is None or after is None:
         return False
-    gains = [_gain(each, before, after) for each in when.comparisons() if _is_symptom(each)]
-    if not gains or min(gains) < 0 or max(gains) <= 0:
+    gains = {each: _gain(each, before, after) for each in when.comparisons() if _is_symptom(each)}
+    alone = [gain for each, gain in gains.items() if each in when.parts] or list(gains.values())
+    if not alone or min(gains.values()) < 0 or max(alone) <= 0:
         return False
     return _not_grown(before.relative_error, after.relative_error) and (
         loss_increase is None or _not_grown(before.loss, after.loss, loss_increase)

@@ -231,7 +231,8 @@ def test_the_console_tells_a_coordinated_intervention_in_three_lines() -> None:
     train(codec(), [Guard(POLICY, console=False, sinks=[sink])])
     lines = [" ".join(line.split()[4:]) for line in text.getvalue().splitlines() if "  step " in line[:30]]
     assert [line.partition(" for ")[0].partition(" on ")[0].partition(" recovered: ")[0] for line in lines] == [
-        "CRITICAL rvq.layers: levels 0-3 of 4: collapsed: perplexity 1.00 < 1.5 and perplexity_ratio 0.03 < 0.5",
+        "CRITICAL rvq.layers: levels 0-3 of 4: collapsed: perplexity 1.00 < 1.5 and perplexity_ratio 0.03 < 0.5 "
+        "and rest_ratio 0.00 < 0.35 and relative_error 1.00 > 0.9",
         "ACT rvq.layers: levels 0-3 of 4: reset_codes #1: 32 of 32 codes placed by reservoir",
         "RECOVERED rvq.layers: levels 0-3 of 4: reset_codes #1: levels 0-3",
     ]

@@ -92,7 +92,8 @@ def test_what_the_callback_gave_the_loggers_replays_to_the_decisions_of_the_run(
     no_loss = {"fields": ["loss"], "missing": "keep", "consequences": []}  # named to no guard; `any:` does without it
     assert event_log["counts"]["outcome recovered"] == 2
     outweighed = {"fields": ["commitment_share", "loss"], "missing": "keep", "consequences": ["it can never fire"]}
-    assert event_log["absent"] == {"fallen": no_loss, "outweighed": outweighed}
+    cost = no_loss | {"consequences": ["what an intervention costs is not looked at"]}
+    assert event_log["absent"] == {"reshaped": cost, "fallen": no_loss, "outweighed": outweighed}
     for other in (tensorboard, table):
         assert other["absent"] == event_log["absent"]
         assert [_kind(each) for each in other["decisions"]] == [_kind(each) for each in event_log["decisions"]]

@@ -25,7 +25,6 @@ def test_each_rung_is_refused_where_a_capability_is_missing_and_nowhere_else() -
         {"vq", "fsq"},
         {"fsq"},
         {"fsq"},
-        {"fsq"},
         {"vq", "fsq"},
         {"fsq"},
     ]
@@ -46,7 +45,8 @@ def test_a_run_says_at_its_start_where_it_can_only_tell(capsys: pytest.CaptureFi
     with Guard("default", sinks=[recorder]) as guard:
         guard.attach(Two())
     (attached,) = recorder.of("attached")
-    rules = ["collapsed", "astray", "unspread", "collapsing", "fallen", "unused", "half_repaired", "hasty"]
+    rules = ["collapsed", "astray", "reshaped", "unspread", "collapsing", "outgrown", "fallen", "unused"]
+    rules += ["half_repaired", "hasty"]
     rules += ["overcommitted", "outweighed", "standing"]
     weighed = ("overcommitted", "outweighed")  # of the other, too: it has no commitment
     assert attached.fields["powerless"] == {rule: ["vq", "fsq"] if rule in weighed else ["fsq"] for rule in rules}

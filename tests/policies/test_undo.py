@@ -76,6 +76,16 @@ def test_all_fields_that_fired_must_have_come_nearer_and_none_may_be_unknown() -
     assert ending(run_of("unless_better", usages, when={"any": [WHEN, "norm_ratio > 5"]})).rollback  # never measured
 
 
+def test_what_only_says_when_the_others_count_is_no_improvement() -> None:
+    when = ["usage < 0.9", {"any": ["relative_error > 0.9", "norm_ratio > 5"]}]
+    far = run_of("unless_better", [0.1, 0.1, 0.1], when=when, errors=[1e5, 8e4, 8e4])
+    assert ending(far).rollback
+    assert ending(run_of("unless_better", [0.1, 0.3, 0.3], when=when, errors=[1e5, 8e4, 8e4], norm_ratios=[9] * 3)).kept
+    assert ending(run_of("unless_better", [0.1, 0.3, 0.3], when=when, errors=[5.0, 5.0, 7.0])).rollback
+    either = {"any": ["relative_error > 0.9", "usage < 0.05"]}  # nothing is asked for by itself: any of them may tell
+    assert ending(run_of("unless_better", [0.5, 0.5, 0.5], when=either, errors=[9.0, 2.0, 2.0])).kept
+
+
 def test_only_symptoms_say_whether_a_try_has_helped() -> None:
     """Time passes in any case, a field may end beyond what is right but on its other side, and use is no trouble."""
     more, less = [0.1, 0.5, 0.6], [0.3, 0.3, 0.3]
