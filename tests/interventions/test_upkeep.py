@@ -104,6 +104,27 @@ def test_places_are_where_the_error_is_or_anywhere(source: str) -> None:
     assert far > 0.5 if source == "distortion" else far < 0.25
 
 
+@pytest.mark.parametrize(("silent", "is_silence"), [(0.9, True), (0.4, False)])
+def test_no_code_moves_into_what_one_code_has_most_of_the_tokens_for(silent: float, is_silence: bool) -> None:
+    """Silence that is not quite the same each time is many different latents, and needs one code all the same."""
+    params = Upkeep.model_validate({"every": "4 steps", "most": 0.25, "source": "reservoir"})
+    bench = Bench(params)
+    with torch.no_grad():
+        codebook: Any = bench.vq._codebook
+        codebook.embed[:, 0] = 30.0
+        latents = data(1024, generator=torch.Generator().manual_seed(0)).squeeze(0)
+        latents[: int(silent * 1024)] = 30.0 + 0.01 * latents[: int(silent * 1024)]
+        bench.probe.window.forget()
+        codes = torch.cdist(latents, bench.view.codebook()).argmin(dim=1)
+        bench.probe.window.add(codes, latents)
+    before = bench.view.codebook().clone()
+    bench.probe.window.restart()
+    bench.upkeep.tend(4)
+    moved = bench.view.codebook()[(bench.view.codebook() != before).any(dim=1)]
+    assert len(moved) == K // 4
+    assert bool((moved.mean(dim=1) > 20).any()) is not is_silence
+
+
 def test_all_idle_codes_come_into_use_after_some_rounds_and_the_end_says_how_many_moves_it_took() -> None:
     bench = Bench(EAGER)
     for step in range(4, 81, 4):
