@@ -7,7 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from vector_quantize_pytorch import VectorQuantize
 
+from collapse_guard import Guard
 from collapse_guard.interventions import Site, Transaction, find_intervention
 from collapse_guard.policies import (
     DecayCommitment,
@@ -16,8 +20,9 @@ from collapse_guard.policies import (
     Rollback,
     TakeOverUpdates,
 )
+from collapse_guard.testing import Recorder
 
-from .scenes import KINDS, Run, acting, observing
+from .scenes import KINDS, D, K, Run, acting, batch, observing
 
 ACTIONS: dict[str, Any] = {
     "reset all, kmeans": ResetCodes(scope="all", source="kmeans"),
@@ -93,6 +98,49 @@ def test_a_run_goes_on_under_each_intervention(device: torch.device, kind: str, 
         assert bool(table.isfinite().all())
     assert run.guard is not None
     run.guard.close()
+
+
+class Mixing(nn.Module):
+    """Takes positions for features, and pulls no latent towards its code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(D, D)
+        self.quantizer = VectorQuantize(dim=D, codebook_size=K, decay=0.9, commitment_weight=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the loss."""
+        mixed = self.encoder(x).transpose(1, 2).reshape(x.shape)
+        quantised, _, own = self.quantizer(mixed)
+        back = quantised.reshape(len(x), D, -1).transpose(1, 2)
+        return functional.mse_loss(back, x) + own.sum()
+
+
+@pytest.mark.parametrize(
+    ("when", "action"), [("reshaped == 1", "restore_layout"), ("commitment_weight < 0.02", "raise_commitment")]
+)
+def test_what_is_done_in_each_forward_is_done_on_the_device(device: torch.device, when: str, action: str) -> None:
+    torch.manual_seed(0)
+    recorder, model = Recorder(), Mixing().to(device).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    policy = acting({action: {}}, every=4)
+    policy["rules"][0] |= {"when": when, "clear": {"when": "perplexity > 1000000"}, "verify": {"within": "100 steps"}}
+    with Guard(policy, console=False, sinks=[recorder]) as guard:
+        guard.attach(model, optimizer)
+        for step in range(24):
+            optimizer.zero_grad()
+            loss = model(batch(step, device))
+            loss.backward()
+            optimizer.step()
+            guard.step()
+            if step == 20:
+                assert torch.isfinite(loss)
+                assert all(bool(each.grad.isfinite().all()) for each in model.encoder.parameters())
+    assert not recorder.of("fault")
+    assert next(each["action"] for each in guard.interventions) == action
+    last = recorder.of("reading")[-1].fields
+    assert (last["reshaped"] == 0) is (action == "restore_layout")
+    assert (last["commitment_weight"] == 0.25) is (action == "raise_commitment")
 
 
 @pytest.mark.parametrize("kind", ["ema", "learnable", "home-made"])
