@@ -20,12 +20,13 @@ _NO_EFFECTS = frozenset({"step", "epoch", "K", "D", "tokens", "rewrites", "froze
 def is_better(when: Condition, before: Reading | None, after: Reading | None, loss_increase: float | None) -> bool:
     """Whether a codebook came nearer to what a rule wants, at no cost.
 
-    No field that the rule compares is deeper beyond its threshold than before, and at least one is less so, of those that
-    the rule asks for by themselves: what `any:` asks for beside them says when they count, and an error that went from
-    ten thousand times the spread to half of that is none. Neither the relative error nor, beyond the bound of the
-    guard, the loss has grown. What is missing or not finite is no improvement. Only symptoms are compared: not `rel` and `trend`, which depend on more than two readings, nor what no
-    codebook has a share in, such as the step, or what counts interventions, nor what bounds a field from its good side,
-    as `perplexity >= 10` does where a rule is for codebooks in use.
+    No field that the rule compares is deeper beyond its threshold than before, and at least one is less so, of those
+    that the rule asks for by themselves: what `any:` asks for beside them says when they count, and an error that went
+    from ten thousand times the spread to half of that is none. Neither the relative error nor, beyond the bound of the
+    guard, the loss has grown. What is missing or not finite is no improvement. Only symptoms are compared: not `rel`
+    and `trend`, which depend on more than two readings, nor what no codebook has a share in, such as the step, or what
+    counts interventions, nor what bounds a field from its good side, as `perplexity >= 10` does where a rule is for
+    codebooks in use.
 
     Args:
         when: of the rule.

@@ -254,8 +254,8 @@ def _of_floors(rule: Rule, commitment: float | None) -> Iterator[Finding]:
     """A floor, or a target, that the commitment weight is at already, so that the action is refused."""
     for index, rung in enumerate(rule.ladder):
         to = getattr(rung.params, "to", None)
-        raises = commitment is not None and rung.action == "raise_commitment" and to is not None and commitment >= to
-        if raises and possible(rule.when, {"commitment_weight": (commitment, commitment)}):
+        is_above = commitment is not None and rung.action == "raise_commitment" and to is not None and commitment >= to
+        if commitment is not None and is_above and possible(rule.when, {"commitment_weight": (commitment, commitment)}):
             message = f"the commitment weight is {commitment:g}, not below {to:g}: the action is refused."
             hint = "Write a higher `to`, or leave the rung out."
             place: Place = ("ladder", index, rung.action, "to")

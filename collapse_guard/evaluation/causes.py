@@ -23,6 +23,7 @@ _HEALTHY, _LOW = 0.7, 0.5  # share of the training perplexity
 _NEW = 0.3  # what moves by more than this in one forward was not averaged
 _UNSEEN = 0.45
 _RANDOM = 0.02  # share of tokens
+_TOO_COSTLY = 1.5  # times the error: more even use is not worth it
 
 
 def causes_of(it: Comparison) -> tuple[Diagnosis, ...]:
@@ -119,6 +120,8 @@ def _quantizer(it: Comparison) -> Iterator[Diagnosis]:
         f"{it.evaluating:.1f} in evaluation mode"
     )
     is_random = it.resampled > _RANDOM
+    costs = it.costlier if is_random and it.costlier is not None else 1.0
+    is_costly = costs > _TOO_COSTLY
     yield Diagnosis(
         cause=Cause.EVAL_SAMPLING if is_random else Cause.EVAL_PATH,
         confidence=_SURE * lost * _ramp(restored, 0.1, 0.6),
@@ -126,12 +129,22 @@ def _quantizer(it: Comparison) -> Iterator[Diagnosis]:
         "draw), which hides that the likeliest code is nearly always the same"
         if is_random
         else f"{modes}, and draws nothing at random: it assigns by another rule",
-        evidence=_modes(it) | _of_group(it, "quantizer") | {"resampled": it.resampled},
-        advice="lower the temperature towards the end of training, and watch the codes without noise"
+        evidence=_modes(it)
+        | _of_group(it, "quantizer")
+        | {"resampled": it.resampled}
+        | ({"costlier": costs} if is_costly else {}),
+        advice=(
+            "lower the temperature towards the end of training, and watch the codes without noise"
+            + (
+                f"; codes drawn in evaluation, too, would lie {costs:.1f} times as far from the latents"
+                if is_costly
+                else ""
+            )
+        )
         if is_random
         else "assign codes alike in both modes",
         line="self.temperature = max(0.1, 0.99 * self.temperature)" if is_random else "",
-        remedy="eval_fix",
+        remedy="" if is_costly else "eval_fix",
     )
 
 

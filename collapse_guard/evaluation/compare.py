@@ -50,6 +50,9 @@ class Comparison:
         shown_training, shown_evaluating: inputs of the evaluation, in training and in evaluation mode; `None` where
             none were kept.
         resampled: share of tokens, inputs of training, that get another code when the quantizer trains once more.
+        costlier: how many times as far latents are from their codes, E|z - e|^2, where the quantizer trains and draws
+            codes at random; `None` where it draws none or does not show its latents, and where codes explain no more than
+            the latents' mean in evaluation mode either.
         moved: how far tensors of the quantizer move in one forward in evaluation mode, relative to their size.
         begun, ended: inputs of the evaluation, again and again in evaluation mode: the first round and the last.
         shift: distance of the latents' means in training and in evaluation, both in evaluation mode, over their spread
@@ -67,6 +70,7 @@ class Comparison:
     shown_training: float | None = None
     shown_evaluating: float | None = None
     resampled: float = 0.0
+    costlier: float | None = None
     moved: Mapping[str, float] = field(default_factory=dict)
     begun: float | None = None
     ended: float | None = None
@@ -108,13 +112,15 @@ def compare(
     groups = replayer.groups(training)
     there = [group for group in GROUPS if groups[group]]
     evaluated = replayer.run(training)
+    resampled = _resampled(replayer, training) if "quantizer" in there else 0.0
     found = Comparison(
         facts=facts,
         training=seen(GROUPS),
         evaluating=_perplexity(evaluated.each, K),
         one_of={group: seen([group]) for group in there},
         all_but={group: seen([each for each in there if each != group]) for group in there},
-        resampled=_resampled(replayer, training) if "quantizer" in there else 0.0,
+        resampled=resampled,
+        costlier=_costlier(replayer.run(training, ["quantizer"]), evaluated, replayer.table) if resampled else None,
         moved=evaluated.moved,
         modules=groups,
         sees_before=replayer.sees_before,
@@ -144,6 +150,23 @@ def _resampled(replayer: Replayer, training: Sequence[Exhibit]) -> float:
     """Return the share of tokens of one input that another draw gives another code."""
     first, second = (replayer.run(training[-1:], ["quantizer"], seed=seed).each[0] for seed in (1, 2))
     return float((first != second).float().mean()) if len(first) == len(second) and len(first) else 0.0
+
+
+def _costlier(trained: Replayed, evaluated: Replayed, table: Tensor) -> float | None:
+    """Return by what factor codes are farther from the latents in one replay than in another; see `Comparison`."""
+    one, other = (_error(each, table) for each in (trained, evaluated))
+    return one / other if one is not None and other and other < 1 else None
+
+
+def _error(run: Replayed, table: Tensor) -> float | None:
+    """Return E|z - e|^2 / E|z - mean z|^2 of a replay; `None` where it shows no latents."""
+    codes = torch.cat(list(run.each))
+    if run.latents is None or len(codes) != len(run.latents):
+        return None
+    latents = run.latents[run.latents.isfinite().all(dim=-1)]
+    apart = (run.latents - table[codes.to(table.device)].to(run.latents)).square().sum(dim=-1)
+    spread = (latents - latents.mean(dim=0)).square().sum(dim=-1).mean()
+    return float(apart[apart.isfinite()].mean() / spread)
 
 
 def _shift(one: Tensor | None, other: Tensor | None) -> float | None:

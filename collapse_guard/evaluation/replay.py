@@ -96,6 +96,11 @@ class Replayer:
             as_trained.copy_to(self._master.get_submodule(places.quantizer))
 
     @property
+    def table(self) -> Tensor:
+        """(K, D) float32: the codebook as it is now."""
+        return self._view.codebook().detach().float()
+
+    @property
     def sees_before(self) -> bool:
         """Whether the latest replay began before the quantizer."""
         return bool(self._way) or self._from_outside

@@ -175,6 +175,12 @@ def test_what_a_level_without_anything_to_code_does_in_evaluation_raises_nothing
     assert cell.alerts == []
 
 
+def test_codes_that_are_drawn_at_random_in_training_are_not_drawn_in_evaluation_where_that_costs_error() -> None:
+    cell = zoo.run_cell(zoo.SCENARIOS["hot-sampling"], zoo.ARMS["default"], 0, steps=250)
+    assert cell.alerts[0][:2] == (200, "evaluation_only")
+    assert {result for _, _, _, result in cell.interventions} == {"refused"}
+
+
 def test_where_the_first_level_tells_all_items_apart_nothing_is_left_over() -> None:
     torch.set_num_threads(1)
     result = zoo.run_cell(zoo.SCENARIOS["nothing-left-over"], zoo.ARMS["nothing"], 0, steps=50)

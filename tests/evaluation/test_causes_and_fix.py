@@ -21,6 +21,8 @@ from collapse_guard.demos import (
     look_at,
     run_evaluation_case,
 )
+from collapse_guard.evaluation.causes import causes_of
+from collapse_guard.evaluation.compare import Comparison, Facts
 from tests.loops import Recorder
 
 
@@ -35,6 +37,15 @@ def test_each_built_case_is_found_at_the_first_validation_with_its_cause(case: E
     elif case.repaired is None:
         assert found.outcome == "recovered"
         assert found.after >= 0.8
+
+
+@pytest.mark.parametrize(("costlier", "remedy"), [(None, "eval_fix"), (1.2, "eval_fix"), (3.5, "")])
+def test_codes_that_serve_well_are_not_drawn_at_random_in_evaluation(costlier: float | None, remedy: str) -> None:
+    modes = {"training": 80.0, "evaluating": 20.0, "one_of": {"quantizer": 80.0}, "all_but": {"quantizer": 20.0}}
+    facts = Facts(perplexity=20.0, trained=80.0)
+    (found,) = causes_of(Comparison(facts=facts, **modes, resampled=0.9, costlier=costlier))  # type: ignore[arg-type]
+    assert (found.cause, found.remedy) == ("eval_sampling", remedy)
+    assert ("3.5 times as far from the latents" in found.advice) is (remedy == "")
 
 
 @pytest.mark.parametrize("case", HEALTHY_EVALUATIONS, ids=lambda case: case.name)
