@@ -51,8 +51,8 @@ class Comparison:
             none were kept.
         resampled: share of tokens, inputs of training, that get another code when the quantizer trains once more.
         costlier: how many times as far latents are from their codes, E|z - e|^2, where the quantizer trains and draws
-            codes at random; `None` where it draws none or does not show its latents, and where codes explain no more than
-            the latents' mean in evaluation mode either.
+            codes at random; `None` where it draws none or does not show its latents, and where codes explain no more
+            than the latents' mean in evaluation mode either.
         moved: how far tensors of the quantizer move in one forward in evaluation mode, relative to their size.
         begun, ended: inputs of the evaluation, again and again in evaluation mode: the first round and the last.
         shift: distance of the latents' means in training and in evaluation, both in evaluation mode, over their spread

@@ -44,7 +44,7 @@ def test_codes_that_serve_well_are_not_drawn_at_random_in_evaluation(costlier: f
     modes = {"training": 80.0, "evaluating": 20.0, "one_of": {"quantizer": 80.0}, "all_but": {"quantizer": 20.0}}
     facts = Facts(perplexity=20.0, trained=80.0)
     (found,) = causes_of(Comparison(facts=facts, **modes, resampled=0.9, costlier=costlier))  # type: ignore[arg-type]
-    assert (found.cause, found.remedy) == ("eval_sampling", remedy)
+    assert (found.cause.value, found.remedy) == ("eval_sampling", remedy)
     assert ("3.5 times as far from the latents" in found.advice) is (remedy == "")
 
 
