@@ -176,7 +176,7 @@ class Condition:
         Args:
             missing: what a comparison says of a field that is missing. nan: of one that is NaN.
         """
-        return _compiled(sorted(self.parts, key=_cost), self.any, missing, nan)
+        return _compiled(self.parts, self.any, missing, nan, cheap_first=True)
 
     def measure(self, reading: Reading, derived: Derived = NOTHING) -> str:
         """Write the compared fields with their values: `perplexity 1.00, perplexity_ratio 0.01`."""
@@ -185,18 +185,22 @@ class Condition:
     def explainer(self, missing: bool | None = None, nan: bool | None = None) -> Explainer:
         """Return what writes the comparisons that hold, with values: `perplexity 1.00 < 1.5 and usage 0.01 < 0.5`.
 
+        Those of an inner condition are only written where it holds as a whole.
+
         Args:
             missing, nan: as for `compile`.
         """
-        parts = list(self.comparisons())
-        ask = _compiled(parts, False, missing, nan)
+        ask = _compiled(self.parts, self.any, missing, nan)
 
         def explain(reading: Reading, derived: Derived = NOTHING, /) -> str:
-            answers: list[bool | None] = []
-            ask(reading, derived, answers)
+            told: list[_Told] = []
+            ask(reading, derived, told)
             texts: dict[str, None] = {}
-            for part, holds in zip(parts, answers, strict=True):
-                if holds:
+            while told:
+                part, holds, inner = told.pop(0)
+                if holds and isinstance(part, Condition):
+                    told[:0] = inner
+                elif holds and isinstance(part, Comparison):
                     value = getattr(reading, part.field)
                     link = " counts as" if value is None or value != value else ""
                     texts[f"{part.measure(reading, derived)}{link} {part.claim}"] = None
@@ -222,39 +226,54 @@ class Condition:
         return (" or " if self.any else " and ").join(texts)
 
 
+_Told: TypeAlias = "tuple[Comparison | Condition, bool | None, list[_Told]]"
+"""A part, what it says of a reading, and what its own parts say."""
+
+
 class _Ask(Protocol):
     """Several parts made ready: a test, and what else each of them says."""
 
-    def __call__(
-        self, reading: Reading, derived: Derived = NOTHING, told: list[bool | None] | None = None, /
-    ) -> bool | None:
-        """Judge a reading, as far as it takes; or ask every part, and add its answer to those told."""
+    def __call__(self, reading: Reading, derived: Derived = NOTHING, told: list[_Told] | None = None, /) -> bool | None:
+        """Judge a reading, as far as it takes; or ask every part, and add what it says to those told."""
 
 
-def _compiled(parts: Sequence[Comparison | Condition], decisive: bool, missing: bool | None, nan: bool | None) -> _Ask:
+def _compiled(
+    parts: Sequence[Comparison | Condition],
+    decisive: bool,
+    missing: bool | None,
+    nan: bool | None,
+    *,
+    cheap_first: bool = False,
+) -> _Ask:
     """Return one test of several parts, which calls nothing written in Python for a comparison: most rules have some.
 
     Args:
-        decisive: the one answer of a part that settles the whole. missing, nan: as for `compile`.
+        decisive: the one answer of a part that settles the whole. missing, nan: as for `Condition.compile`.
+        cheap_first: whether what is dear is asked last; the answer is the same.
     """
     checks = [
-        (None, None, None, 0.0, part.compile(missing, nan))
+        (part, None, None, None, 0.0, _compiled(part.parts, part.any, missing, nan, cheap_first=cheap_first))
         if isinstance(part, Condition)
         else (
+            part,
             operator.attrgetter(part.field),
             None if part.function == "value" else part.subject,
             _OPERATORS[part.sign],
             part.threshold,
             None,
         )
-        for part in parts
+        for part in (sorted(parts, key=_cost) if cheap_first else parts)
     ]
 
-    def ask(reading: Reading, derived: Derived = NOTHING, told: list[bool | None] | None = None, /) -> bool | None:
+    def ask(reading: Reading, derived: Derived = NOTHING, told: list[_Told] | None = None, /) -> bool | None:
         verdict: bool | None = not decisive
-        for field_of, subject, compare, threshold, inner in checks:
+        is_settled = False
+        below: list[_Told] | None = None
+        for part, field_of, subject, compare, threshold, inner in checks:
+            if told is not None:
+                below = []
             if field_of is None or compare is None:
-                answer = inner(reading, derived) if inner is not None else None
+                answer = None if inner is None else inner(reading, derived, below)
             elif (value := field_of(reading)) is None:
                 answer = missing
             elif value != value:
@@ -264,12 +283,13 @@ def _compiled(parts: Sequence[Comparison | Condition], decisive: bool, missing: 
                     value = derived[subject]
                 answer = None if value is None or value != value else compare(value, threshold)
             if told is not None:
-                told.append(answer)
+                told.append((part, answer, below or []))
+                is_settled = is_settled or answer is decisive
             elif answer is decisive:
                 return decisive
             if answer is None:
                 verdict = None
-        return verdict
+        return decisive if is_settled else verdict
 
     return ask
 

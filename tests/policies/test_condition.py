@@ -100,11 +100,21 @@ def test_a_condition_that_is_one_already_is_taken_as_it_is() -> None:
         ("loss > 1", {"loss": math.inf}, "loss inf > 1"),
         ("tokens > 5", {}, "tokens 2048 > 5"),
         ("K == 256", {}, "K 256 == 256"),
+        (
+            [{"any": ["perplexity >= 10", ["usage >= 0.5", "relative_error <= 0.9"]]}, "relative_error < 1"],
+            {"perplexity": 95.0, "usage": 0.1, "relative_error": 0.73},
+            "perplexity 95.00 >= 10 and relative_error 0.73 < 1",
+        ),
+        (
+            {"any": [["perplexity >= 10", "usage >= 0.5"], ["perplexity < 3", {"any": ["usage < 0.2", "K < 9"]}]]},
+            {"perplexity": 2.0, "usage": 0.1},
+            "perplexity 2.00 < 3 and usage 0.10 < 0.2",
+        ),
     ],
 )
 def test_an_explanation_shows_numbers_that_bear_it_out(condition: Any, fields: dict[str, Any], explained: str) -> None:
-    values: dict[str, Any] = {"usage": 0.25} | fields
-    seen = reading(1, 1.0, **values)
+    values: dict[str, Any] = {"usage": 0.25, "perplexity": 1.0} | fields
+    seen = reading(1, values.pop("perplexity"), **values)
     assert Condition.parse(condition).explainer()(seen) == explained
 
 
