@@ -103,7 +103,7 @@ def _loss_of(turn: Turn, rule: RulePlan, state: RuleState) -> tuple[bool, str]:
     if bound is None:
         return True, ""
     if before is None or now is None or not math.isfinite(before):
-        return True, "; the guard was not applied: no loss is known before and after"
+        return True, "; its bound on the loss was not applied: no loss is known before and after"
     if now <= before + bound * abs(before):
         return True, f"; loss {now:.4g}, {before:.4g} before"
     return False, f"loss {now:.4g} is more than {bound:.15g} above the {before:.4g} before {action_of(state)}"

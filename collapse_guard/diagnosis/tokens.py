@@ -108,7 +108,7 @@ def _mixed(facts: Facts) -> Diagnosis:
             "permute channels and positions before the quantizer, and back after it; until then `restore_layout` "
             "rearranges what the quantizer is given"
         ),
-        line="quantizer(features.movedim(1, -1))  # (B, D, ...) to (B, ..., D), in place of a reshape or a view",
+        line="quantizer(x.movedim(1, -1)), and quantized.movedim(-1, 1) after it  # both, in place of both reshapes",
         remedy="restore_layout",
     )
 

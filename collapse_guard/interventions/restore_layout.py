@@ -123,7 +123,7 @@ class RestoreLayoutIntervention(PlacedAnew[RestoreLayout]):
         if self._hold is None or not self._hold.has_acted:
             raise RuntimeError(f"{self.site.view.name} is called past its hooks: nothing was rearranged")
         view, source, refill = self.site.view, self.params.source, self.params.refill
-        ids = "token ids are permuted"
+        ids = "token ids have another meaning from here on"
         if source == "kmeans":
             whole, _ = write_kmeans(self.site, latents, refill)
             self.facts = whole.facts

@@ -140,7 +140,7 @@ def _scenario_table(scenarios: dict[str, Any]) -> list[str]:
     lines = [
         "Median over seeds of the error over the healthy twin's (1.00); in brackets how many pairs recovered.",
         "",
-        f"| scenario | K | twin | {' | '.join(shown)} |",
+        f"| scenario | K | twin's perplexity | {' | '.join(shown)} |",
         f"|---|---|---|{'---|' * len(shown)}",
     ]
     for name, found in scenarios.items():
@@ -154,7 +154,7 @@ def _scenario_table(scenarios: dict[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        "The twin's column is its perplexity, of the worst level. * held out from tuning, + added after it.",
+        "Of the twin: of the worst level. `blunt` and `upkeep`: two seeds. * held out from tuning, + added after it.",
     ]
 
 
@@ -174,7 +174,8 @@ def _against(own: dict[str, Any] | None) -> str:
 def _control_table(scenarios: dict[str, Any]) -> list[str]:
     shown = ("default", "upkeep", "dense", *_policies(scenarios))
     lines = [
-        "Alerts and interventions a run, in the mean; error relative to the run without a guard.",
+        "Alerts, those of severity `info` too, and interventions a run, in the mean; "
+        "error relative to the run without a guard.",
         "",
         f"| control | perplexity | {' | '.join(f'`{arm}`' for arm in shown)} |",
         f"|---|---|{'---|' * len(shown)}",

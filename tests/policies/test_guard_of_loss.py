@@ -53,7 +53,8 @@ def test_nothing_is_decided_while_the_loss_may_come_down() -> None:
 def test_without_a_loss_the_bound_is_not_applied_and_that_is_said(before: float | None, after: float | None) -> None:
     run = guarded([after], before=before)
     assert run.decisions[-1].outcome is Outcome.RECOVERED
-    assert run.decisions[-1].reason.endswith("; the guard was not applied: no loss is known before and after")
+    said = "; its bound on the loss was not applied: no loss is known before and after"
+    assert run.decisions[-1].reason.endswith(said)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
