@@ -81,7 +81,7 @@ class Window:
         """Shown the codes (n,) and latents (n, D) of every forward, for what needs all of them and not a sample."""
         self._added = 0  # latents ever added
         self._added_before = 0  # of those, before this window began
-        self.forgets = 0
+        self.forgets = 0  # how often the ring was emptied, since what the codebook is compared with had changed
         self._replayed = 0  # of the last ones, how many a captured graph renews whenever it is replayed
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from .actions import DecayCommitment, RaiseCommitment
 from .condition import Comparison, Condition
 from .document import Document, read_document
 from .duration import Duration
@@ -252,21 +253,21 @@ def _of_ladder(rule: Rule) -> Iterator[Finding]:
 
 def _of_floors(rule: Rule, commitment: float | None) -> Iterator[Finding]:
     """A floor, or a target, that the commitment weight is at already, so that the action is refused."""
+    if commitment is None:
+        return
+    can_fire = possible(rule.when, {"commitment_weight": (commitment, commitment)})
     for index, rung in enumerate(rule.ladder):
-        to = getattr(rung.params, "to", None)
-        is_above = commitment is not None and rung.action == "raise_commitment" and to is not None and commitment >= to
-        if commitment is not None and is_above and possible(rule.when, {"commitment_weight": (commitment, commitment)}):
-            message = f"the commitment weight is {commitment:g}, not below {to:g}: the action is refused."
-            hint = "Write a higher `to`, or leave the rung out."
-            place: Place = ("ladder", index, rung.action, "to")
-            yield Finding(kind="target-below-weight", rule=rule.name, place=place, message=message, hint=hint)
-        floor = getattr(rung.params, "floor", None)
-        if commitment is None or rung.action != "decay_commitment" or floor is None or commitment > floor:
-            continue
-        message = f"the commitment weight is {commitment:g}, not above the floor {floor:g}: the action is refused."
-        hint = "Write a lower `floor`, or leave the rung out."
-        place = ("ladder", index, rung.action, "floor")
-        yield Finding(kind="floor-above-weight", rule=rule.name, place=place, message=message, hint=hint)
+        match rung.params:
+            case RaiseCommitment(to=to) if commitment >= to and can_fire:
+                kind, field, claim, move = "target-below-weight", "to", f"below {to:g}", "higher `to`"
+            case DecayCommitment(floor=floor) if commitment <= floor:
+                kind, field, claim, move = "floor-above-weight", "floor", f"above the floor {floor:g}", "lower `floor`"
+            case _:
+                continue
+        message = f"the commitment weight is {commitment:g}, not {claim}: the action is refused."
+        place: Place = ("ladder", index, rung.action, field)
+        hint = f"Write a {move}, or leave the rung out."
+        yield Finding(kind=kind, rule=rule.name, place=place, message=message, hint=hint)
 
 
 def _of_others(rule: Rule, policy: Policy, ranges: Ranges) -> Iterator[Finding]:

@@ -122,6 +122,8 @@ def _quantizer(it: Comparison) -> Iterator[Diagnosis]:
     is_random = it.resampled > _RANDOM
     costs = it.costlier if is_random and it.costlier is not None else 1.0
     is_costly = costs > _TOO_COSTLY
+    evidence = {"resampled": it.resampled} | ({"costlier": costs} if is_costly else {})
+    but = f"; codes drawn in evaluation, too, would lie {costs:.1f} times as far from the latents" if is_costly else ""
     yield Diagnosis(
         cause=Cause.EVAL_SAMPLING if is_random else Cause.EVAL_PATH,
         confidence=_SURE * lost * _ramp(restored, 0.1, 0.6),
@@ -129,18 +131,8 @@ def _quantizer(it: Comparison) -> Iterator[Diagnosis]:
         "draw), which hides that the likeliest code is nearly always the same"
         if is_random
         else f"{modes}, and draws nothing at random: it assigns by another rule",
-        evidence=_modes(it)
-        | _of_group(it, "quantizer")
-        | {"resampled": it.resampled}
-        | ({"costlier": costs} if is_costly else {}),
-        advice=(
-            "lower the temperature towards the end of training, and watch the codes without noise"
-            + (
-                f"; codes drawn in evaluation, too, would lie {costs:.1f} times as far from the latents"
-                if is_costly
-                else ""
-            )
-        )
+        evidence=_modes(it) | _of_group(it, "quantizer") | evidence,
+        advice=f"lower the temperature towards the end of training, and watch the codes without noise{but}"
         if is_random
         else "assign codes alike in both modes",
         line="self.temperature = max(0.1, 0.99 * self.temperature)" if is_random else "",

@@ -112,15 +112,16 @@ def compare(
     groups = replayer.groups(training)
     there = [group for group in GROUPS if groups[group]]
     evaluated = replayer.run(training)
+    alone = {group: replayer.run(training, [group]) for group in there}
     resampled = _resampled(replayer, training) if "quantizer" in there else 0.0
     found = Comparison(
         facts=facts,
         training=seen(GROUPS),
         evaluating=_perplexity(evaluated.each, K),
-        one_of={group: seen([group]) for group in there},
+        one_of={group: _perplexity(run.each, K) for group, run in alone.items()},
         all_but={group: seen([each for each in there if each != group]) for group in there},
         resampled=resampled,
-        costlier=_costlier(replayer.run(training, ["quantizer"]), evaluated, replayer.table) if resampled else None,
+        costlier=_costlier(alone["quantizer"], evaluated, replayer.table) if resampled else None,
         moved=evaluated.moved,
         modules=groups,
         sees_before=replayer.sees_before,

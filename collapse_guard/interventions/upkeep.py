@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from collapse_guard.kmeans import assign, unit_rows
+from collapse_guard.kmeans import assign
 from collapse_guard.policies import Upkeep
 
 from .base import Intervention, Site, clear_moments
@@ -94,9 +94,7 @@ class UpkeepIntervention(Intervention[Upkeep]):
         view, latents = self.site.view, self.site.window.latest(_LATENTS)
         if 2 * counts.max() <= counts.sum() or not len(latents):
             return latents
-        table = view.codebook().float()
-        found, codes = (unit_rows(latents), unit_rows(table)) if view.metric == "cosine" else (latents, table)
-        others = latents[assign(found, codes) != int(counts.argmax())]
+        others = latents[assign(latents, view.codebook(), view.metric) != int(counts.argmax())]
         return others if are_distinct(others) else latents
 
     def _move(self, rows: Tensor, latents: Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from collapse_guard.policies import Policy, load_policy
 
-from .scenario import Scenario
+from .scenario import Run, Scenario
 
 __all__ = ["ARMS", "DENSE", "Arm", "arm_named", "blunt_policy", "policy_arm", "random_policy"]
 
@@ -50,6 +50,14 @@ class Arm:
         """Return what tells this arm's policy from a changed one; empty where it has none of its own."""
         policy = "default" if self.answers is not None else self.policy
         return load_policy(policy).fingerprint() if policy is not None else ""
+
+    def options_of(self, scenario: Scenario) -> dict[str, Any]:
+        """Return the options of the quantizer; none of one that stands in the scenario's place."""
+        return {} if self.family else scenario.options_of(self.variant) | dict(self.options)
+
+    def start_of(self, scenario: Scenario) -> Callable[[Run], None] | None:
+        """Return what prepares the model; `None` where another quantizer stands in the scenario's place."""
+        return None if self.family else scenario.start_of(has_cause=self.has_cause)
 
     def policy_of(self, scenario: Scenario, seed: int) -> Policy | None:
         """Return the guard's policy in one run; `None` for no guard.

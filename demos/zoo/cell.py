@@ -243,8 +243,7 @@ class _Trainer:
 def _prepare(scenario: Scenario, arm: Arm, seed: int) -> Run:
     """Build model and optimizer, and let the codebook start as scenario and arm want it to."""
     torch.manual_seed(seed)
-    options = scenario.options_of(arm.variant) | dict(arm.options) if not arm.family else {}
-    quantizer = build_quantizer(arm.family or scenario.family, scenario.D, scenario.K, options)
+    quantizer = build_quantizer(arm.family or scenario.family, scenario.D, scenario.K, arm.options_of(scenario))
     data = scenario.load()
     torch.manual_seed(seed)  # the same encoder and decoder around every quantizer
     model = _coder(scenario, quantizer, has_cause=arm.has_cause)
@@ -252,15 +251,14 @@ def _prepare(scenario: Scenario, arm: Arm, seed: int) -> Run:
         model.load_state_dict(_pretrained(scenario, seed, has_cause=arm.has_cause), strict=False)
     optimizer = torch.optim.Adam(model.parameters(), lr=scenario.lr)
     run = Run(model, data, optimizer, torch.Generator().manual_seed(seed + _START_STREAM), scenario.lr)
-    start = scenario.start if arm.has_cause else scenario.healthy_start
-    if start is not None and not arm.family:
+    if (start := arm.start_of(scenario)) is not None:
         start(run)
     return run
 
 
 def _coder(scenario: Scenario, quantizer: Bottleneck, *, has_cause: bool) -> Coder:
-    arguments = {**scenario.model, **({} if has_cause else scenario.healthy_model)}
-    return Coder(scenario.load().train.shape[-1], scenario.D, quantizer, tokens=scenario.tokens, **arguments)
+    width, arguments = scenario.load().train.shape[-1], scenario.model_of(has_cause=has_cause)
+    return Coder(width, scenario.D, quantizer, tokens=scenario.tokens, **arguments)
 
 
 def _pretrained(scenario: Scenario, seed: int, *, has_cause: bool) -> dict[str, Tensor]:
@@ -268,7 +266,7 @@ def _pretrained(scenario: Scenario, seed: int, *, has_cause: bool) -> dict[str, 
 
     Scenarios that have data, sizes and model in common share them.
     """
-    arguments = {**scenario.model, **({} if has_cause else scenario.healthy_model)}
+    arguments = scenario.model_of(has_cause=has_cause)
     key = (scenario.data, scenario.D, scenario.tokens, tuple(sorted(arguments.items())), seed)
     if key not in _PRETRAINED:
         torch.manual_seed(seed)

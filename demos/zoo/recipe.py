@@ -20,14 +20,12 @@ def recipe_of(scenario: Scenario, arm: Arm, seed: int, steps: int) -> Hashable |
     if arm.policy is not None or arm.answers is not None:
         return None
     has_cause = arm.has_cause
-    start = scenario.start if has_cause else scenario.healthy_start
     disturb = scenario.disturb if has_cause else None
-    options = scenario.options_of(arm.variant) | dict(arm.options) if not arm.family else {}
-    quantizer = (arm.family or scenario.family, scenario.K, scenario.D, _fixed(options))
-    model = (scenario.tokens, _fixed({**scenario.model, **({} if has_cause else scenario.healthy_model)}))
+    quantizer = (arm.family or scenario.family, scenario.K, scenario.D, _fixed(arm.options_of(scenario)))
+    model = (scenario.tokens, _fixed(scenario.model_of(has_cause=has_cause)))
     data = (scenario.data, scenario.draw, scenario.batch, scenario.is_padded, scenario.is_padded and has_cause)
     training = (scenario.lr, scenario.is_pretrained, scenario.has_adversary, scenario.routine, seed, steps)
-    return (quantizer, model, data, training, None if arm.family else start, disturb, disturb and scenario.onset)
+    return (quantizer, model, data, training, arm.start_of(scenario), disturb, disturb and scenario.onset)
 
 
 def _fixed(options: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -141,7 +141,7 @@ def run_study(
         raise ValueError(f"expected scenarios of `SCENARIOS`, got others: {', '.join(strangers)}; use `run_cell`")
     path.parent.mkdir(parents=True, exist_ok=True)
     done = {(each.scenario, each.arm, each.seed, each.steps, each.policy): each for each in read_cells(path)}
-    trained = {cell.recipe: done[cell.key] for cell in study.cells() if cell.key in done}
+    trained = {cell.recipe: done[cell.key] for cell in study.cells() if cell.key in done and cell.recipe is not None}
     todo = [cell for cell in study.cells() if cell.key not in done]
     failures: list[str] = []
     crew = _Crew(processes, seconds_per_cell)
@@ -155,7 +155,7 @@ def run_study(
             is_open = until is None or time.monotonic() < until
             while is_open and crew.has_room and todo:
                 cell = todo.pop(0)
-                if cell.recipe is not None and cell.recipe in trained:
+                if cell.recipe in trained:
                     keep(cell, cell.holds(trained[cell.recipe]))
                 else:
                     crew.begin(cell)
@@ -167,7 +167,8 @@ def run_study(
                     append_line(path, _failure(cell, result))
                     tell(failures[-1])
                     continue
-                trained[cell.recipe] = result
+                if cell.recipe is not None:
+                    trained[cell.recipe] = result
                 keep(cell, result)
     finally:
         crew.dismiss()

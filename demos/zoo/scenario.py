@@ -112,6 +112,14 @@ class Scenario:
         """Return its data."""
         return load(self.data)
 
+    def model_of(self, *, has_cause: bool) -> dict[str, Any]:
+        """Return further arguments of `Coder`, with the cause or without."""
+        return {**self.model, **({} if has_cause else self.healthy_model)}
+
+    def start_of(self, *, has_cause: bool) -> Callable[[Run], None] | None:
+        """Return what prepares the model, with the cause or without."""
+        return self.start if has_cause else self.healthy_start
+
     def options_of(self, variant: str) -> dict[str, Any]:
         """Return the quantizer's options in a variant: `cause`, `twin`, `sound` or `own`.
 
