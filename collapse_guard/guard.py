@@ -48,7 +48,7 @@ class Guard:
     """Watches the codebooks of a model that trains and repairs them under a policy.
 
     Perplexity and counts of a reading are pooled over the steps since the one before it that were recorded: all of them
-    while anything is suspected or kept up, and while all is well an evenly spread part; see `pace`.
+    while anything is suspected or kept up, and while all is well the last ones before a reading; see `pace`.
 
     Args:
         policy: preset name, path of a YAML file, mapping, or a loaded policy.

@@ -45,7 +45,7 @@ class Part(BaseModel):
 class Sample(Part):
     """How often the guard takes a reading, and when a reading is evidence.
 
-    A reading pools the tokens since the one before it; while all is well, those of a part of the steps, spread evenly.
+    A reading pools the tokens since the one before it; while all is well, those of the last steps before it.
 
     Attributes:
         every: cadence while all is well. when_suspect: cadence while a rule is pending, firing or verifying.
