@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
-from collapse_guard.policies import Decision, DecisionKind, Outcome, PolicyEngine, actions
+from collapse_guard.policies import Decision, DecisionKind, Outcome, PolicyEngine, Reading, actions
 
 from .acting import Deed, act_together, share_codebook
 from .entries import Entry, standing, tries_of
@@ -195,7 +195,7 @@ class Ledger:
                 reason = f"rung {(decision.rung or 0) + 1}: {kind}"
                 self._ask(kind, decision.step, decision.codebook, decision.rule, reason)
 
-        act_together(deeds, levels, lambda deed: self._site(deed.entry, probes, ask), self._ranks)
+        act_together(deeds, levels, lambda deed: self._site(deed.entry, probes, ask, deed.decision.before), self._ranks)
         for deed in deeds:
             if "codebook" in deed.touches:
                 self._versions[deed.entry.codebook] = self.version_of(deed.entry.codebook) + 1
@@ -205,7 +205,13 @@ class Ledger:
         self._log.emit("intervention", decision.step, **fields_of_act(decision, deeds, self._versions, probes))
         return deeds
 
-    def _site(self, entry: Entry, probes: Mapping[str, Probe], ask: Callable[[str], None]) -> Site:
+    def _site(
+        self,
+        entry: Entry,
+        probes: Mapping[str, Probe],
+        ask: Callable[[str], None],
+        reading: Reading | None = None,
+    ) -> Site:
         probe = self._pool.of(probes[entry.codebook])
         counts = self._counts.get(entry.codebook, np.zeros(probe.view.K, dtype=np.int64))
         return Site(
@@ -229,6 +235,7 @@ class Ledger:
             ranks=self._ranks.size,
             snapshots=self._snapshots,
             encoder=lambda: without_tables(probes[entry.codebook].feeds, probes),
+            reading=reading,
             mix=lambda: probes[entry.codebook].mix or None,
         )
 

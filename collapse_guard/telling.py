@@ -29,7 +29,7 @@ TOLD_AS = {
 """Events of decisions that ask for nothing."""
 
 _OF_CODES = ("perplexity", "perplexity_ratio", "usage", "norm_ratio", "relative_error")
-_JUDGED_BY = ("step", *_OF_CODES, "loss", "commitment_weight", "decay", "reshaped", "moment_ratio")
+_JUDGED_BY = ("step", *_OF_CODES, "loss", "commitment_weight", "decay", "reshaped", "moment_ratio", "replacement_share")
 
 
 def fields_of_word(decision: Decision, probes: Mapping[str, Probe]) -> dict[str, Any]:

@@ -166,12 +166,24 @@ class Watch:
                 self._count_empty(name, word.step, _UNSEEN)
                 continue
             self._empty[name] = 0
-            reading = replace(reading, unmoved=self._compare(name, roll.sums[name]), reshaped=roll.reshaped(name))
+            reading = replace(
+                reading,
+                unmoved=self._compare(name, roll.sums[name]),
+                reshaped=roll.reshaped(name),
+                replacement_share=self._replacement_share(probe.view, reading.tokens, roll.calls(name)),
+            )
             if reading.tokens >= min_tokens:
                 probe.window.restart()
             self.readings[name] = reading
             self.first.setdefault(name, reading)
             yield reading, counts
+
+    def _replacement_share(self, view: CodebookView, tokens: int, calls: int) -> float | None:
+        """Return the threshold of a quantizer's own replacement over the uniform share; asks no device."""
+        if view.threshold is None or not calls:
+            return None
+        size = self._ranks.size if view.threshold.adds_ranks else 1
+        return view.replacement_share(tokens * size / calls)
 
     def _compare(self, name: str, sums: Sums) -> int | None:
         """Return whether a codebook is the one of its reading before, 1 or 0; `None` where nobody can say."""
@@ -211,7 +223,8 @@ class Watch:
             if not (self._is_started.get(view.name) or view.is_initialised()):
                 return Part(is_started=False), None
             mark = int(fingerprint(view.codebook())) if size > 1 and not view.is_sharded else 0
-            part = Part(is_frozen=view.is_frozen, fingerprint=mark, reshaped=probe.reshaped)
+            calls = probe.window.calls if not view.is_captured else 0
+            part = Part(is_frozen=view.is_frozen, fingerprint=mark, reshaped=probe.reshaped, calls=calls)
             return part, sum_up(probe.window, view, size=size)
         except Exception as error:
             probe.remove()

@@ -75,6 +75,8 @@ class Window:
         self._share = 1.0  # of the newest forward
         self._even_since = 0  # latents added before the first of those that were kept at that share without a break
         self._forwards = 0
+        self.calls = 0
+        """Forwards counted since the window began; replays of a captured graph are none."""
         self._generator: torch.Generator | None = None
         self._places: tuple[int, Tensor] | None = None  # for so many rows, which are kept where nothing is drawn anew
         self.tap: Callable[[Tensor, Tensor], None] | None = None
@@ -98,6 +100,7 @@ class Window:
         if codes.numel() == 0:
             return
         self._allocate(codes.device)
+        self.calls += 1
         assert self._counts is not None
         assert self._one is not None
         # What is not a token lands in an extra bin: filtering would have to ask the device how many are left. What a
@@ -151,7 +154,7 @@ class Window:
             self._origins = torch.zeros(2, self.capacity, dtype=torch.int64, device=device)
             self._shares = torch.ones(self.capacity, dtype=torch.float32, device=device)
             self._generator = torch.Generator(device=device).manual_seed(self._seed)
-            self._added = self._added_before = self._forwards = self._replayed = self._even_since = 0
+            self._added = self._added_before = self._forwards = self._replayed = self._even_since = self.calls = 0
             self._places = None
 
     def _keep(self, latents: Tensor, bins: Tensor, chosen: Tensor | None) -> None:
@@ -311,10 +314,12 @@ class Window:
             self._before += self._counts[: self.K]
             self._counts.zero_()
         self._added_before = self._added - self._replayed
+        self.calls = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the window as plain data and tensors."""
         state: dict[str, Any] = {"added": self._added, "added_before": self._added_before, "forwards": self._forwards}
+        state["calls"] = self.calls
         if self._counts is not None and self._latents is not None and self._valid is not None:
             assert self._generator is not None
             assert self._origins is not None
@@ -355,7 +360,7 @@ class Window:
         if self._generator is not None and state["generator"].numel() == self._generator.get_state().numel():
             self._generator.set_state(state["generator"])
         self._added, self._added_before = int(state["added"]), int(state["added_before"])
-        self._forwards = int(state["forwards"])
+        self._forwards, self.calls = int(state["forwards"]), int(state.get("calls", 0))
         self._share, self._even_since = 0.0, self._added  # whether what came before is even, its rows tell
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "Action",
     "Alert",
     "DecayCommitment",
+    "EaseReplacement",
     "EvalFix",
     "FallbackTokenizer",
     "RaiseCommitment",
@@ -78,6 +79,19 @@ class RaiseCommitment(Action):
     action: ClassVar[str] = "raise_commitment"
 
     to: Annotated[float, Field(gt=0)] = 0.25
+
+
+class EaseReplacement(Action):
+    """Let the quantizer replace fewer codes by itself: only such as are hardly used, not all below their even use.
+
+    Attributes:
+        to: below which share of what even use gives it a code is still replaced, in (0, 1); where it is so, or less,
+            already, that refuses.
+    """
+
+    action: ClassVar[str] = "ease_replacement"
+
+    to: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
 
 class FallbackTokenizer(Action):
@@ -160,6 +174,7 @@ _BUILT_IN: tuple[type[Action], ...] = (
     ResetCodes,
     DecayCommitment,
     RaiseCommitment,
+    EaseReplacement,
     FallbackTokenizer,
     Upkeep,
     *REMEDIES,

@@ -117,6 +117,9 @@ _ACTIONS: dict[str, Callable[[Any], str]] = {
     "reset_codes": _reset_codes,
     "decay_commitment": lambda it: f"multiply the commitment weight by {it.factor:g}, never below {it.floor:g}",
     "raise_commitment": lambda it: f"raise the commitment weight, of a residual at every level, to {it.to:g}",
+    "ease_replacement": lambda it: (
+        f"let the quantizer itself replace only codes used less than {it.to:g} times as often as evenly used ones"
+    ),
     "fallback_tokenizer": _fallback_tokenizer,
     "upkeep": _upkeep,
     "slow_ema": lambda it: f"raise the decay of the codebook's moving averages to {it.target:g}",

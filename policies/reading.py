@@ -75,6 +75,9 @@ class Reading:
             or more: about 1 for noise as ever, less for gradients that point one way, far above 1 after a collapse, and
             above 1 where they shrink as a run converges. `None` in evaluation, without an Adam, and but for the 300
             steps after an intervention, upkeep and a restart that worked aside: later it is the run's own doing.
+        replacement_share: below which share of what even use gives it in a forward the quantizer replaces a code by
+            itself: its threshold x K / tokens of a forward, 0 or more, and 0 while the guard keeps its replacement out.
+            `None` in evaluation, and where it replaces none. Above about 1 it replaces half of all codes in each step.
         causes: why, likeliest first; only known where a rule was about to alert or to act.
     """
 
@@ -113,6 +116,7 @@ class Reading:
     unmoved: int | None = None
     reshaped: int | None = None
     moment_ratio: float | None = None
+    replacement_share: float | None = None
     causes: tuple[Diagnosis, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:

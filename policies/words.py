@@ -46,6 +46,7 @@ MEANINGS = {
     "unmoved": "1 if no code has moved since the reading before, else 0",
     "reshaped": "1 if each latent is a run of positions, where channels were meant, else 0",
     "moment_ratio": "how much larger gradients the optimizer remembers than it is shown now",
+    "replacement_share": "below which fraction of its even use the quantizer itself replaces a code",
 }
 """What each field of a reading says, in one phrase."""
 

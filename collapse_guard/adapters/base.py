@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from .commitment import AddedCommitment
 from .freeze import Freeze
-from .refs import Derived, Knob, Quotient, Switch, TensorRef
+from .refs import Derived, Knob, Quotient, Switch, TensorRef, Threshold
 
 __all__ = [
     "CAPABILITIES",
@@ -138,6 +138,7 @@ class CodebookView:
         commitment: knob of the coefficient of the loss term that pulls the encoder, where it can be read.
         decay: knob of the moving averages' decay, where it can be read.
         replacement: the quantizer's own replacement of dead codes, where it has one.
+        threshold: knob of the count below which it replaces a code, where it replaces any and they are searched then.
         normalisation: the setting by which the quantizer normalises latents and codes, where it has one; without it
             the metric is "l2".
         after_write: called after each write: drops cached tables, sets flags of initialisation.
@@ -164,6 +165,7 @@ class CodebookView:
     commitment: Knob | AddedCommitment | None = None
     decay: Knob | None = None
     replacement: Switch | None = None
+    threshold: Threshold | None = None
     normalisation: Switch | None = None
     after_write: Callable[[], None] = lambda: None
     is_initialised: Callable[[], bool] = lambda: True
@@ -309,6 +311,21 @@ class CodebookView:
         if self.replacement is not None and self._native is not None:
             self.replacement.restore(self._native)
             self._native = None
+
+    def replacement_share(self, tokens: float) -> float | None:
+        """Return below which share of its even use the quantizer replaces a code; `None` where it never does.
+
+        Args:
+            tokens: of a forward, above 0, as the quantizer counts them: of all ranks where it adds them up.
+
+        Returns:
+            0 while the guard keeps its replacement, or all its updates, out.
+        """
+        if self.threshold is None:
+            return None
+        if self.is_frozen or (self.replacement is not None and not self.replacement.is_on):
+            return 0.0
+        return self.threshold.share(self.K, tokens)
 
     @property
     def is_unnormalised(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Derived", "Knob", "Quotient", "Switch", "TensorRef"]
+__all__ = ["Derived", "Knob", "Quotient", "Switch", "TensorRef", "Threshold"]
 
 
 def _is_shard(tensor: Tensor) -> bool:
@@ -174,6 +174,50 @@ class Knob:
                 current.copy_(saved)
         else:
             setattr(self.owner, self.attribute, saved)
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold(Knob):
+    """Below which count a quantizer replaces a code by itself.
+
+    The count is a moving average of the tokens that each code gets in a forward, so that the same number replaces
+    nothing with large batches and all codes with small ones. What tells is the threshold as a share of what even use
+    gives each code.
+
+    Attributes:
+        refill: attribute with the count that a replaced code is given; it is kept in proportion.
+        is_share: the number is that share itself, of the mean count.
+        adds_ranks: whether the counts are those of all ranks together.
+    """
+
+    refill: str | None = None
+    is_share: bool = False
+    adds_ranks: bool = True
+
+    def share(self, K: int, tokens: float) -> float:
+        """Return the threshold over the uniform share of so many tokens a forward, above 0, among K codes."""
+        return self.get() if self.is_share else self.get() * K / tokens
+
+    def set(self, value: float) -> None:
+        """Set the threshold, above 0, and the count of replaced codes in proportion."""
+        before = self.get()
+        Knob.set(self, value)
+        if self.refill is not None and before > 0:
+            refill = Knob(self.owner, self.refill)
+            refill.set(refill.get() * value / before)
+
+    def save(self) -> Any:
+        """Return threshold and count as they are, for `restore`."""
+        return [knob.save() for knob in self._knobs()]
+
+    def restore(self, saved: Any) -> None:
+        """Put both back."""
+        for knob, value in zip(self._knobs(), saved, strict=True):
+            knob.restore(value)
+
+    def _knobs(self) -> list[Knob]:
+        names = (self.attribute, self.refill)
+        return [Knob(self.owner, name) for name in names if name is not None]
 
 
 @dataclass(frozen=True, slots=True)

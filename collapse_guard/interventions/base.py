@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from collapse_guard.adapters import CodebookView
 from collapse_guard.evaluation import Evaluations
 from collapse_guard.mix import Mix
+from collapse_guard.policies import Reading
 from collapse_guard.snapshots import Snapshots
 from collapse_guard.window import Window
 
@@ -57,6 +58,7 @@ class Site:
         evaluations: what reads the codebooks in evaluation, and compares it with training.
         snapshots: the last healthy snapshot of the run, if any action of the policy wants one.
         encoder: returns the parameters that the quantizer's input was seen to depend on; none before a forward.
+        reading: the last one before the action; `None` where none is known, as on resume.
         mix: returns how positions were seen to be taken for features; `None` where they were not, or nobody knows.
     """
 
@@ -76,6 +78,7 @@ class Site:
     evaluations: Evaluations | None = None
     snapshots: Snapshots | None = None
     encoder: Callable[[], Sequence[nn.Parameter]] = lambda: ()
+    reading: Reading | None = None
     mix: Callable[[], Mix | None] = lambda: None
 
 
@@ -114,6 +117,11 @@ class Intervention(ABC, Generic[Params]):
     def why_unsupported(cls, view: CodebookView) -> str | None:
         """Say why this can never be done on a codebook, whatever it shows; `None` where it may be."""
         return next((why for need in cls.needs if (why := view.why_not(need)) is not None), None)
+
+    @classmethod
+    def is_moot(cls, view: CodebookView) -> bool:
+        """Whether a codebook cannot have the trouble at all that this is for, so that nobody misses it there."""
+        return False
 
     def refusal(self) -> str | None:
         """Say why this cannot be done here and now; `None` where it can."""

@@ -10,6 +10,7 @@ from .base import Intervention
 from .clip_gradients import ClipGradientsIntervention
 from .decay_commitment import DecayCommitmentIntervention
 from .disable_normalisation import DisableNormalisationIntervention
+from .ease_replacement import EaseReplacementIntervention
 from .ema_decay import FastEmaIntervention, SlowEmaIntervention
 from .eval_fix import EvalFixIntervention
 from .fallback_tokenizer import FallbackTokenizerIntervention
@@ -54,6 +55,7 @@ INTERVENTIONS: dict[str, type[Intervention[Any]]] = {
     "clip_gradients": ClipGradientsIntervention,
     "decay_commitment": DecayCommitmentIntervention,
     "disable_normalisation": DisableNormalisationIntervention,
+    "ease_replacement": EaseReplacementIntervention,
     "eval_fix": EvalFixIntervention,
     "fallback_tokenizer": FallbackTokenizerIntervention,
     "fast_ema": FastEmaIntervention,

@@ -21,11 +21,13 @@ class RungSupport:
         rung: the action, written as a call.
         acts: whether it changes a codebook; `alert` and what is asked of the training loop do not.
         refused: codebook -> why the rung is refused there whatever the codebook shows.
+        moot: codebooks that cannot have the trouble that the rung is for.
     """
 
     rung: str
     acts: bool
     refused: dict[str, str]
+    moot: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,15 @@ class LadderSupport:
 
     @property
     def powerless_on(self) -> tuple[str, ...]:
-        """Codebooks that no acting rung of the ladder can act on, though it has some."""
+        """Codebooks that no acting rung of the ladder can act on, though it has some that are of use there."""
         acting = [rung for rung in self.rungs if rung.acts]
-        return tuple(book for book in self.codebooks if acting and all(book in rung.refused for rung in acting))
+        return tuple(
+            book
+            for book in self.codebooks
+            if acting
+            and all(book in rung.refused for rung in acting)
+            and not all(book in rung.moot for rung in acting)
+        )
 
 
 def ladders_on(policy: Policy, views: Sequence[CodebookView]) -> list[LadderSupport]:
@@ -63,4 +71,5 @@ def _rung(action: str, description: str, views: Sequence[CodebookView]) -> RungS
     intervention = find_intervention(action)
     refusals = {view.name: intervention.why_unsupported(view) for view in views}
     refused = {name: why for name, why in refusals.items() if why is not None}
-    return RungSupport(description, bool(intervention.touches), refused)
+    moot = frozenset(view.name for view in views if intervention.is_moot(view))
+    return RungSupport(description, bool(intervention.touches), refused, moot)

@@ -26,7 +26,7 @@ __all__ = ["Part", "Purpose", "Roll", "Word", "call_roll", "meet"]
 
 _FAREWELL = timedelta(seconds=120)  # others may be between two readings
 _WORD_NUMBERS = 7
-_PART_NUMBERS = 5
+_PART_NUMBERS = 6
 
 
 class Purpose(Enum):
@@ -69,6 +69,7 @@ class Part:
             out.
         fingerprint: of the table, 48 bits; 0 where nobody asks.
         reshaped: 1 if positions were seen to be taken for features, 0 if not; `None` where that cannot be told.
+        calls: forwards that it counted; 0 where nobody knows how many.
     """
 
     has_failed: bool = False
@@ -76,6 +77,7 @@ class Part:
     is_frozen: bool = False
     fingerprint: int = 0
     reshaped: int | None = None
+    calls: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,10 @@ class Roll:
     def reshaped(self, codebook: str) -> int | None:
         """Return 1 where any rank has seen positions taken for features, 0 where one has seen that they are not."""
         return max((part.reshaped for part in self.parts[codebook] if part.reshaped is not None), default=None)
+
+    def calls(self, codebook: str) -> int:
+        """Return how many forwards of a codebook all ranks counted together."""
+        return sum(part.calls for part in self.parts[codebook])
 
     def why_parted(self) -> str:
         """Say why the ranks cannot go on as one; empty where they can."""
@@ -188,13 +194,13 @@ def _numbers(word: Word) -> tuple[float, ...]:
 
 def _numbers_of(part: Part) -> tuple[float, ...]:
     reshaped = -1 if part.reshaped is None else part.reshaped
-    return (part.has_failed, part.is_started, part.is_frozen, part.fingerprint, reshaped)
+    return (part.has_failed, part.is_started, part.is_frozen, part.fingerprint, reshaped, part.calls)
 
 
 def _part(numbers: np.ndarray) -> Part:
-    has_failed, is_started, is_frozen, fingerprint, reshaped = numbers.tolist()
+    has_failed, is_started, is_frozen, fingerprint, reshaped, calls = numbers.tolist()
     known = int(reshaped) if reshaped >= 0 else None
-    return Part(bool(has_failed), bool(is_started), bool(is_frozen), int(fingerprint), known)
+    return Part(bool(has_failed), bool(is_started), bool(is_frozen), int(fingerprint), known, int(calls))
 
 
 def _word(numbers: np.ndarray) -> Word:

@@ -30,6 +30,7 @@ _MEANS = {
     "reset_codes": "codes placed anew on recent latents",
     "decay_commitment": "the commitment weight lowered",
     "raise_commitment": "the commitment weight raised",
+    "ease_replacement": "the quantizer's own replacement of codes eased",
     "fallback_tokenizer": "a k-means codebook put in the place of the quantizer's own",
     "upkeep": "idle codes moved to where the error is",
     "alert": "a human asked to look",

@@ -20,6 +20,9 @@ from collapse_guard.adapters.refs import Knob, Switch, TensorRef
 __all__ = ["find_leaf", "has_forward", "match_codec_ema", "read_encode", "read_forward"]
 
 
+_OVERWRITTEN = "what it replaces is overwritten by the moving averages of the same forward: no threshold matters"
+
+
 def match_codec_ema(name: str, module: nn.Module) -> Sequence[CodebookView | Unrecognised] | None:
     """Recognise the codebook itself, or the module that owns it as `_codebook` or `codebook`."""
     leaf = find_leaf(module, _is_leaf)
@@ -59,6 +62,8 @@ def _view(name: str, leaf: nn.Module, owner: nn.Module) -> CodebookView:
         commitment = Knob(owner, "commitment_weight")
     else:
         lacks["commitment"] = "the module has no commitment loss: its training script may have one"
+    if hasattr(leaf, "threshold_ema_dead_code"):
+        lacks["threshold"] = _OVERWRITTEN
     return CodebookView(
         name=name,
         adapter="codec-ema",

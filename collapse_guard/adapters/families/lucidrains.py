@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from collapse_guard.adapters.base import CodebookView, Observation, Reader, Unrecognised
 from collapse_guard.adapters.commitment import LeftOutCommitment
-from collapse_guard.adapters.refs import Derived, Knob, Switch, TensorRef
+from collapse_guard.adapters.refs import Derived, Knob, Switch, TensorRef, Threshold
 
 __all__ = ["match_lucidrains"]
 
@@ -141,6 +141,7 @@ def _view(
         commitment=None if isinstance(commitment, str) else commitment,
         decay=Knob(leaf, "decay") if averages else None,
         replacement=_replacement(leaf),
+        threshold=_threshold(leaf, around),
         normalisation=_normalisation(leaf) if cosine and sums else None,
         is_initialised=lambda: bool(getattr(leaf, "initted", True)),
         lacks=lacks,
@@ -181,6 +182,18 @@ def _replacement(leaf: nn.Module) -> Switch | None:
     off = {"threshold_ema_dead_code": 0, "has_dead_code_replacement": False}
     present = {name: value for name, value in off.items() if hasattr(leaf, name)}
     return Switch(leaf, present) if present else None
+
+
+def _threshold(leaf: Any, around: _Surroundings) -> Threshold | None:
+    """Return the threshold of a quantizer that replaces codes; not of levels that one beam counts together."""
+    switch = _replacement(leaf)
+    if switch is None or not switch.is_on or "threshold_ema_dead_code" not in switch.off:
+        return None
+    if around.beam is not None and around.is_shared:
+        return None
+    adds_ranks = getattr(getattr(leaf, "all_reduce_fn", None), "__name__", "") != "noop"
+    refill = "reset_cluster_size" if getattr(leaf, "reset_cluster_size", None) is not None else None
+    return Threshold(leaf, "threshold_ema_dead_code", refill=refill, adds_ranks=adds_ranks)
 
 
 def _normalisation(leaf: nn.Module) -> Switch | None:

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from collapse_guard.adapters.base import CodebookView, Observation, Reader, Unrecognised
-from collapse_guard.adapters.refs import Knob, Quotient, Switch, TensorRef
+from collapse_guard.adapters.refs import Knob, Quotient, Switch, TensorRef, Threshold
 
 from .codec_ema import find_leaf, has_forward, read_encode, read_forward
 
@@ -82,10 +82,16 @@ def _view(name: str, leaf: nn.Module, names: _Names) -> CodebookView:
         decay=Knob(leaf, "decay") if hasattr(leaf, "decay") else None,
         # Below no share of the mean usage is a code replaced.
         replacement=Switch(leaf, {"threshold_usage_ratio": 0.0}) if hasattr(leaf, "threshold_usage_ratio") else None,
+        threshold=_threshold(leaf),
         after_write=drop_cache,
         is_initialised=lambda: _is_started(leaf, names.flag) and bool(table.get().any()),
         lacks={"commitment": "the module weighs no commitment loss: its training script may have one"},
     )
+
+
+def _threshold(leaf: Any) -> Threshold | None:
+    is_on = getattr(leaf, "threshold_usage_ratio", 0) > 0
+    return Threshold(leaf, "threshold_usage_ratio", is_share=True) if is_on else None
 
 
 def _once_started(leaf: nn.Module, flag: str, read: Reader) -> Reader:
