@@ -251,6 +251,37 @@ _EARLY: tuple[Scenario, ...] = (
         own={"num_quantizers": 2, **OWN},
         healthy={"commitment_weight": 0.25},
     ),
+    Scenario(
+        "hot-sampling",
+        "codes of 3 residual levels are drawn at random in training, at a temperature that nobody lowers",
+        family="rvq",
+        options={"num_quantizers": 3, "stochastic_sample_codes": True, **KMEANS},
+        own={"num_quantizers": 3, **OWN},
+        healthy={"stochastic_sample_codes": False},
+    ),
+    Scenario(
+        "restless-replacement",
+        "codes below 2 tokens a step are replaced, and half a token is the uniform share: half of all in each step",
+        data="digits",
+        K=256,
+        D=16,
+        tokens=2,
+        batch=64,
+        options={"threshold_ema_dead_code": 2},  # no `own`: the package's own prevention is the cause
+        start=start_from_latents,
+        healthy={"threshold_ema_dead_code": 0.02},
+        healthy_start=start_from_latents,
+    ),
+    Scenario(
+        "orthogonal-codes",
+        "128 learnable codes of 8 coordinates are to be orthogonal, which no more than 8 can be, at a weight of 10",
+        lr=2e-3,
+        options={"learnable_codebook": True, "ema_update": False, "orthogonal_reg_weight": 10.0},
+        own=OWN,
+        start=start_from_latents,
+        healthy={"orthogonal_reg_weight": 0.0},
+        healthy_start=start_from_latents,
+    ),
 )
 
 COLLAPSES: tuple[Scenario, ...] = (*_EARLY, *LATE)

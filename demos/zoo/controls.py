@@ -13,7 +13,10 @@ from .draws import (
     mostly_silence,
     one_class,
     one_photo_then_the_other,
+    popular,
+    whole_epochs,
 )
+from .mistakes import freeze_codes
 from .scenario import KMEANS, Scenario
 from .starts import finished, start_from_latents
 
@@ -144,7 +147,6 @@ CONTROLS: tuple[Scenario, ...] = (
         family="diffusers",
         K=256,
         start=finished,
-        is_fresh=True,
     ),
     _control(
         "few-clips",
@@ -153,7 +155,6 @@ CONTROLS: tuple[Scenario, ...] = (
         options={"kmeans_init": False, "threshold_ema_dead_code": 0},
         start=start_from_latents,
         draw=few_clips(8, noise=0.1),
-        is_fresh=True,
     ),
     _control(
         "cool-sampling",
@@ -162,6 +163,33 @@ CONTROLS: tuple[Scenario, ...] = (
         tokens=2,
         K=64,
         options={"stochastic_sample_codes": True, "sample_codebook_temp": 0.1, **KMEANS},
+    ),
+    _control(
+        "short-last-batch",
+        "an epoch of 2000 items in batches of 285: each eighth step has five items and shows five codes at most",
+        data="little",
+        family="taming",
+        batch=285,
+        start=start_from_latents,
+        draw=whole_epochs,
+        is_fresh=True,
+    ),
+    _control(
+        "popular-items",
+        "of 2000 items the first is drawn most often, and the n-th an n-th as often: few codes have most tokens",
+        data="little",
+        family="rvq",
+        K=64,
+        options={"num_quantizers": 2, **KMEANS},
+        draw=popular,
+        is_fresh=True,
+    ),
+    _control(
+        "settled-codebook",
+        "the codebook is frozen on purpose after half of the steps, and encoder and decoder are trained on",
+        lr=3e-4,
+        options={"decay": 0.99, **KMEANS},
+        routine=freeze_codes(at=400),
         is_fresh=True,
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,7 @@ from .scenario import Run, any_items
 __all__ = [
     "Draw",
     "class_then_all",
+    "classes_of_ranks",
     "few_clips",
     "few_items",
     "flat_first",
@@ -19,6 +21,8 @@ __all__ = [
     "mostly_silence",
     "one_class",
     "one_photo_then_the_other",
+    "popular",
+    "whole_epochs",
 ]
 
 Draw = Callable[[Run, int, int], Tensor]
@@ -44,6 +48,35 @@ def class_then_all(*, at: int, until: int) -> Draw:
         return _of_group(run, 0, size)
 
     return draw
+
+
+def classes_of_ranks(ranks: int) -> Draw:
+    """Return a draw of so many equal shares, one after another: each process reads classes that no other one reads.
+
+    So a sorted data set is where every process gets a range of its files.
+    """
+
+    def draw(run: Run, step: int, size: int) -> Tensor:
+        shares = []
+        for rank in range(ranks):
+            members = torch.nonzero(run.data.groups % ranks == rank).flatten()
+            shares.append(members[torch.randint(len(members), (size // ranks,), generator=run.draws)])
+        return run.data.train[torch.cat(shares)]
+
+    return draw
+
+
+def popular(run: Run, step: int, size: int) -> Tensor:
+    """Draw the first item most often, and the n-th an n-th as often (Zipf): what is bought, heard or clicked on."""
+    shares = 1 / torch.arange(1, len(run.data.train) + 1)
+    return run.data.train[torch.multinomial(shares, size, replacement=True, generator=run.draws)]
+
+
+def whole_epochs(run: Run, step: int, size: int) -> Tensor:
+    """Draw each item once an epoch, in another order each time; the last batch of an epoch has what is left."""
+    epoch, place = divmod(step, math.ceil(len(run.data.train) / size))
+    order = torch.Generator().manual_seed(1000 * run.draws.initial_seed() + epoch)
+    return run.data.train[torch.randperm(len(run.data.train), generator=order)[place * size : (place + 1) * size]]
 
 
 def few_items(number: int) -> Draw:

@@ -53,6 +53,7 @@ class Coder(nn.Module):
         self.bottleneck = quantizer
         self.decoder = nn.Sequential(nn.Linear(tokens * D, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.is_passed_by = False  # whether the quantizer is left out, as in a warm-up
+        self.is_cut = False  # whether the encoder gets no gradient through the codes
         self._is_reshaped = is_reshaped
 
     def latents(self, x: Tensor) -> Tensor:
@@ -76,7 +77,7 @@ class Coder(nn.Module):
         if self.is_passed_by:
             return self._decode(tokens, x), [], x.new_zeros(())
         quantised, codes, loss = self.bottleneck(tokens, mask)
-        return self._decode(quantised, x), codes, loss
+        return self._decode(quantised.detach() if self.is_cut else quantised, x), codes, loss
 
     def _decode(self, tokens: Tensor, x: Tensor) -> Tensor:
         if self._is_reshaped:
