@@ -120,7 +120,7 @@ def _figures_of(sums: Sums, counts: np.ndarray, tokens: int, dead_below: float) 
 def _table_variance(sums: Sums) -> float:
     """Return E|e - mean e|^2 of the codes; of those that stand for all, where the matrix is not made of directions."""
     K, D, side = len(sums.table_norms), len(sums.mean), len(sums.table_covariance)
-    return float(np.trace(sums.table_covariance.astype(np.float64))) * (K / side if side != D else 1.0)
+    return float(sums.table_covariance.trace(dtype=np.float64)) * (K / side if side != D else 1.0)
 
 
 def _commitment_share(weight: float | None, loss: float | None, D: int, figures: Mapping[str, Any]) -> float | None:

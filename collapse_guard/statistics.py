@@ -180,7 +180,7 @@ def figures_of_use(counts: Values, dead_below: float) -> dict[str, float]:
     total, top = float(used.sum()), int(used.argmax())
     value, ceiling = _perplexity_of(used, total), perplexity_ceiling(int(total), K)
     most = float(used[top])
-    others, tokens = np.delete(used, top), int(total - most)
+    others, tokens = np.concatenate((used[:top], used[top + 1 :])), int(total - most)
     return {
         "perplexity": value,
         "ceiling": ceiling,

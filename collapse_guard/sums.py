@@ -175,19 +175,19 @@ def _latent_sums(window: Window, table: Tensor, metric: Metric, size: int) -> li
     # After a step of training no cache is warm: what costs is each further kind of operation, hence the same few again.
     norms = vector_norm(latents, dim=-1)
     use = norms.lt(torch.inf).logical_and_(valid)
-    rows = use.unsqueeze(-1)
-    clean, used = torch.where(rows, latents, 0.0), use.float()
+    used, unused = use.float(), use.logical_not_()
+    clean = latents.masked_fill(unused.unsqueeze(-1), 0.0)
     number = used.sum(dim=0, keepdim=True)
     weight = number.clamp(min=1)
     mean = clean.sum(dim=0) / weight
-    centred = torch.where(rows, latents - mean, 0.0)
-    norms = torch.where(use, norms, math.nan)
+    centred = (latents - mean).masked_fill_(unused.unsqueeze(-1), 0.0)
+    norms.masked_fill_(unused, math.nan)
     points, codes = (clean, table) if metric == "cosine" else (centred, table - mean)
     compared = number
     if (stride := -(-len(clean) * size // most)) > 1:
-        points, use = points[::stride], use[::stride]
+        points, unused = points[::stride], unused[::stride]
         compared = used[::stride].sum(dim=0, keepdim=True)
-    errors = torch.where(use, nearest_errors(points, codes, metric), 0.0).sum(dim=0, keepdim=True)
+    errors = nearest_errors(points, codes, metric).masked_fill_(unused, 0.0).sum(dim=0, keepdim=True)
     rest = centred.sum(dim=0) / weight
     squares = centred.square().sum().reshape(1)
     return [norms, number, mean, squares, _covariance(centred, weight), torch.cat([errors, compared]), rest]

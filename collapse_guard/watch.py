@@ -192,7 +192,7 @@ class Watch:
         """Return whether a codebook is the one of its reading before, 1 or 0; `None` where nobody can say."""
         if np.isnan(sums.table_norms.sum()):
             return None
-        mark = crc32(sums.table_covariance.tobytes(), crc32(sums.table_norms.tobytes()))
+        mark = crc32(sums.table_covariance.data, crc32(sums.table_norms.data))
         before = self._marks.get(name)
         self._marks[name] = mark
         return None if before is None else int(mark == before)

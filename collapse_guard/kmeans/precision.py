@@ -5,7 +5,7 @@ Where nothing is reduced, which is the rule, nothing is touched: to enter autoca
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
@@ -21,17 +21,21 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False) if is_on else nullcontext()
 
 
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """Switch autocast and reduced precision of matrix products off, and back as they were."""
     products = _products()
-    reduced = [(each, each.fp32_precision) for each in products if each.fp32_precision not in ("none", "ieee")]
-    with without_autocast(device):
+    reduced = [(each, is_now) for each in products if (is_now := each.fp32_precision) not in ("none", "ieee")]
+    return without_autocast(device) if products and not reduced else _full_products(device, reduced)
+
+
+@contextmanager
+def _full_products(device: torch.device, reduced: Sequence[tuple[Any, str]]) -> Iterator[None]:
+    """Do so where the precision of some products is known to be reduced; of none given, it may be that of any."""
+    with without_autocast(device), nullcontext() if reduced else full_precision_before_2_9():
         try:
             for product, _ in reduced:
                 product.fp32_precision = "ieee"
-            with nullcontext() if products else full_precision_before_2_9():
-                yield
+            yield
         finally:
             for product, precision in reduced:
                 product.fp32_precision = precision
@@ -49,7 +53,7 @@ def _products() -> list[Any]:
 
 @contextmanager
 def full_precision_before_2_9() -> Iterator[None]:
-    """Do so for the products of all backends at once, as older versions have it."""
+    """Let no product of any backend be reduced, as older versions have it."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

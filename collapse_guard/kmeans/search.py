@@ -105,8 +105,9 @@ def nearest_errors(latents: Tensor, codebook: Tensor, metric: Metric = "l2") -> 
     usable = squares < torch.inf  # neither NaN nor a row that overflows
     if metric == "cosine":
         usable &= squares > 0
+    unusable = usable.logical_not_()
     # z.c - |c|^2 / 2 in one product: to put the second in beforehand, or unusable rows right afterwards, takes as long.
-    rows = torch.cat([torch.where(usable, rows, 0.0), torch.where(usable, squares, torch.inf)], dim=1)
+    rows = torch.cat([rows.masked_fill(unusable, 0.0), squares.masked_fill_(unusable, torch.inf)], dim=1)
     points = torch.cat([points, points.new_full((len(points), 1), -0.5)], dim=1)
     with full_precision(points.device):
         parts = _parts(points.device, len(points), len(rows), "torch")[1]
