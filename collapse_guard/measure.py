@@ -68,8 +68,7 @@ def reading_of(
     Args:
         known: further fields of the reading, which no sums tell.
     """
-    counts = sums.tallies[:-2]
-    tokens = int(counts.sum())
+    counts, tokens = sums.counts, sums.tokens
     figures = _figures_of(sums, counts, tokens, dead_below) if tokens else _UNUSED
     weight = view.commitment.get() if view.commitment is not None else None
     reading = Reading(

@@ -54,6 +54,16 @@ class Sums:
     table_norms: np.ndarray
     table_covariance: np.ndarray
 
+    @property
+    def counts(self) -> np.ndarray:
+        """(K,) int64: uses of each code."""
+        return self.tallies[:-2]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were counted."""
+        return int(self.counts.sum())
+
     @classmethod
     def length(cls, K: int, D: int, size: int) -> int:
         """Return how many numbers `pack` makes for a codebook of K x D on so many ranks."""

@@ -167,7 +167,7 @@ class Watch:
             if self._began_unstarted(probe, word.step, all(part.is_started for part in roll.parts[name])):
                 continue
             sums = roll.sums[name]
-            if not sums.tallies[:-2].any():
+            if not sums.tokens:
                 self._count_empty(name, word.step, _UNSEEN)
                 continue
             self._empty[name] = 0
