@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import lru_cache
+from time import time_ns
 from typing import Any, Protocol
 
 __all__ = ["SCHEMA", "DelayedError", "Event", "EventLog", "Fault", "Sink"]
@@ -40,7 +42,7 @@ class Event:
     event: str
     step: int
     fields: Mapping[str, Any] = field(default_factory=dict)
-    time: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="milliseconds"))
+    time: str = field(default_factory=lambda: _in_words(time_ns() // 1_000_000))
 
     def as_record(self) -> dict[str, Any]:
         """Return the event as one flat dict that JSON can hold; non-finite numbers become `None`."""
@@ -104,6 +106,20 @@ class EventLog:
 
 def _dropped(sink: Sink, error: Exception) -> str:
     return f"{type(sink).__name__} raised {type(error).__name__}: {error}; it is switched off, training goes on"
+
+
+def _in_words(milliseconds: int) -> str:
+    """Return a time since 1970 in UTC, ISO 8601.
+
+    >>> _in_words(1_700_000_000_005)
+    '2023-11-14T22:13:20.005+00:00'
+    """
+    return f"{_second(milliseconds // 1000)}.{milliseconds % 1000:03d}+00:00"
+
+
+@lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds").removesuffix("+00:00")
 
 
 def _plain(value: Any) -> Any:

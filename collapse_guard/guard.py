@@ -13,7 +13,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -302,7 +302,8 @@ class Guard:
             return
         start = time.perf_counter()
         try:
-            with torch.inference_mode(False):  # a loop may evaluate in it; what is kept from there must serve training
+            # A loop may evaluate in it; what is kept from there must serve training.
+            with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
                 act()
         except PartedError as error:
             self._shift.part(str(error))

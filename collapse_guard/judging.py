@@ -69,8 +69,10 @@ class Judge:
             together = explain(bundle)
             decisions = self._remembered(self._engine.observe_together(together))
             for reading in together:
-                fields = {key: value for key, value in reading.as_record().items() if key != "step"}
-                fields |= {"uses": uses[reading.codebook]} if uses and reading.codebook in uses else {}
+                fields = reading.as_record()
+                del fields["step"]
+                if uses and reading.codebook in uses:
+                    fields["uses"] = uses[reading.codebook]
                 self._log.emit("reading", step, health=self._engine.health(reading.codebook).value, **fields)
             self._ledger.carry_out(decisions, self._engine, self._watch.probes)
         if taken and all(self._engine.health(name) is Health.HEALTHY for name in self._watch.readings):

@@ -16,7 +16,7 @@ from torch import Tensor
 from collapse_guard.policies import Reading
 
 from .adapters import CodebookView
-from .statistics import dead_fraction, effective_rank, perplexity, perplexity_ceiling, rest_ratio, top_share, usage
+from .statistics import effective_rank, figures_of_use
 from .sums import Sums, sum_up
 from .window import Window
 
@@ -61,10 +61,14 @@ def reading_of(
     epoch: int | None = None,
     loss: float | None = None,
     dead_below: float = 0.1,
+    **known: Any,
 ) -> tuple[Reading, np.ndarray]:
-    """Turn sums, of one rank or of all, into a reading and its (K,) counts; see `read_window`."""
-    counts = sums.tallies[:-2]
-    tokens = int(counts.sum())
+    """Turn sums, of one rank or of all, into a reading and its (K,) counts; see `read_window`.
+
+    Args:
+        known: further fields of the reading, which no sums tell.
+    """
+    counts, tokens = sums.counts, sums.tokens
     figures = _figures_of(sums, counts, tokens, dead_below) if tokens else _UNUSED
     weight = view.commitment.get() if view.commitment is not None else None
     reading = Reading(
@@ -81,6 +85,7 @@ def reading_of(
         decay=view.decay.get() if view.decay is not None else None,
         loss=loss,
         **figures,
+        **known,
     )
     return reading, counts
 
@@ -93,22 +98,14 @@ _UNUSED["dead_fraction"] = 1.0
 
 def _figures_of(sums: Sums, counts: np.ndarray, tokens: int, dead_below: float) -> dict[str, Any]:
     """Return what a reading says of a codebook that was used, by name."""
-    value, ceiling = perplexity(counts), perplexity_ceiling(tokens, len(counts))
-    latent_norm = _lower_median(sums.norms[~np.isnan(sums.norms)])
-    used_norms = sums.table_norms[counts > 0]
+    latent_norm = _lower_median(sums.norms, of_known=True)
     number, compared = float(sums.number[0]), float(sums.error[1])
     latent_variance = float(sums.squares[0]) / number if number else math.nan
     error = float(sums.error[0]) / compared if compared else math.nan
     return {
-        "perplexity": value,
-        "ceiling": ceiling,
-        "perplexity_ratio": value / ceiling,
-        "usage": usage(counts),
-        "dead_fraction": dead_fraction(counts, dead_below),
-        "top_share": top_share(counts),
-        "rest_ratio": rest_ratio(counts),
+        **figures_of_use(counts, dead_below),
         "norm_ratio": _ratio(_lower_median(sums.table_norms), latent_norm),
-        "used_norm_ratio": _ratio(_lower_median(used_norms[~np.isnan(used_norms)]), latent_norm),
+        "used_norm_ratio": _ratio(_lower_median(sums.table_norms[counts > 0], of_known=True), latent_norm),
         "latent_rank": _rank(sums.covariance),
         "codebook_rank": _rank(sums.table_covariance),
         "latent_variance": _finite(latent_variance),
@@ -122,7 +119,7 @@ def _figures_of(sums: Sums, counts: np.ndarray, tokens: int, dead_below: float) 
 def _table_variance(sums: Sums) -> float:
     """Return E|e - mean e|^2 of the codes; of those that stand for all, where the matrix is not made of directions."""
     K, D, side = len(sums.table_norms), len(sums.mean), len(sums.table_covariance)
-    return float(np.trace(sums.table_covariance.astype(np.float64))) * (K / side if side != D else 1.0)
+    return float(sums.table_covariance.trace(dtype=np.float64)) * (K / side if side != D else 1.0)
 
 
 def _commitment_share(weight: float | None, loss: float | None, D: int, figures: Mapping[str, Any]) -> float | None:
@@ -136,10 +133,15 @@ def _root(value: float | None) -> float | None:
     return None if value is None else math.sqrt(value)
 
 
-def _lower_median(values: np.ndarray) -> float:
-    """Return the median as torch does: of an even number of values the lower one; NaN of none, or with a NaN."""
-    middle = (len(values) - 1) // 2
-    return float(np.partition(values, middle)[middle]) if len(values) and not np.isnan(values).any() else math.nan
+def _lower_median(values: np.ndarray, *, of_known: bool = False) -> float:
+    """Return the median as torch does: of an even number of values the lower one; NaN of none.
+
+    Args:
+        values: (n,) numbers. of_known: whether NaN among them is left out; else the median is NaN then.
+    """
+    ordered = np.sort(values)  # NaN last
+    known = int(ordered.searchsorted(np.nan))
+    return float(ordered[(known - 1) // 2]) if known and (of_known or known == len(values)) else math.nan
 
 
 def _rank(covariance: np.ndarray) -> float | None:

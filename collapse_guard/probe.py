@@ -199,16 +199,16 @@ class Probe:
         Raises:
             ValueError: codes that are no integers, not one for each latent, or out of range; latents of another width.
         """
-        codes, latents, view = observation.codes, observation.latents, self.view
+        codes, latents, K, D = observation.codes, observation.latents, self.window.K, self.window.D
         if codes.is_floating_point() or codes.is_complex() or codes.dtype is torch.bool:
             raise ValueError(f"expected integer codes, got {codes.dtype}: which part of the output holds the codes?")
-        if latents is not None and (latents.ndim != 2 or latents.shape[1] != view.D):
-            raise ValueError(f"expected latents of (n, {view.D}), got {tuple(latents.shape)}")
+        if latents is not None and (latents.ndim != 2 or latents.shape[1] != D):
+            raise ValueError(f"expected latents of (n, {D}), got {tuple(latents.shape)}")
         if latents is not None and codes.shape != (len(latents),):
             raise ValueError(f"expected one code for each of {len(latents)} latents, got {tuple(codes.shape)}")
-        if not self._is_checked and codes.numel() and not -1 <= int(codes.min()) <= int(codes.max()) < view.K:
+        if not self._is_checked and codes.numel() and not -1 <= int(codes.min()) <= int(codes.max()) < K:
             low, high = int(codes.min()), int(codes.max())
-            raise ValueError(f"expected codes from 0 to {view.K - 1} (-1 for no token), got {low} to {high}")
+            raise ValueError(f"expected codes from 0 to {K - 1} (-1 for no token), got {low} to {high}")
         self._is_checked = True
 
 

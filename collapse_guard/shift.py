@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from collapse_guard.policies import Policy, PolicyEngine, Reading
@@ -139,19 +138,17 @@ class Shift:
             self._fault("epoch", self._without_epoch)
         enough = sample.min_tokens if self.step >= self._policy.warmup_steps else 0
         word = Word(self.step, self._judge.story, loss, epoch)
-        readings = self._watch.read(word, dead_below=sample.dead_below, min_tokens=enough)
         taken: list[Reading] = []
         uses: dict[str, list[int]] = {}
         ratio = self._aftermath.moment_ratio(self.step)
         written, rewrites = self.ledger.rewritten(), self._rewrites()
-        for taken_now, counts in readings:
-            name = taken_now.codebook
-            reading = replace(
-                taken_now,
-                rewrites=rewrites[name],
-                frozen=int(self._watch.probes[name].view.stands),
-                moment_ratio=ratio,
-            )
+
+        def known(name: str) -> dict[str, Any]:
+            stands = self._watch.probes[name].view.stands
+            return {"rewrites": rewrites[name], "frozen": int(stands), "moment_ratio": ratio}
+
+        readings = self._watch.read(word, dead_below=sample.dead_below, min_tokens=enough, known=known)
+        for reading, counts in readings:
             if is_told(self._readings_taken[reading.codebook]):
                 uses[reading.codebook] = uses_of(counts)
             self._readings_taken[reading.codebook] += 1

@@ -7,6 +7,7 @@ points, about 3.5 kB, and stands in the event of an intervention for the first `
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,15 @@ def uses_of(counts: np.ndarray) -> list[int]:
     >>> sum(uses_of(np.ones(1000, dtype=np.int64))), len(uses_of(np.ones(1000, dtype=np.int64)))
     (1000, 64)
     """
-    bins = min(MOST_BINS, len(counts))
-    starts = -(np.arange(bins) * -len(counts) // bins)
-    uses: list[int] = np.add.reduceat(counts, starts).tolist()
+    uses: list[int] = np.add.reduceat(counts, _starts(len(counts))).tolist()
     return uses
+
+
+@lru_cache(maxsize=64)
+def _starts(K: int) -> np.ndarray:
+    """Return where each bin of a histogram over K codes begins."""
+    bins = min(MOST_BINS, K)
+    return -(np.arange(bins) * -K // bins)
 
 
 def is_told(reading: int) -> bool:

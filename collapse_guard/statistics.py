@@ -21,6 +21,7 @@ __all__ = [
     "dead_fraction",
     "effective_rank",
     "entropy",
+    "figures_of_use",
     "perplexity",
     "perplexity_ceiling",
     "rest_ratio",
@@ -72,9 +73,8 @@ def perplexity(counts: Values) -> float:
     >>> round(perplexity([5, 5, 0, 0]), 9)
     2.0
     """
-    shares = _shares(counts)
-    used = shares[shares > 0]
-    return min(math.exp(_entropy_of(used)), float(used.size))
+    values = _checked(counts)
+    return _perplexity_of(values[values > 0], float(values.sum()))
 
 
 def usage(counts: Values) -> float:
@@ -132,8 +132,7 @@ def rest_ratio(counts: Values) -> float:
     """
     values = _checked(counts)
     others = np.delete(values, int(values.argmax()))
-    tokens = int(others.sum())
-    return min(1.0, tokens / _ENOUGH) * perplexity(others) / perplexity_ceiling(tokens, others.size) if tokens else 0.0
+    return _rest_ratio_of(others[others > 0], int(others.sum()), values.size)
 
 
 def dead_fraction(counts: Values, dead_below: float) -> float:
@@ -158,6 +157,39 @@ def dead_fraction(counts: Values, dead_below: float) -> float:
     values = _checked(counts)
     bound = dead_below * float(values.sum()) / values.size
     return float(np.count_nonzero((values == 0) | (values < bound)) / values.size)
+
+
+def figures_of_use(counts: Values, dead_below: float) -> dict[str, float]:
+    """Return what a reading says of counts, by name: the functions above, and `perplexity_ceiling`, in one go.
+
+    Counts are looked through once: unused codes add to no sum, and sums of integers are the same in any order.
+
+    Args:
+        counts: (K,) non-negative integers, not all zero.
+        dead_below: a fraction of the uniform share, from 0 to 1.
+
+    Raises:
+        ValueError: as for `entropy`.
+
+    >>> figures = figures_of_use([96, 2, 2, 0], dead_below=0.1)
+    >>> figures["usage"], figures["dead_fraction"], figures["top_share"]
+    (0.75, 0.75, 0.96)
+    """
+    values = _checked(counts)
+    K, used = values.size, values[values > 0]
+    total, top = float(used.sum()), int(used.argmax())
+    value, ceiling = _perplexity_of(used, total), perplexity_ceiling(int(total), K)
+    most = float(used[top])
+    others, tokens = np.concatenate((used[:top], used[top + 1 :])), int(total - most)
+    return {
+        "perplexity": value,
+        "ceiling": ceiling,
+        "perplexity_ratio": value / ceiling,
+        "usage": used.size / K,
+        "dead_fraction": (K - used.size + int(np.count_nonzero(used < dead_below * total / K))) / K,
+        "top_share": most / total,
+        "rest_ratio": _rest_ratio_of(others, tokens, K),
+    }
 
 
 @lru_cache(maxsize=4096)
@@ -245,6 +277,18 @@ def _checked(counts: Values) -> Array:
 def _shares(counts: Values) -> Array:
     values = _checked(counts)
     return np.asarray(values / values.sum(), dtype=np.float64)
+
+
+def _perplexity_of(used: Array, total: float) -> float:
+    """Perplexity of counts that are all above zero, and their sum."""
+    return min(math.exp(_entropy_of(used / total)), float(used.size))
+
+
+def _rest_ratio_of(others: Array, tokens: int, K: int) -> float:
+    """Return `rest_ratio` from the counts above zero of all but the most used of K codes, and their sum."""
+    if not tokens:
+        return 0.0
+    return min(1.0, tokens / _ENOUGH) * _perplexity_of(others, tokens) / perplexity_ceiling(tokens, K - 1)
 
 
 def _entropy_of(shares: Array) -> float:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from .adapters import CodebookView
 from .adapters.base import Metric
-from .kmeans import nearest_errors
+from .kmeans import nearest_errors, without_autocast
 from .window import Window
 
 __all__ = ["Sums", "sum_up"]
@@ -53,6 +53,16 @@ class Sums:
     error: np.ndarray
     table_norms: np.ndarray
     table_covariance: np.ndarray
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(K,) int64: uses of each code."""
+        return self.tallies[:-2]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were counted."""
+        return int(self.counts.sum())
 
     @classmethod
     def length(cls, K: int, D: int, size: int) -> int:
@@ -146,11 +156,11 @@ def sum_up(window: Window, view: CodebookView, *, size: int = 1, table: Tensor |
     tallies = window.tallies
     if tallies is None:
         tallies = torch.zeros(window.K + 2, dtype=torch.int64, device=table.device)
-    with torch.autocast(table.device.type, enabled=False):
+    with without_autocast(table.device):
         is_unit = view.metric == "cosine" and not view.decodes_raw
         decoded = functional.normalize(table, dim=-1) if is_unit else table
         parts = _latent_sums(window, decoded, view.metric, size)
-        table_covariance = _covariance(decoded - decoded.mean(dim=0), len(decoded))
+        table_covariance = _covariance(decoded - decoded.sum(dim=0) / len(decoded), len(decoded))
         parts += [vector_norm(decoded, dim=-1), table_covariance]
     # Integers travel as the bits of float32: one operation joins all.
     packed = torch.cat([tallies.view(torch.float32), *(part.flatten() for part in parts)]).cpu().numpy()
@@ -172,21 +182,25 @@ def _latent_sums(window: Window, table: Tensor, metric: Metric, size: int) -> li
     if len(latents) == 0:
         zero, D = torch.zeros(1, device=table.device), table.shape[1]
         return [zero[:0], zero, zero.new_zeros(D), zero, zero.new_zeros(0, 0), zero.new_zeros(2), zero.new_zeros(D)]
+    # After a step of training no cache is warm: what costs is each further kind of operation, hence the same few again.
     norms = vector_norm(latents, dim=-1)
     use = norms.lt(torch.inf).logical_and_(valid)
-    clean = torch.where(use.unsqueeze(-1), latents, 0.0)
-    used = use.float()
-    number = used.sum()
+    used, unused = use.float(), use.logical_not_()
+    clean = latents.masked_fill(unused.unsqueeze(-1), 0.0)
+    number = used.sum(dim=0, keepdim=True)
     weight = number.clamp(min=1)
     mean = clean.sum(dim=0) / weight
-    centred = torch.addr(clean, used, mean, alpha=-1)
-    norms = torch.where(use, norms, math.nan)
-    stride = -(-len(clean) * size // most)
-    points, rows = (clean, table) if metric == "cosine" else (centred, table - mean)
-    errors = torch.where(use[::stride], nearest_errors(points[::stride], rows, metric), 0.0)
-    error = torch.stack([errors.sum(), used[::stride].sum()])
+    centred = (latents - mean).masked_fill_(unused.unsqueeze(-1), 0.0)
+    norms.masked_fill_(unused, math.nan)
+    points, codes = (clean, table) if metric == "cosine" else (centred, table - mean)
+    compared = number
+    if (stride := -(-len(clean) * size // most)) > 1:
+        points, unused = points[::stride], unused[::stride]
+        compared = used[::stride].sum(dim=0, keepdim=True)
+    errors = nearest_errors(points, codes, metric).masked_fill_(unused, 0.0).sum(dim=0, keepdim=True)
     rest = centred.sum(dim=0) / weight
-    return [norms, number, mean, centred.square().sum(), _covariance(centred, weight), error, rest]
+    squares = centred.square().sum().reshape(1)
+    return [norms, number, mean, squares, _covariance(centred, weight), torch.cat([errors, compared]), rest]
 
 
 def _covariance(centred: Tensor, number: Tensor | int) -> Tensor:

@@ -7,7 +7,6 @@ nothing to the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 from zlib import crc32
 
@@ -136,7 +135,14 @@ class Watch:
         """Time spent in hooks."""
         return sum(probe.seconds for probe in self.probes.values())
 
-    def read(self, word: Word, *, dead_below: float, min_tokens: int) -> Iterator[tuple[Reading, np.ndarray]]:
+    def read(
+        self,
+        word: Word,
+        *,
+        dead_below: float,
+        min_tokens: int,
+        known: Callable[[str], Mapping[str, Any]] = lambda codebook: {},
+    ) -> Iterator[tuple[Reading, np.ndarray]]:
         """Yield a reading and its (K,) counts for each codebook that showed tokens; begin new windows.
 
         A window with fewer than `min_tokens` tokens, too few for a verdict, goes on instead of beginning anew.
@@ -144,6 +150,7 @@ class Watch:
         Args:
             word: what this rank says of itself. dead_below: share of the uniform share under which a code is dead.
             min_tokens: fewest for a verdict.
+            known: returns further fields of a codebook's reading, which are not measured.
 
         Raises:
             PartedError: the ranks cannot go on as one.
@@ -159,18 +166,22 @@ class Watch:
                 continue
             if self._began_unstarted(probe, word.step, all(part.is_started for part in roll.parts[name])):
                 continue
-            reading, counts = reading_of(
-                roll.sums[name], probe.view, step=word.step, epoch=roll.epoch, loss=roll.loss, dead_below=dead_below
-            )
-            if not reading.tokens:
+            sums = roll.sums[name]
+            if not sums.tokens:
                 self._count_empty(name, word.step, _UNSEEN)
                 continue
             self._empty[name] = 0
-            reading = replace(
-                reading,
-                unmoved=self._compare(name, roll.sums[name]),
+            reading, counts = reading_of(
+                sums,
+                probe.view,
+                step=word.step,
+                epoch=roll.epoch,
+                loss=roll.loss,
+                dead_below=dead_below,
+                unmoved=self._compare(name, sums),
                 reshaped=roll.reshaped(name),
-                replacement_share=self._replacement_share(probe.view, reading.tokens, roll.calls(name)),
+                replacement_share=self._replacement_share(probe.view, sums.tokens, roll.calls(name)),
+                **known(name),
             )
             if reading.tokens >= min_tokens:
                 probe.window.restart()
@@ -187,9 +198,9 @@ class Watch:
 
     def _compare(self, name: str, sums: Sums) -> int | None:
         """Return whether a codebook is the one of its reading before, 1 or 0; `None` where nobody can say."""
-        if np.isnan(sums.table_norms).any():
+        if np.isnan(sums.table_norms.sum()):
             return None
-        mark = crc32(sums.table_covariance.tobytes(), crc32(sums.table_norms.tobytes()))
+        mark = crc32(sums.table_covariance.data, crc32(sums.table_norms.data))
         before = self._marks.get(name)
         self._marks[name] = mark
         return None if before is None else int(mark == before)

@@ -66,7 +66,7 @@ class Window:
         self.capacity = min(ring_capacity(K, D), capacity) if capacity is not None else ring_capacity(K, D)
         self._seed = seed
         self._counts: Tensor | None = None
-        self._one: Tensor | None = None
+        self._ones: Tensor | None = None  # as many as codes were shown last
         self._before: Tensor | None = None  # uses of each code before this window
         self._latents: Tensor | None = None
         self._valid: Tensor | None = None
@@ -102,11 +102,13 @@ class Window:
         self._allocate(codes.device)
         self.calls += 1
         assert self._counts is not None
-        assert self._one is not None
+        assert self._ones is not None
         # What is not a token lands in an extra bin: filtering would have to ask the device how many are left. What a
         # step costs on a GPU is the number of operations, not their size: hence remainders, and nothing said twice.
         bins = codes.long().clamp(-1, self.K).remainder_(self.K + 1)
-        self._counts[: self.K + 1].scatter_add_(0, bins, self._one.expand_as(bins))
+        if len(self._ones) != len(bins):
+            self._ones = self._ones[:1].expand_as(bins)
+        self._counts.scatter_add_(0, bins, self._ones)
         if latents is None:
             return
         sums = latents.sum(dim=-1, dtype=torch.float32)
@@ -147,7 +149,7 @@ class Window:
         # Tensors made under inference mode could not be written to outside of it.
         with torch.inference_mode(False):
             self._counts = torch.zeros(self.K + 2, dtype=torch.int64, device=device)
-            self._one = torch.ones(1, dtype=torch.int64, device=device)
+            self._ones = torch.ones(1, dtype=torch.int64, device=device)
             self._before = torch.zeros(self.K, dtype=torch.int64, device=device)
             self._latents = torch.zeros(self.capacity, self.D, dtype=torch.float32, device=device)
             self._valid = torch.zeros(self.capacity, dtype=torch.bool, device=device)
@@ -173,11 +175,12 @@ class Window:
         for ring, rows in ((slice(start, start + head), slice(head)), (slice(n - head), slice(head, n))):
             if rows.start == n:
                 break
-            codes = self._origins[0, ring]
-            _put(self._latents[ring], latents, chosen, rows)
-            _put(codes, bins, chosen, rows)
+            picked = rows if chosen is None else chosen if head == n else chosen[rows]
+            codes, forwards = self._origins[:, ring]
+            _put(self._latents[ring], latents, picked)
+            _put(codes, bins, picked)
             torch.ne(codes, self.K, out=self._valid[ring])
-            self._origins[1, ring] = self._forwards
+            forwards.fill_(self._forwards)
             if not holds_share:
                 self._shares[ring] = share
         self._added += n
@@ -364,11 +367,11 @@ class Window:
         self._share, self._even_since = 0.0, self._added  # whether what came before is even, its rows tell
 
 
-def _put(into: Tensor, values: Tensor, chosen: Tensor | None, rows: slice) -> None:
-    """Write some of the chosen rows of values, or of all, in one operation where the types agree."""
-    if chosen is None:
-        into.copy_(values[rows])
+def _put(into: Tensor, values: Tensor, picked: Tensor | slice) -> None:
+    """Write some of the rows of values, in one operation where the types agree."""
+    if isinstance(picked, slice):
+        into.copy_(values[picked])
     elif values.dtype == into.dtype:
-        torch.index_select(values, 0, chosen[rows], out=into)
+        torch.index_select(values, 0, picked, out=into)
     else:
-        into.copy_(values.index_select(0, chosen[rows]))
+        into.copy_(values.index_select(0, picked))

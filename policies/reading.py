@@ -122,14 +122,17 @@ class Reading:
     def as_dict(self) -> dict[str, Any]:
         """Return the reading as plain data in field order: strings, numbers, `None`, and `causes` if there are any."""
         plain = {name: getattr(self, name) for name in _PLAIN_FIELDS}
-        return plain | ({"causes": [each.as_dict() for each in self.causes]} if self.causes else {})
+        return plain | {"causes": [each.as_dict() for each in self.causes]} if self.causes else plain
 
     def as_record(self) -> dict[str, Any]:
         """Return the reading as JSON can hold it: what is NaN or infinite is `None`, and written in `not_finite`."""
         plain = self.as_dict()
-        numbers = {name: value for name, value in plain.items() if isinstance(value, float)}
-        odd = {name: str(float(value)) for name, value in numbers.items() if not math.isfinite(value)}
-        return plain | dict.fromkeys(odd) | ({"not_finite": odd} if odd else {})
+        odd = {
+            name: str(float(value))
+            for name, value in plain.items()
+            if isinstance(value, float) and not math.isfinite(value)
+        }
+        return plain | dict.fromkeys(odd) | {"not_finite": odd} if odd else plain
 
     def excerpt(self, *names: str) -> dict[str, Any]:
         """Return a few of the fields by name, as plain data."""

@@ -9,6 +9,7 @@ from .fit import CodebookFit, fit_codebook
 from .index import ApproximateIndex, IndexSettings
 from .lengths import with_lengths
 from .matching import Matching, match, match_codes
+from .precision import without_autocast
 from .relocation import mean_rows
 from .search import Metric, assign, finite_rows, nearest_errors, squared_errors, unit_rows
 from .tokenizer import KMeansTokenizer, Refit
@@ -36,4 +37,5 @@ __all__ = [
     "totals",
     "unit_rows",
     "with_lengths",
+    "without_autocast",
 ]

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from functools import cache
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from .precision import full_precision
 
 __all__ = [
     "METRICS",
@@ -69,7 +69,7 @@ def assign(
     _check(latents, codebook, metric)
     N, K = len(latents), len(codebook)
     codes = torch.zeros(N, dtype=torch.int64, device=latents.device)
-    with _full_precision(latents.device):
+    with full_precision(latents.device):
         rows, eligible = _comparable(codebook.to(latents.device), metric)
         origin, bias, directions = _linear_form(rows)
         bias = bias.masked_fill(~eligible, torch.inf)
@@ -105,14 +105,15 @@ def nearest_errors(latents: Tensor, codebook: Tensor, metric: Metric = "l2") -> 
     usable = squares < torch.inf  # neither NaN nor a row that overflows
     if metric == "cosine":
         usable &= squares > 0
-    # |c|^2 / 2 - z.c in one product: to put the first in beforehand, or unusable rows right afterwards, takes as long.
-    rows = torch.cat([torch.where(usable, rows, 0.0), torch.where(usable, squares, torch.inf)], dim=1)
-    points = functional.pad(-points, (0, 1), value=0.5)
-    nearest = [torch.zeros(0, dtype=torch.int64, device=points.device)]
-    with _full_precision(points.device):
+    unusable = usable.logical_not_()
+    # z.c - |c|^2 / 2 in one product: to put the second in beforehand, or unusable rows right afterwards, takes as long.
+    rows = torch.cat([rows.masked_fill(unusable, 0.0), squares.masked_fill_(unusable, torch.inf)], dim=1)
+    points = torch.cat([points, points.new_full((len(points), 1), -0.5)], dim=1)
+    with full_precision(points.device):
         parts = _parts(points.device, len(points), len(rows), "torch")[1]
-        nearest += [_least(points[part] @ rows.T) for part in parts]
-    return (latents - codebook[torch.cat(nearest)]).square().sum(dim=1)
+        nearest = [_greatest(points[part] @ rows.T) for part in parts]
+    found = nearest[0] if len(nearest) == 1 else torch.cat([points.new_zeros(0, dtype=torch.int64), *nearest])
+    return (latents - codebook.index_select(0, found)).square().sum(dim=1)
 
 
 class Comparison:
@@ -165,7 +166,7 @@ class Comparison:
         through_faiss, parts = _parts(device, n, K)
         found = torch.empty(n, k, dtype=torch.int64, device=device)
         scores = torch.empty(n, k, device=device)
-        with _full_precision(device):
+        with full_precision(device):
             for part in parts:
                 if through_faiss:
                     found[part], scores[part] = _faiss_nearest(self._augmented[part], table, bias, k)
@@ -234,6 +235,11 @@ def _least(scores: Tensor) -> Tensor:
     return torch.from_numpy(scores.numpy().argmin(axis=1)) if scores.device.type == "cpu" else scores.argmin(dim=1)
 
 
+def _greatest(scores: Tensor) -> Tensor:
+    """Return (N,) int64: where each row of (N, K) is greatest, likewise."""
+    return torch.from_numpy(scores.numpy().argmax(axis=1)) if scores.device.type == "cpu" else scores.argmax(dim=1)
+
+
 def unit_rows(rows: Tensor) -> Tensor:
     """Return (N, D) rows scaled to length 1, tiny and huge ones too; a zero row stays zero."""
     largest = rows.abs().amax(dim=1, keepdim=True)
@@ -298,42 +304,6 @@ def _first_of_equals(rows: Tensor) -> Tensor:
     starts[1:] = (ordered[1:] != ordered[:-1]).any(dim=1)
     start = torch.where(starts, place, 0).cummax(dim=0).values
     return torch.empty_like(order).scatter_(0, order, order[start])
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Switch autocast and reduced matmul precision (TF32, bfloat16) off, and back as they were."""
-    products = _products()
-    reduced = [(each, each.fp32_precision) for each in products if each.fp32_precision not in ("none", "ieee")]
-    with torch.autocast(device.type, enabled=False):
-        try:
-            for product, _ in reduced:
-                product.fp32_precision = "ieee"
-            with nullcontext() if products else _full_precision_before_2_9():
-                yield
-        finally:
-            for product, precision in reduced:
-                product.fp32_precision = precision
-
-
-@cache
-def _products() -> list[Any]:
-    """Return where the precision of matrix products is set; none before torch 2.9.
-
-    Backend by backend, as the call for all of them raises where a user has set one. "none" stands for full precision.
-    """
-    backends: list[Any] = [torch.backends.cuda, torch.backends.mkldnn]
-    return [each.matmul for each in backends if hasattr(getattr(each, "matmul", None), "fp32_precision")]
-
-
-@contextmanager
-def _full_precision_before_2_9() -> Iterator[None]:
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
 
 
 def _check(latents: Tensor, codebook: Tensor, metric: str) -> None:

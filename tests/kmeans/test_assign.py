@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from collapse_guard.kmeans import assign, nearest_errors, search
+from collapse_guard.kmeans import assign, nearest_errors, precision, search
 from tests.checkout import ROOT, prelude
 from tests.kmeans.samples import METRICS, blobs, distances_by_loop, normal
 
@@ -144,7 +144,7 @@ class TestAssign:
     def test_before_torch_2_9_one_call_sets_the_precision_of_every_backend(self) -> None:
         torch.set_float32_matmul_precision("high")
         try:
-            with search._full_precision_before_2_9():
+            with precision.full_precision_before_2_9():
                 assert torch.get_float32_matmul_precision() == "highest"
             assert torch.get_float32_matmul_precision() == "high"
         finally:
