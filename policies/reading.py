@@ -14,7 +14,7 @@ from typing import Any
 
 from .causes import Diagnosis, diagnoses_from
 
-__all__ = ["NUMERIC_FIELDS", "Reading"]
+__all__ = ["MAY_BE_MISSING", "NUMERIC_FIELDS", "Reading"]
 
 _NOT_FINITE = ("nan", "inf", "-inf")
 
@@ -157,3 +157,6 @@ NUMERIC_FIELDS: tuple[str, ...] = tuple(
     field.name for field in fields(Reading) if field.name not in {"codebook", "stage", "group", "level", "causes"}
 )
 """Names that a condition may use on its left side."""
+
+MAY_BE_MISSING: frozenset[str] = frozenset(field.name for field in fields(Reading) if field.default is None)
+"""Of these, those that may be `None`."""
