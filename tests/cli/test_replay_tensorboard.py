@@ -99,6 +99,7 @@ def test_what_the_callback_gave_the_loggers_replays_to_the_decisions_of_the_run(
         "fallen": no_loss,
         "outweighed": outweighed,
         "restless": restless,
+        "overheated": outweighed | {"fields": ["loss", "sampling_ratio"]},  # nor draws any
     }
     for other in (tensorboard, table):
         assert other["absent"] == event_log["absent"]
