@@ -438,7 +438,7 @@ class Guard:
                 "expected a guard that is attached, got one that is not: call guard.attach(model, optimizer) first, "
                 "then guard.load_state_dict(state)"
             )
-        knobs = [knob for view in self._post.views for knob in (view.commitment, view.threshold)]
+        knobs = [knob for view in self._post.views for knob in (view.commitment, view.threshold, view.temperature)]
         weights = [(knob, knob.get()) for knob in knobs if knob is not None]
         try:
             self._shift.resume(state)

@@ -112,6 +112,7 @@ def _figures_of(sums: Sums, counts: np.ndarray, tokens: int, dead_below: float) 
         "spread_ratio": _root(_ratio(_table_variance(sums), latent_variance)),
         "relative_error": _ratio(error, latent_variance),
         "quantization_error": _finite(error),
+        "sampling_ratio": _ratio(float(sums.drawn[0]), float(sums.drawn[1])),
         "finite_fraction": 1 - int(sums.tallies[-1]) / tokens,
     }
 

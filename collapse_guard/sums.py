@@ -8,7 +8,7 @@ codebook itself is the first rank's, since all should hold the same.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import accumulate
 
 import numpy as np
@@ -20,13 +20,14 @@ from torch.nn import functional
 from .adapters import CodebookView
 from .adapters.base import Metric
 from .kmeans import nearest_errors, without_autocast
-from .window import Window
+from .window import Rows, Window
 
 __all__ = ["Sums", "sum_up"]
 
 _SAMPLE = 512
 _DISTANCE_OPERATIONS = 1 << 27  # bounds what a reading may cost on huge codebooks
 _WIDEST_COVARIANCE = 512
+_DRAWN, _DRAWN_CALLS = 256, 4  # latents, of so many forwards: codes move on after they were drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class Sums:
         error: (2,) sum of |z - q|^2 over some of them, and of how many.
         table_norms: (K,) of the codes as they are decoded.
         table_covariance: of the codes, as `covariance`.
+        drawn: (2,) of the last latents, sum of |z - e|^2 with the codes that they were given, and with the nearest
+            ones; zeros where no codes are drawn at random.
     """
 
     tallies: np.ndarray
@@ -53,6 +56,7 @@ class Sums:
     error: np.ndarray
     table_norms: np.ndarray
     table_covariance: np.ndarray
+    drawn: np.ndarray = field(default_factory=lambda: np.zeros(2))
 
     @property
     def counts(self) -> np.ndarray:
@@ -68,7 +72,7 @@ class Sums:
     def length(cls, K: int, D: int, size: int) -> int:
         """Return how many numbers `pack` makes for a codebook of K x D on so many ranks."""
         side, rows = min(D, _WIDEST_COVARIANCE), min(K, _WIDEST_COVARIANCE) if D > _WIDEST_COVARIANCE else D
-        return (K + 2) + _share(size) * size + 1 + D + 1 + side * side + 2 + K + rows * rows
+        return (K + 2) + _share(size) * size + 1 + D + 1 + side * side + 2 + K + rows * rows + 2
 
     def pack(self, index: int, size: int) -> np.ndarray:
         """Return one rank's sums as (length,) float64 such that those of all ranks can be added up.
@@ -100,6 +104,7 @@ class Sums:
             self.error,
             self.table_norms if first else np.zeros_like(self.table_norms),
             self.table_covariance if first else np.zeros_like(self.table_covariance),
+            self.drawn,
         ]
         return np.concatenate([np.asarray(part, dtype=np.float64).ravel() for part in parts])
 
@@ -108,7 +113,7 @@ class Sums:
         """Return the sums over all ranks from what they packed, added up."""
         side, wide = min(D, _WIDEST_COVARIANCE), D > _WIDEST_COVARIANCE
         rows = min(K, _WIDEST_COVARIANCE) if wide else D
-        lengths = (K + 2, _share(size) * size, 1, D, 1, side * side, 2, K, rows * rows)
+        lengths = (K + 2, _share(size) * size, 1, D, 1, side * side, 2, K, rows * rows, 2)
         parts = dict(zip((each.name for each in fields(cls)), np.split(packed, np.cumsum(lengths)[:-1]), strict=True))
         number = max(float(parts["number"][0]), 1.0)
         mean = parts["mean"] / number
@@ -127,6 +132,7 @@ class Sums:
             error=parts["error"],
             table_norms=parts["table_norms"],
             table_covariance=parts["table_covariance"].reshape(rows, rows),
+            drawn=parts["drawn"],
         )
 
 
@@ -162,6 +168,9 @@ def sum_up(window: Window, view: CodebookView, *, size: int = 1, table: Tensor |
         parts = _latent_sums(window, decoded, view.metric, size)
         table_covariance = _covariance(decoded - decoded.sum(dim=0) / len(decoded), len(decoded))
         parts += [vector_norm(decoded, dim=-1), table_covariance]
+        most = max(min(_DRAWN, _DISTANCE_OPERATIONS // table.numel()), 16)
+        if view.temperature is not None and (rows := window.drawn(most)) is not None:
+            parts.append(_drawn_errors(rows, decoded, view.metric))
     # Integers travel as the bits of float32: one operation joins all.
     packed = torch.cat([tallies.view(torch.float32), *(part.flatten() for part in parts)]).cpu().numpy()
     split = tallies.numel() * 2
@@ -172,6 +181,17 @@ def sum_up(window: Window, view: CodebookView, *, size: int = 1, table: Tensor |
     rest = shaped.pop(6)  # far from the origin the mean's rounding would be more than the variance
     shaped[2] = shaped[2].astype(np.float64) + rest
     return Sums(packed[:split].view(np.int64).copy(), *shaped)
+
+
+def _drawn_errors(rows: Rows, table: Tensor, metric: Metric) -> Tensor:
+    """Return (2,) sums of |z - e|^2 with the codes that latents were given, and with the nearest ones."""
+    latents = rows.latents
+    use = rows.valid & (rows.forwards > rows.forwards[-1] - _DRAWN_CALLS) & latents.isfinite().all(dim=-1)
+    clean = torch.where(use.unsqueeze(-1), latents, 0.0)
+    if metric == "l2":
+        clean, table = clean - (middle := clean.mean(dim=0)), table - middle
+    given = (clean - table[rows.codes.clamp(max=len(table) - 1)]).square().sum(dim=-1)
+    return torch.where(use, torch.stack([given, nearest_errors(clean, table, metric)]), 0.0).sum(dim=-1)
 
 
 def _latent_sums(window: Window, table: Tensor, metric: Metric, size: int) -> list[Tensor]:

@@ -289,6 +289,11 @@ class Window:
         codes, forwards = self._origins[:, places]
         return Rows(self._latents[places], codes, forwards, self._valid[places], self._shares[places])
 
+    def drawn(self, most: int) -> Rows | None:
+        """Return a copy of the last rows of this window, at most so many; `None` where it has none yet."""
+        held = min(most, self._added - self._added_before)
+        return self.recent(held) if held > 0 else None
+
     def forget(self) -> None:
         """Take nothing in the ring for a token: it is not what the codebook is compared with any more. Counts stay."""
         self.forgets += 1

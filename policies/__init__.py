@@ -10,6 +10,7 @@ from .absence import absences_in, idle_rules
 from .actions import (
     Action,
     Alert,
+    CoolSampling,
     DecayCommitment,
     EaseReplacement,
     EvalFix,
@@ -78,6 +79,7 @@ __all__ = [
     "Columns",
     "Comparison",
     "Condition",
+    "CoolSampling",
     "Cooldown",
     "DecayCommitment",
     "Decision",

@@ -23,6 +23,7 @@ from .remedies import REMEDIES
 __all__ = [
     "Action",
     "Alert",
+    "CoolSampling",
     "DecayCommitment",
     "EaseReplacement",
     "EvalFix",
@@ -79,6 +80,18 @@ class RaiseCommitment(Action):
     action: ClassVar[str] = "raise_commitment"
 
     to: Annotated[float, Field(gt=0)] = 0.25
+
+
+class CoolSampling(Action):
+    """Let training draw codes nearer to the latents: multiply the temperature at which it draws them.
+
+    Attributes:
+        factor: what the temperature is multiplied by, in (0, 1).
+    """
+
+    action: ClassVar[str] = "cool_sampling"
+
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
 
 class EaseReplacement(Action):
@@ -175,6 +188,7 @@ _BUILT_IN: tuple[type[Action], ...] = (
     DecayCommitment,
     RaiseCommitment,
     EaseReplacement,
+    CoolSampling,
     FallbackTokenizer,
     Upkeep,
     *REMEDIES,

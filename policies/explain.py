@@ -120,6 +120,7 @@ _ACTIONS: dict[str, Callable[[Any], str]] = {
     "ease_replacement": lambda it: (
         f"let the quantizer itself replace only codes used less than {it.to:g} times as often as evenly used ones"
     ),
+    "cool_sampling": lambda it: f"multiply the temperature at which training draws codes by {it.factor:g}",
     "fallback_tokenizer": _fallback_tokenizer,
     "upkeep": _upkeep,
     "slow_ema": lambda it: f"raise the decay of the codebook's moving averages to {it.target:g}",

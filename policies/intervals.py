@@ -31,7 +31,8 @@ _OF_LATENTS = (
     "quantization_error",
     "spread_ratio",
 )
-_FROM_0 = (*_OF_LATENTS, "epoch", "eval_to_train", "commitment_share", "rewrites", "moment_ratio", "replacement_share")
+_OF_THE_RUN = ("eval_to_train", "commitment_share", "rewrites", "moment_ratio", "replacement_share", "sampling_ratio")
+_FROM_0 = (*_OF_LATENTS, *_OF_THE_RUN, "epoch")
 _FROM_1 = ("D", "latent_rank", "codebook_rank")
 _MOST_SPANS = 101  # as many spans of a trend as the language has
 _SUMMED_UP_TO = 1000

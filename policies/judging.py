@@ -159,6 +159,9 @@ def _judge(turn: Turn) -> None:
         if rule.stage != turn.stage:
             continue
         old = turn.rules.get(rule.name, ARMED)
+        is_absent = rule.lead is not None and rule.lead(reading) is None  # saves most rules a call at most readings
+        if is_absent and old.phase is Phase.ARMED and old.skipped is None and not old.holds:
+            continue
         holds = rule.holds(reading, derived)
         if not holds and old.phase is Phase.ARMED and old.skipped is None and not old.holds:
             continue  # at most readings this is so for every rule

@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 from .actions import Action
 from .causes import Diagnosis
-from .condition import Condition, Explainer, Test
+from .condition import Comparison, Condition, Explainer, Test
 from .duration import Duration
 from .parts import OfCause
 from .past import NOTHING, Derived, Wanted
-from .reading import Reading
+from .reading import MAY_BE_MISSING, Reading
 from .references import inhibitors_first
 from .schema import Policy, Rule
 from .states import RuleState
@@ -69,6 +70,7 @@ class RulePlan:
         unless: the causes for which it does not fire, if any.
         inhibits: names of the rules that this one silences. inhibited_by: names of those that silence it.
         applies_to: whether the rule exists on a codebook of a given name.
+        lead: reads a field without which the condition cannot hold; `None` where no single one decides.
     """
 
     name: str
@@ -97,6 +99,7 @@ class RulePlan:
     inhibits: frozenset[str]
     inhibited_by: tuple[str, ...]
     applies_to: Callable[[str], bool]
+    lead: Callable[[Reading], float | None] | None
 
     def next_rung(self, state: RuleState, causes: Sequence[Diagnosis]) -> RungPlan | None:
         """Return the first rung for these causes that has neither failed nor spent its budget, or `None`."""
@@ -252,7 +255,15 @@ def _rule_plan(rule: Rule, policy: Policy) -> RulePlan:
         inhibits=frozenset(rule.inhibits),
         inhibited_by=tuple(other.name for other in policy.rules if rule.name in other.inhibits),
         applies_to=rule.applies_to,
+        lead=_lead(rule.when) if when_unknown[0] is not True else None,
     )
+
+
+def _lead(when: Condition) -> Callable[[Reading], float | None] | None:
+    """Return what reads a field that may be missing and that all of a condition hangs on, if there is one."""
+    parts = () if when.any and len(when.parts) > 1 else when.parts
+    named = (part.field for part in parts if isinstance(part, Comparison))
+    return next((attrgetter(field) for field in named if field in MAY_BE_MISSING), None)
 
 
 def _derived(policy: Policy) -> dict[str, Wanted]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from .causes import Diagnosis, diagnoses_from
 
-__all__ = ["NUMERIC_FIELDS", "Reading"]
+__all__ = ["MAY_BE_MISSING", "NUMERIC_FIELDS", "Reading"]
 
 _NOT_FINITE = ("nan", "inf", "-inf")
 
@@ -78,6 +78,9 @@ class Reading:
         replacement_share: below which share of what even use gives it in a forward the quantizer replaces a code by
             itself: its threshold x K / tokens of a forward, 0 or more, and 0 while the guard keeps its replacement out.
             `None` in evaluation, and where it replaces none. Above about 1 it replaces half of all codes in each step.
+        sampling_ratio: E|z - e|^2 of the last latents with the codes that they were given, over the same with their
+            nearest codes, about 1 or more: how much farther off codes are that training draws at random. `None` in
+            evaluation, and of a quantizer that draws none.
         causes: why, likeliest first; only known where a rule was about to alert or to act.
     """
 
@@ -117,6 +120,7 @@ class Reading:
     reshaped: int | None = None
     moment_ratio: float | None = None
     replacement_share: float | None = None
+    sampling_ratio: float | None = None
     causes: tuple[Diagnosis, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -160,3 +164,6 @@ NUMERIC_FIELDS: tuple[str, ...] = tuple(
     field.name for field in fields(Reading) if field.name not in {"codebook", "stage", "group", "level", "causes"}
 )
 """Names that a condition may use on its left side."""
+
+MAY_BE_MISSING: frozenset[str] = frozenset(field.name for field in fields(Reading) if field.default is None)
+"""Of these, those that may be `None`."""

@@ -47,6 +47,7 @@ MEANINGS = {
     "reshaped": "1 if each latent is a run of positions, where channels were meant, else 0",
     "moment_ratio": "how much larger gradients the optimizer remembers than it is shown now",
     "replacement_share": "below which fraction of its even use the quantizer itself replaces a code",
+    "sampling_ratio": "how much farther off than the nearest codes those are that training draws at random",
 }
 """What each field of a reading says, in one phrase."""
 

@@ -139,6 +139,7 @@ class CodebookView:
         decay: knob of the moving averages' decay, where it can be read.
         replacement: the quantizer's own replacement of dead codes, where it has one.
         threshold: knob of the count below which it replaces a code, where it replaces any and they are searched then.
+        temperature: knob of the temperature at which training draws codes at random, where it does.
         normalisation: the setting by which the quantizer normalises latents and codes, where it has one; without it
             the metric is "l2".
         after_write: called after each write: drops cached tables, sets flags of initialisation.
@@ -166,6 +167,7 @@ class CodebookView:
     decay: Knob | None = None
     replacement: Switch | None = None
     threshold: Threshold | None = None
+    temperature: Knob | None = None
     normalisation: Switch | None = None
     after_write: Callable[[], None] = lambda: None
     is_initialised: Callable[[], bool] = lambda: True

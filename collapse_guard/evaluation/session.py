@@ -163,7 +163,7 @@ class Evaluations:
                     continue
                 trained, ratio = self._trained(name, probe)
                 share = reading.perplexity_ratio / ratio if ratio and self._has_work(name) else None
-                course.reading = replace(reading, stage="eval", eval_to_train=share)
+                course.reading = replace(reading, stage="eval", eval_to_train=share, sampling_ratio=None)
                 course.trained = trained
                 if course.first is not None and self._weights_apart(course) <= MOVES:
                     course.moved = _apart(course.first, probe.view.codebook())

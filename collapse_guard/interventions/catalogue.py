@@ -8,6 +8,7 @@ from collapse_guard.policies import Alert, SaveCheckpoint, StopTraining, announc
 
 from .base import Intervention
 from .clip_gradients import ClipGradientsIntervention
+from .cool_sampling import CoolSamplingIntervention
 from .decay_commitment import DecayCommitmentIntervention
 from .disable_normalisation import DisableNormalisationIntervention
 from .ease_replacement import EaseReplacementIntervention
@@ -53,6 +54,7 @@ class RequestIntervention(Intervention[SaveCheckpoint | StopTraining]):
 INTERVENTIONS: dict[str, type[Intervention[Any]]] = {
     "alert": AlertIntervention,
     "clip_gradients": ClipGradientsIntervention,
+    "cool_sampling": CoolSamplingIntervention,
     "decay_commitment": DecayCommitmentIntervention,
     "disable_normalisation": DisableNormalisationIntervention,
     "ease_replacement": EaseReplacementIntervention,

@@ -51,9 +51,7 @@ class LadderSupport:
         return tuple(
             book
             for book in self.codebooks
-            if acting
-            and all(book in rung.refused for rung in acting)
-            and not all(book in rung.moot for rung in acting)
+            if acting and all(book in rung.refused for rung in acting) and not all(book in rung.moot for rung in acting)
         )
 
 

@@ -31,6 +31,7 @@ _MEANS = {
     "decay_commitment": "the commitment weight lowered",
     "raise_commitment": "the commitment weight raised",
     "ease_replacement": "the quantizer's own replacement of codes eased",
+    "cool_sampling": "the temperature at which training draws codes lowered",
     "fallback_tokenizer": "a k-means codebook put in the place of the quantizer's own",
     "upkeep": "idle codes moved to where the error is",
     "alert": "a human asked to look",

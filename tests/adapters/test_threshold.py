@@ -36,7 +36,9 @@ def test_the_share_tells_what_is_replaced(is_cosine: bool) -> None:
     replaced = []
     for share in (2.0, 0.1):
         torch.manual_seed(0)
-        vq: Any = VectorQuantize(dim=D, codebook_size=K, decay=0.95, threshold_ema_dead_code=4, use_cosine_sim=is_cosine)
+        vq: Any = VectorQuantize(
+            dim=D, codebook_size=K, decay=0.95, threshold_ema_dead_code=4, use_cosine_sim=is_cosine
+        )
         (view,) = discover(vq).views
         assert view.threshold is not None
         view.threshold.set(share * 256 / K)

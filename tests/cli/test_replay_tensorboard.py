@@ -93,7 +93,14 @@ def test_what_the_callback_gave_the_loggers_replays_to_the_decisions_of_the_run(
     assert event_log["counts"]["outcome recovered"] == 2
     outweighed = {"fields": ["commitment_share", "loss"], "missing": "keep", "consequences": ["it can never fire"]}
     cost = no_loss | {"consequences": ["what an intervention costs is not looked at"]}
-    assert event_log["absent"] == {"reshaped": cost, "fallen": no_loss, "outweighed": outweighed}
+    restless = outweighed | {"fields": ["loss", "replacement_share"]}  # its quantizer replaces no codes
+    assert event_log["absent"] == {
+        "reshaped": cost,
+        "fallen": no_loss,
+        "outweighed": outweighed,
+        "restless": restless,
+        "overheated": outweighed | {"fields": ["loss", "sampling_ratio"]},  # nor draws any
+    }
     for other in (tensorboard, table):
         assert other["absent"] == event_log["absent"]
         assert [_kind(each) for each in other["decisions"]] == [_kind(each) for each in event_log["decisions"]]

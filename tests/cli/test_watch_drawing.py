@@ -96,7 +96,7 @@ def test_the_selected_codebook_shows_thresholds_marks_rules_numbers_and_events(
         assert expected in text
     held = "non_finite, astray, evaluation_only, reshaped, unspread, collapsing, outgrown, fallen, "
     held += (
-        "unused, half_repaired, stale_moments, hasty" if size[0] > 80 else "unus…"
+        "unused, half_repaired, stale_moments, restless, overheated, hasty" if size[0] > 80 else "unus…"
     )  # two lines of 80, no room for more
     assert f"armed: {held}" in " ".join(text.split())
     assert "step 1950 · 7 s ago" in text

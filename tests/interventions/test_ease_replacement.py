@@ -185,7 +185,9 @@ def refused(model: nn.Module, seen: Reading | None) -> str | None:
 
 def test_it_is_refused_with_the_reason() -> None:
     assert refused(quantizer(), reading(2.0)) is None
-    assert refused(quantizer(), reading(0.2)) == "codes are replaced below 0.2 of their even use, already at or below 0.2"
+    assert (
+        refused(quantizer(), reading(0.2)) == "codes are replaced below 0.2 of their even use, already at or below 0.2"
+    )
     assert refused(quantizer(), reading(0.0)) == "its own replacement of codes is kept out already"
     assert "how many tokens" in str(refused(quantizer(), None))
     assert refused(quantizer(threshold=0), reading(None)) == "this quantizer replaces no codes by itself"

@@ -53,6 +53,8 @@ def test_built_in_actions_are_known_by_their_names() -> None:
         "reset_codes",
         "decay_commitment",
         "raise_commitment",
+        "ease_replacement",
+        "cool_sampling",
         "fallback_tokenizer",
         "upkeep",
         "slow_ema",

@@ -203,6 +203,8 @@ def test_what_a_table_does_not_hold_is_said_rule_by_rule() -> None:
         f"unused, without dead_fraction, frozen, relative_error, unmoved: it can never fire {keep}",
         f"half_repaired, without frozen, rewrites: it can never fire {keep}",
         f"stale_moments, without moment_ratio: it can never fire {keep}",
+        f"restless, without loss, replacement_share: it can never fire {keep}",
+        f"overheated, without loss, relative_error, sampling_ratio: it can never fire {keep}",
         f"hasty, without decay: it can never fire {keep}",
         f"overcommitted, without commitment_weight, relative_error: it can never fire {keep}",
         f"outweighed, without commitment_share, loss, rewrites: it can never fire {keep}",

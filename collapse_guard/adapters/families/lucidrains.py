@@ -142,6 +142,7 @@ def _view(
         decay=Knob(leaf, "decay") if averages else None,
         replacement=_replacement(leaf),
         threshold=_threshold(leaf, around),
+        temperature=_temperature(leaf, around),
         normalisation=_normalisation(leaf) if cosine and sums else None,
         is_initialised=lambda: bool(getattr(leaf, "initted", True)),
         lacks=lacks,
@@ -194,6 +195,13 @@ def _threshold(leaf: Any, around: _Surroundings) -> Threshold | None:
     adds_ranks = getattr(getattr(leaf, "all_reduce_fn", None), "__name__", "") != "noop"
     refill = "reset_cluster_size" if getattr(leaf, "reset_cluster_size", None) is not None else None
     return Threshold(leaf, "threshold_ema_dead_code", refill=refill, adds_ranks=adds_ranks)
+
+
+def _temperature(leaf: nn.Module, around: _Surroundings) -> Knob | None:
+    """Return the temperature of a quantizer that draws codes in training; one that is kept in evaluation never does."""
+    options = getattr(getattr(leaf, "gumbel_sample", None), "keywords", {})
+    draws = bool(options.get("stochastic")) and getattr(leaf, "sample_codebook_temp", 0) > 0
+    return Knob(leaf, "sample_codebook_temp") if draws and around.owner is None else None
 
 
 def _normalisation(leaf: nn.Module) -> Switch | None:
