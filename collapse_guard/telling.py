@@ -29,17 +29,8 @@ TOLD_AS = {
 """Events of decisions that ask for nothing."""
 
 _OF_CODES = ("perplexity", "perplexity_ratio", "usage", "norm_ratio", "relative_error")
-_JUDGED_BY = (
-    "step",
-    *_OF_CODES,
-    "loss",
-    "commitment_weight",
-    "decay",
-    "reshaped",
-    "moment_ratio",
-    "replacement_share",
-    "sampling_ratio",
-)
+_OF_THE_QUANTIZER = ("commitment_weight", "decay", "reshaped", "replacement_share", "sampling_ratio")
+_JUDGED_BY = ("step", *_OF_CODES, "loss", *_OF_THE_QUANTIZER, "moment_ratio")
 
 
 def fields_of_word(decision: Decision, probes: Mapping[str, Probe]) -> dict[str, Any]:

@@ -32,13 +32,12 @@ def test_a_threshold_in_tokens_comes_to_a_share_of_even_use_and_keeps_its_kind()
 
 @pytest.mark.parametrize("is_cosine", [False, True])
 def test_the_share_tells_what_is_replaced(is_cosine: bool) -> None:
-    """Counts of evenly used codes lie around their even use: a share of 2 replaces nearly all of them, 0.1 hardly any."""
+    """Counts of evenly used codes lie around their even use: a share of 2 replaces nearly all, 0.1 hardly any."""
     replaced = []
     for share in (2.0, 0.1):
         torch.manual_seed(0)
-        vq: Any = VectorQuantize(
-            dim=D, codebook_size=K, decay=0.95, threshold_ema_dead_code=4, use_cosine_sim=is_cosine
-        )
+        options = {"decay": 0.95, "threshold_ema_dead_code": 4, "use_cosine_sim": is_cosine}
+        vq: Any = VectorQuantize(dim=D, codebook_size=K, **options)
         (view,) = discover(vq).views
         assert view.threshold is not None
         view.threshold.set(share * 256 / K)
@@ -90,7 +89,7 @@ def test_what_the_guard_keeps_out_replaces_nothing() -> None:
 
 
 def test_encodec_overwrites_what_it_replaces_so_that_no_threshold_matters() -> None:
-    """Its codebook is the same bit for bit whatever the threshold: the average of the same forward is written over it."""
+    """Its codebook is the same bit for bit whatever the threshold: the forward goes on to write its average over it."""
     tables: list[Tensor] = []
     for threshold in (0, 1000):
         torch.manual_seed(0)
