@@ -97,6 +97,7 @@ def test_what_the_callback_gave_the_loggers_replays_to_the_decisions_of_the_run(
     assert event_log["absent"] == {
         "reshaped": cost,
         "fallen": no_loss,
+        "misled": outweighed | {"fields": ["loss"]},
         "outweighed": outweighed,
         "restless": restless,
         "overheated": outweighed | {"fields": ["loss", "sampling_ratio"]},  # nor draws any

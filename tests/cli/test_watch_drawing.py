@@ -95,9 +95,8 @@ def test_the_selected_codebook_shows_thresholds_marks_rules_numbers_and_events(
     for expected in ("K 256, D 64", "   5 │", " 1.5 │", "▲", "✗", "✓", "collapsed: verifying reset_codes #3, 0 of 50"):
         assert expected in text
     held = "non_finite, astray, evaluation_only, reshaped, unspread, collapsing, outgrown, fallen, "
-    held += (
-        "unused, half_repaired, stale_moments, restless, overheated, hasty" if size[0] > 80 else "unus…"
-    )  # two lines of 80, no room for more
+    # Two lines of 80 have no room for more.
+    held += "misled, unused, half_repaired, stale_moments, restless, overheated" if size[0] > 80 else "misl…"
     assert f"armed: {held}" in " ".join(text.split())
     assert "step 1950 · 7 s ago" in text
 
