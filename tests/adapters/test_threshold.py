@@ -59,7 +59,7 @@ def test_a_refill_count_of_its_own_is_kept_in_proportion() -> None:
     assert leaf.reset_cluster_size == pytest.approx(0.6)
 
 
-def leaf_owner(leaf: nn.Module) -> nn.Module:
+def leaf_owner(leaf: nn.Module) -> Any:
     owner: Any = VectorQuantize(dim=D, codebook_size=K, threshold_ema_dead_code=2)
     owner._codebook = leaf
     return owner

@@ -30,7 +30,7 @@ HOT: dict[str, Any] = {
 }
 
 
-def quantizer(kind: str = "one", *, temperature: float = 1.0, **options: Any) -> nn.Module:
+def quantizer(kind: str = "one", *, temperature: float = 1.0, **options: Any) -> Any:
     torch.manual_seed(0)
     made = {"dim": D, "codebook_size": K, "decay": 0.95, "kmeans_init": True, "stochastic_sample_codes": True}
     made |= {"sample_codebook_temp": temperature} | options
@@ -55,8 +55,12 @@ def guarded(model: nn.Module, **rule: Any) -> tuple[Guard, Recorder]:
 
 
 def temperatures(model: Any) -> list[float]:
-    layers = model.layers if isinstance(model, ResidualVQ) else [model]
+    layers: Any = model.layers if isinstance(model, ResidualVQ) else [model]
     return [each._codebook.sample_codebook_temp for each in layers]
+
+
+def fail(error: Exception) -> None:
+    raise error
 
 
 def ratios(recorder: Recorder) -> list[float | None]:
@@ -70,7 +74,7 @@ def ratios(recorder: Recorder) -> list[float | None]:
 def test_the_ratio_is_that_of_the_last_forwards_by_a_plain_loop(is_cosine: bool) -> None:
     model: Any = quantizer(use_cosine_sim=is_cosine, temperature=1.0 if not is_cosine else 0.3)
     (view,) = discover(model).views
-    probe = Probe(view, seed=0, on_error=pytest.fail)
+    probe = Probe(view, seed=0, on_error=fail)
     probe.install()
     seen = []
     for step in range(6):

@@ -28,7 +28,7 @@ RESTLESS: dict[str, Any] = {
 }
 
 
-def quantizer(kind: str = "one", threshold: float = 4) -> nn.Module:
+def quantizer(kind: str = "one", threshold: float = 4) -> Any:
     torch.manual_seed(0)
     options: dict[str, Any] = {"dim": D, "codebook_size": K, "decay": 0.95, "threshold_ema_dead_code": threshold}
     return ResidualVQ(num_quantizers=2, **options) if kind == "levels" else VectorQuantize(**options)
@@ -58,7 +58,7 @@ def guarded(model: nn.Module, **rule: Any) -> tuple[Guard, Recorder]:
 
 
 def thresholds(model: Any) -> list[float]:
-    layers = model.layers if isinstance(model, ResidualVQ) else [model]
+    layers: Any = model.layers if isinstance(model, ResidualVQ) else [model]
     return [each._codebook.threshold_ema_dead_code for each in layers]
 
 
