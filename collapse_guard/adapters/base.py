@@ -8,6 +8,7 @@ step boundary and only in place, so that optimizers, graphs and checkpoints keep
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, TypeAlias
@@ -313,6 +314,17 @@ class CodebookView:
         if self.replacement is not None and self._native is not None:
             self.replacement.restore(self._native)
             self._native = None
+
+    @contextmanager
+    def given_back(self) -> Iterator[None]:
+        """Meanwhile, between two forwards, have the settings of its own replacement as they are where it is on."""
+        is_taken_over = self.is_taken_over
+        self.give_back()
+        try:
+            yield
+        finally:
+            if is_taken_over:
+                self.take_over()
 
     def replacement_share(self, tokens: float) -> float | None:
         """Return below which share of its even use the quantizer replaces a code; `None` where it never does.

@@ -142,6 +142,47 @@ def test_a_resumed_run_has_the_threshold_and_can_still_undo_it(is_open: bool) ->
         assert not recorder.of("fault")
 
 
+def test_a_threshold_that_stands_outlasts_a_resume_while_the_replacement_is_kept_out() -> None:
+    """As after `reset_codes`, which takes the replacement over: the number on the module is then 0."""
+    model: Any = quantizer()
+    guard, recorder = guarded(model)
+    with guard:
+        train(model, guard, 30)
+        assert [each["result"] for each in guard.interventions] == ["recovered"]
+        (view,) = guard.views(guard.readings)
+        view.take_over()
+        assert thresholds(model) == [0]
+        state = guard.state_dict()
+    (summary,) = recorder.of("summary")
+    assert "replacement_threshold is 0.2, 4 before" in str(summary.fields)
+    again: Any = quantizer()
+    guard, recorder = guarded(again)
+    with guard:
+        guard.load_state_dict(state)
+        (view,) = guard.views(guard._watch.probes)
+        assert view.is_taken_over
+        assert thresholds(again) == [0]
+        view.give_back()
+        assert thresholds(again) == [0.2]
+        assert again._codebook.reset_cluster_size == pytest.approx(0.2)
+        assert not recorder.of("fault")
+
+
+def test_undone_while_the_replacement_is_kept_out_it_is_put_back_for_later() -> None:
+    model: Any = quantizer()
+    (view,) = discover(nn.ModuleDict({"vq": model})).views
+    site = Site(view, Window(view.K, view.D), [], torch.zeros(view.K).numpy(), seed=1, reading=reading(2.0))
+    eased = find_intervention("ease_replacement")(EaseReplacement(), site)
+    transaction = Transaction(eased.parts())
+    eased.apply()
+    transaction.check()
+    view.take_over()
+    transaction.undo()
+    assert thresholds(model) == [0]
+    view.give_back()
+    assert (thresholds(model), model._codebook.reset_cluster_size) == ([4], 4)
+
+
 def test_a_window_goes_on_over_a_resume_with_the_forwards_that_it_counted() -> None:
     model = quantizer()
     guard, _ = guarded(model)
