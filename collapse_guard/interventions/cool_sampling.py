@@ -18,6 +18,7 @@ class CoolSamplingIntervention(Intervention[CoolSampling]):
     """
 
     touches = frozenset({"sampling"})
+    goes_further = True
 
     @classmethod
     def why_unsupported(cls, view: CodebookView) -> str | None:

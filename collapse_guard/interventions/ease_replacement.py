@@ -18,6 +18,7 @@ class EaseReplacementIntervention(Intervention[EaseReplacement]):
     """
 
     touches = frozenset({"replacement"})
+    goes_further = True
 
     @classmethod
     def why_unsupported(cls, view: CodebookView) -> str | None:

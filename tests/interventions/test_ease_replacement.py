@@ -106,6 +106,22 @@ def test_levels_of_a_residual_are_eased_together() -> None:
     assert not recorder.of("fault")
 
 
+def test_a_threshold_that_heads_share_is_lowered_once_for_what_all_of_them_showed() -> None:
+    torch.manual_seed(0)
+    model: Any = VectorQuantize(
+        dim=D, codebook_size=K, heads=2, codebook_dim=D // 2, separate_codebook_per_head=True, threshold_ema_dead_code=4
+    )
+    guard, recorder = guarded(model)
+    with guard:
+        train(model, guard, 30)
+        results = [(each["codebook"], each["result"]) for each in guard.interventions]
+        assert results == [("model.0", "recovered"), ("model.1", "postponed")]
+    assert thresholds(model) == [0.2]
+    assert model._codebook.reset_cluster_size == pytest.approx(0.2)
+    *_, postponed = recorder.of("intervention")
+    assert "its replacement threshold is also that of model.0" in str(postponed.fields)
+
+
 def test_what_did_not_help_is_undone_with_its_kind() -> None:
     model: Any = quantizer()
     guard, _ = guarded(model, verify={"within": "10 steps", "success": "perplexity > 1000"})
