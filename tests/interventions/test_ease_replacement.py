@@ -226,6 +226,7 @@ def test_a_restoration_that_fails_leaves_the_threshold_as_its_owner_has_it() -> 
     with guard:
         guard.load_state_dict({**state, "engine": "no engine"})
         assert thresholds(again) == [4]
+        assert type(thresholds(again)[0]) is int
         assert recorder.of("fault")
 
 
