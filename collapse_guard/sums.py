@@ -156,10 +156,11 @@ def sum_up(window: Window, view: CodebookView, *, size: int = 1, table: Tensor |
         size: how many ranks sample latents: each takes its share of 512.
         table: (K, D) what the latents were compared with, where that is not the codebook as it is now.
     """
-    if table is None:  # nobody asks for one that is sharded: what needs it is not known then
-        table = view.codebook() if not view.is_sharded else torch.full((view.K, view.D), math.nan)
-    table = table.float()
     tallies = window.tallies
+    if table is None:  # nobody asks for one that is sharded: what needs it is not known then
+        device = tallies.device if tallies is not None else None
+        table = view.codebook() if not view.is_sharded else torch.full((view.K, view.D), math.nan, device=device)
+    table = table.float()
     if tallies is None:
         tallies = torch.zeros(window.K + 2, dtype=torch.int64, device=table.device)
     with without_autocast(table.device):
