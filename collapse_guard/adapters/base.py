@@ -85,10 +85,13 @@ class Observation:
         codes: (n,) integers in [0, K); anything outside (-1 for masked tokens and dropped levels) is not a token.
         latents: (n, D) what the codebook was compared with, in the codebook's own space, detached; `None` where the
             quantizer does not show them. Codes are then counted, and nothing that needs latents is measured.
+        is_update: whether the quantizer may have replaced codes with this call: not where it is frozen by its owner,
+            nor where tokens are only added up for a later call.
     """
 
     codes: Tensor
     latents: Tensor | None
+    is_update: bool = True
 
 
 Reader = Callable[[tuple[Any, ...], Mapping[str, Any], Any], "Observation | None"]

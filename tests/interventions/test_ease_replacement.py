@@ -122,6 +122,22 @@ def test_a_threshold_that_heads_share_is_lowered_once_for_what_all_of_them_showe
     assert "its replacement threshold is also that of model.0" in str(postponed.fields)
 
 
+@pytest.mark.parametrize(("call", "share"), [({}, 2.0), ({"accum_ema_update": True}, 0.5), (None, None)])
+def test_tokens_are_those_of_an_update_and_a_codebook_that_its_owner_froze_has_none(
+    call: dict[str, Any] | None, share: float | None
+) -> None:
+    model = quantizer()
+    guard, recorder = guarded(model, ladder=[])
+    with guard:
+        for step in range(20):
+            for part in range(4):
+                kwargs = {"freeze_codebook": True} if call is None else call if part < 3 else {}
+                model(batch(4 * step + part), **kwargs)
+            guard.step()
+        assert not recorder.of("fault")
+    assert set(shares(recorder)) == {share}
+
+
 def test_what_did_not_help_is_undone_with_its_kind() -> None:
     model: Any = quantizer()
     guard, _ = guarded(model, verify={"within": "10 steps", "success": "perplexity > 1000"})

@@ -269,7 +269,8 @@ def _forward_reader(module: nn.Module, head: int) -> Reader:
         cosine = _is_cosine(module, leaf)  # which may be switched off
         seen = _observation(given, codes, kwargs.get("mask"), head, cosine)
         own_table = kwargs.get("codebook_transform_fn") is not None
-        return Observation(seen.codes, None) if own_table else seen
+        is_update = not (kwargs.get("freeze_codebook") or kwargs.get("accum_ema_update"))
+        return Observation(seen.codes, None if own_table else seen.latents, is_update)
 
     return read
 
