@@ -2,7 +2,8 @@
 
 Levels that cannot take the action are refused, and those whose latents are no longer known once a coarser level was
 written are postponed, as are those that would change what another one has just changed, such as a commitment weight
-that several share, while the others go on. What raises puts all of them back.
+that several share, while the others go on. What raises puts all of them back. Heads of one quantizer are no levels, and
+act one after another: what would go further with a number that another one has changed at this step is postponed, too.
 
 Where several ranks train together each does the same from what all of them recorded; then they agree on what came of
 it, and the first rank's codebook becomes that of all. What is refused on one rank is refused on all, and what raises on
@@ -68,7 +69,12 @@ class Deed:
 
 
 def act_together(
-    deeds: Sequence[Deed], levels: Levels, site_of: Callable[[Deed], Site], ranks: Alone | None = None
+    deeds: Sequence[Deed],
+    levels: Levels,
+    site_of: Callable[[Deed], Site],
+    ranks: Alone | None = None,
+    *,
+    earlier: Sequence[Entry] = (),
 ) -> None:
     """Carry out an ACT on its codebooks, coarse first; write on each deed what became of it, with a picture.
 
@@ -77,22 +83,29 @@ def act_together(
         levels: of the residual that the codebooks belong to.
         site_of: makes the site of an intervention.
         ranks: that act together.
+        earlier: what was done at this step before, on other codebooks.
     """
     codes = [_codes_of(deed) for deed in deeds[:MOST_SKETCHED]]
-    _act(deeds, levels, site_of, ranks if ranks is not None else Alone())
+    _act(deeds, levels, site_of, ranks if ranks is not None else Alone(), earlier)
     for deed, before in zip(deeds, codes, strict=False):
         if "codebook" in deed.touches and before is not None:
             deed.sketch = _sketched(deed, before)
 
 
-def _act(deeds: Sequence[Deed], levels: Levels, site_of: Callable[[Deed], Site], ranks: Alone) -> None:
+def _act(
+    deeds: Sequence[Deed],
+    levels: Levels,
+    site_of: Callable[[Deed], Site],
+    ranks: Alone,
+    earlier: Sequence[Entry],
+) -> None:
     written: Recorded | None = None
     applied: list[Deed] = []
     where = ""
     try:
         for deed in deeds:
             where = deed.entry.codebook
-            intervention, verdict, why = _considered(deed, levels, written, applied, site_of, ranks)
+            intervention, verdict, why = _considered(deed, levels, written, site_of, ranks, applied, earlier)
             if verdict:
                 deed.entry.result, deed.summary = verdict, why
                 continue
@@ -116,9 +129,10 @@ def _considered(
     deed: Deed,
     levels: Levels,
     written: Recorded | None,
-    applied: Sequence[Deed],
     site_of: Callable[[Deed], Site],
     ranks: Alone,
+    applied: Sequence[Deed],
+    earlier: Sequence[Entry],
 ) -> tuple[Intervention[Any], str, str]:
     """Return the intervention, and where it is not to be applied here and now the result, and why."""
 
@@ -126,7 +140,8 @@ def _considered(
         intervention = find_intervention(deed.entry.action)(deed.decision.params, site_of(deed))
         writes = "codebook" in intervention.touches
         stale = levels.why_stale(deed.probe, written) if writes and written is not None else None
-        if (wait := stale or _why_shared(intervention, applied)) is not None:
+        before = [*(each.entry for each in applied), *(earlier if intervention.goes_further else ())]
+        if (wait := stale or _why_shared(intervention, before)) is not None:
             return intervention, "postponed", wait
         reason = intervention.refusal()
         return (intervention, "", "") if reason is None else (intervention, "refused", reason)
@@ -138,16 +153,16 @@ def _considered(
     return intervention, verdict, why
 
 
-def _why_shared(intervention: Intervention[Any], applied: Sequence[Deed]) -> str | None:
+def _why_shared(intervention: Intervention[Any], before: Sequence[Entry]) -> str | None:
     """Return why something is not changed once more: several levels may share a weight, and all share an optimizer."""
-    if not applied:
+    if not before:
         return None
     mine = {part.place: part.name for part in intervention.parts()}
-    for other in applied:
-        for part in other.entry.transaction.parts if other.entry.transaction is not None else ():
+    for other in before:
+        for part in other.transaction.parts if other.transaction is not None else ():
             if part.place in mine:
                 what = mine[part.place].replace("_", " ")
-                return f"its {what} is also that of {other.entry.codebook}, which has just changed it"
+                return f"its {what} is also that of {other.codebook}, which has just changed it"
     return None
 
 

@@ -438,8 +438,9 @@ class Guard:
                 "expected a guard that is attached, got one that is not: call guard.attach(model, optimizer) first, "
                 "then guard.load_state_dict(state)"
             )
-        knobs = [knob for view in self._post.views for knob in (view.commitment, view.threshold, view.temperature)]
-        weights = [(knob, knob.get()) for knob in knobs if knob is not None]
+        views = self._post.views
+        knobs = [knob for view in views for knob in (view.commitment, view.decay, view.threshold, view.temperature)]
+        owned = [(knob, knob.save()) for knob in knobs if knob is not None]
         try:
             self._shift.resume(state)
         except Exception as error:
@@ -449,6 +450,6 @@ class Guard:
             _logger.debug("guard state could not be restored", exc_info=error)
             self._shift.ledger.release()
             self._watch.begin_afresh()  # nothing of what was restored before the error stays in force
-            for knob, weight in weights:
-                knob.set(weight)
+            for knob, number in owned:
+                knob.restore(number)
             self._begin_shift()

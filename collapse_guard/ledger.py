@@ -185,6 +185,7 @@ class Ledger:
         recorded = self._pool.gather(members_of(probes[parts[0].codebook], probes))
         by_name = {each.view.name: each for each in recorded}
         deeds = [Deed(part, Entry.of(part), by_name[part.codebook]) for part in parts]
+        earlier = [each for each in self.entries if each.step == decision.step]
         self.entries += [deed.entry for deed in deeds]
         levels = Levels(recorded)
         asked: set[str] = set()
@@ -195,7 +196,13 @@ class Ledger:
                 reason = f"rung {(decision.rung or 0) + 1}: {kind}"
                 self._ask(kind, decision.step, decision.codebook, decision.rule, reason)
 
-        act_together(deeds, levels, lambda deed: self._site(deed.entry, probes, ask, deed.decision.before), self._ranks)
+        act_together(
+            deeds,
+            levels,
+            lambda deed: self._site(deed.entry, probes, ask, deed.decision.before),
+            self._ranks,
+            earlier=[each for each in earlier if each.codebook not in by_name],
+        )
         for deed in deeds:
             if "codebook" in deed.touches:
                 self._versions[deed.entry.codebook] = self.version_of(deed.entry.codebook) + 1

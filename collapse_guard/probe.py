@@ -124,10 +124,8 @@ class Probe:
                 in_graph = observation is not None and is_capturing()
                 if observation is not None and (not in_graph or self._can_be_captured(window, observation)):
                     self._check(observation)
-                    if in_graph:
-                        window.add(observation.codes, observation.latents, in_graph=True)
-                    else:
-                        window.add(observation.codes, observation.latents)
+                    codes, latents, is_update = observation.codes, observation.latents, observation.is_update
+                    window.add(codes, latents, in_graph=in_graph, is_update=is_update)
             if in_graph:
                 return
             if observation is not None and window is self.window and self.pulse.is_armed and torch.is_grad_enabled():

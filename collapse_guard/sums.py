@@ -156,10 +156,11 @@ def sum_up(window: Window, view: CodebookView, *, size: int = 1, table: Tensor |
         size: how many ranks sample latents: each takes its share of 512.
         table: (K, D) what the latents were compared with, where that is not the codebook as it is now.
     """
-    if table is None:  # nobody asks for one that is sharded: what needs it is not known then
-        table = view.codebook() if not view.is_sharded else torch.full((view.K, view.D), math.nan)
-    table = table.float()
     tallies = window.tallies
+    if table is None:  # nobody asks for one that is sharded: what needs it is not known then
+        device = tallies.device if tallies is not None else None
+        table = view.codebook() if not view.is_sharded else torch.full((view.K, view.D), math.nan, device=device)
+    table = table.float()
     if tallies is None:
         tallies = torch.zeros(window.K + 2, dtype=torch.int64, device=table.device)
     with without_autocast(table.device):
@@ -169,7 +170,7 @@ def sum_up(window: Window, view: CodebookView, *, size: int = 1, table: Tensor |
         table_covariance = _covariance(decoded - decoded.sum(dim=0) / len(decoded), len(decoded))
         parts += [vector_norm(decoded, dim=-1), table_covariance]
         most = max(min(_DRAWN, _DISTANCE_OPERATIONS // table.numel()), 16)
-        if view.temperature is not None and (rows := window.drawn(most)) is not None:
+        if view.temperature is not None and (rows := window.recent_here(most)) is not None:
             parts.append(_drawn_errors(rows, decoded, view.metric))
     # Integers travel as the bits of float32: one operation joins all.
     packed = torch.cat([tallies.view(torch.float32), *(part.flatten() for part in parts)]).cpu().numpy()

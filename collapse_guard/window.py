@@ -76,7 +76,7 @@ class Window:
         self._even_since = 0  # latents added before the first of those that were kept at that share without a break
         self._forwards = 0
         self.calls = 0
-        """Forwards counted since the window began; replays of a captured graph are none."""
+        """Updates of the quantizer counted since the window began; replays of a captured graph are none."""
         self._generator: torch.Generator | None = None
         self._places: tuple[int, Tensor] | None = None  # for so many rows, which are kept where nothing is drawn anew
         self.tap: Callable[[Tensor, Tensor], None] | None = None
@@ -87,7 +87,7 @@ class Window:
         self._replayed = 0  # of the last ones, how many a captured graph renews whenever it is replayed
 
     @torch.no_grad()
-    def add(self, codes: Tensor, latents: Tensor | None, *, in_graph: bool = False) -> None:
+    def add(self, codes: Tensor, latents: Tensor | None, *, in_graph: bool = False, is_update: bool = True) -> None:
         """Count every code and keep at most 256 of the latents.
 
         Args:
@@ -96,11 +96,12 @@ class Window:
             in_graph: the call is being captured in a CUDA graph. Each replay then counts its codes and renews the
                 latents at the same place of the ring, evenly spread ones: a random stream cannot be drawn from there.
                 The window must have seen a call outside of a graph, see `is_ready`.
+            is_update: whether it counts among `calls`; tokens of one that does not are those of the next that does.
         """
         if codes.numel() == 0:
             return
         self._allocate(codes.device)
-        self.calls += 1
+        self.calls += is_update
         assert self._counts is not None
         assert self._ones is not None
         # What is not a token lands in an extra bin: filtering would have to ask the device how many are left. What a
@@ -289,7 +290,7 @@ class Window:
         codes, forwards = self._origins[:, places]
         return Rows(self._latents[places], codes, forwards, self._valid[places], self._shares[places])
 
-    def drawn(self, most: int) -> Rows | None:
+    def recent_here(self, most: int) -> Rows | None:
         """Return a copy of the last rows of this window, at most so many; `None` where it has none yet."""
         held = min(most, self._added - self._added_before)
         return self.recent(held) if held > 0 else None

@@ -8,6 +8,7 @@ step boundary and only in place, so that optimizers, graphs and checkpoints keep
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, TypeAlias
@@ -84,10 +85,13 @@ class Observation:
         codes: (n,) integers in [0, K); anything outside (-1 for masked tokens and dropped levels) is not a token.
         latents: (n, D) what the codebook was compared with, in the codebook's own space, detached; `None` where the
             quantizer does not show them. Codes are then counted, and nothing that needs latents is measured.
+        is_update: whether the quantizer may have replaced codes with this call: not where it is frozen by its owner,
+            nor where tokens are only added up for a later call.
     """
 
     codes: Tensor
     latents: Tensor | None
+    is_update: bool = True
 
 
 Reader = Callable[[tuple[Any, ...], Mapping[str, Any], Any], "Observation | None"]
@@ -313,6 +317,17 @@ class CodebookView:
         if self.replacement is not None and self._native is not None:
             self.replacement.restore(self._native)
             self._native = None
+
+    @contextmanager
+    def given_back(self) -> Iterator[None]:
+        """Meanwhile, between two forwards, have the settings of its own replacement as they are where it is on."""
+        is_taken_over = self.is_taken_over
+        self.give_back()
+        try:
+            yield
+        finally:
+            if is_taken_over:
+                self.take_over()
 
     def replacement_share(self, tokens: float) -> float | None:
         """Return below which share of its even use the quantizer replaces a code; `None` where it never does.

@@ -101,6 +101,9 @@ class Intervention(ABC, Generic[Params]):
     """Whether it works where the forward is replayed as a CUDA graph: by writing to tensors, at step boundaries."""
     tends: ClassVar[bool] = False
     """Whether it ends with its outcome, and until then wants `tend` after each reading."""
+    goes_further: ClassVar[bool] = False
+    """Whether it changes a number by a factor, so that codebooks that share the number must not do it one after another
+    for what the same step has shown."""
 
     def __init__(self, params: Params, site: Site) -> None:
         """Store the parts."""

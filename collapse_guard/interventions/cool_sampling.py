@@ -18,11 +18,12 @@ class CoolSamplingIntervention(Intervention[CoolSampling]):
     """
 
     touches = frozenset({"sampling"})
+    goes_further = True
 
     @classmethod
     def why_unsupported(cls, view: CodebookView) -> str | None:
-        """Refuse where nothing is drawn."""
-        return "this quantizer draws no codes at random" if cls.is_moot(view) else None
+        """Refuse where nothing is drawn, or not by that number alone."""
+        return view.lacks.get("temperature", "this quantizer draws no codes at random") if cls.is_moot(view) else None
 
     @classmethod
     def is_moot(cls, view: CodebookView) -> bool:

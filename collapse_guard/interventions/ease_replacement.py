@@ -6,7 +6,7 @@ from collapse_guard.adapters import CodebookView
 from collapse_guard.policies import EaseReplacement
 
 from .base import Intervention
-from .parts import KnobPart, Part
+from .parts import Part, ThresholdPart
 
 __all__ = ["EaseReplacementIntervention"]
 
@@ -18,6 +18,7 @@ class EaseReplacementIntervention(Intervention[EaseReplacement]):
     """
 
     touches = frozenset({"replacement"})
+    goes_further = True
 
     @classmethod
     def why_unsupported(cls, view: CodebookView) -> str | None:
@@ -43,8 +44,8 @@ class EaseReplacementIntervention(Intervention[EaseReplacement]):
 
     def parts(self) -> list[Part]:
         """Return the threshold, and the count of replaced codes with it."""
-        threshold = self.site.view.threshold
-        return [KnobPart("replacement_threshold", threshold)] if threshold is not None else []
+        view = self.site.view
+        return [ThresholdPart(view)] if view.threshold is not None else []
 
     def apply(self) -> str:
         """Lower the threshold by as much as the share is to be lower."""

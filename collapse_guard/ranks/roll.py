@@ -69,7 +69,7 @@ class Part:
             out.
         fingerprint: of the table, 48 bits; 0 where nobody asks.
         reshaped: 1 if positions were seen to be taken for features, 0 if not; `None` where that cannot be told.
-        calls: forwards that it counted; 0 where nobody knows how many.
+        calls: updates of the quantizer that it counted; 0 where nobody knows how many.
     """
 
     has_failed: bool = False
@@ -108,7 +108,7 @@ class Roll:
         return max((part.reshaped for part in self.parts[codebook] if part.reshaped is not None), default=None)
 
     def calls(self, codebook: str) -> int:
-        """Return how many forwards of a codebook all ranks counted together."""
+        """Return how many updates of a codebook all ranks counted together."""
         return sum(part.calls for part in self.parts[codebook])
 
     def why_parted(self) -> str:

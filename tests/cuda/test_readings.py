@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from vector_quantize_pytorch import VectorQuantize
 
-from collapse_guard import GenericVQ, Guard
+from collapse_guard import CodebookView, GenericVQ, Guard, discover
 from collapse_guard.measure import read_window
 from collapse_guard.window import Window
 
@@ -45,6 +46,16 @@ def test_no_token_is_likelier_to_be_kept_than_another(device: torch.device, n: i
         kept += newest.bincount(minlength=n)
     expected = steps * 256 / n
     assert 0.75 * expected < float(kept.min()) <= float(kept.max()) < 1.25 * expected
+
+
+def test_a_sharded_table_is_not_asked_for_and_its_counts_are_read(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (view,) = discover(nn.ModuleDict({"vq": VectorQuantize(D, K)}).to(device)).views
+    window = Window(K, D)
+    window.add(torch.arange(K, device=device), torch.randn(K, D, device=device))
+    monkeypatch.setattr(CodebookView, "is_sharded", True)
+    assert read_window(window, view, step=1)[1].tolist() == K * [1]
 
 
 class Given(nn.Module):

@@ -106,6 +106,38 @@ def test_levels_of_a_residual_are_eased_together() -> None:
     assert not recorder.of("fault")
 
 
+def test_a_threshold_that_heads_share_is_lowered_once_for_what_all_of_them_showed() -> None:
+    torch.manual_seed(0)
+    model: Any = VectorQuantize(
+        dim=D, codebook_size=K, heads=2, codebook_dim=D // 2, separate_codebook_per_head=True, threshold_ema_dead_code=4
+    )
+    guard, recorder = guarded(model)
+    with guard:
+        train(model, guard, 30)
+        results = [(each["codebook"], each["result"]) for each in guard.interventions]
+        assert results == [("model.0", "recovered"), ("model.1", "postponed")]
+    assert thresholds(model) == [0.2]
+    assert model._codebook.reset_cluster_size == pytest.approx(0.2)
+    *_, postponed = recorder.of("intervention")
+    assert "its replacement threshold is also that of model.0" in str(postponed.fields)
+
+
+@pytest.mark.parametrize(("call", "share"), [({}, 2.0), ({"accum_ema_update": True}, 0.5), (None, None)])
+def test_tokens_are_those_of_an_update_and_a_codebook_that_its_owner_froze_has_none(
+    call: dict[str, Any] | None, share: float | None
+) -> None:
+    model = quantizer()
+    guard, recorder = guarded(model, ladder=[])
+    with guard:
+        for step in range(20):
+            for part in range(4):
+                kwargs = {"freeze_codebook": True} if call is None else call if part < 3 else {}
+                model(batch(4 * step + part), **kwargs)
+            guard.step()
+        assert not recorder.of("fault")
+    assert set(shares(recorder)) == {share}
+
+
 def test_what_did_not_help_is_undone_with_its_kind() -> None:
     model: Any = quantizer()
     guard, _ = guarded(model, verify={"within": "10 steps", "success": "perplexity > 1000"})
@@ -142,6 +174,47 @@ def test_a_resumed_run_has_the_threshold_and_can_still_undo_it(is_open: bool) ->
         assert not recorder.of("fault")
 
 
+def test_a_threshold_that_stands_outlasts_a_resume_while_the_replacement_is_kept_out() -> None:
+    """As after `reset_codes`, which takes the replacement over: the number on the module is then 0."""
+    model: Any = quantizer()
+    guard, recorder = guarded(model)
+    with guard:
+        train(model, guard, 30)
+        assert [each["result"] for each in guard.interventions] == ["recovered"]
+        (view,) = guard.views(guard.readings)
+        view.take_over()
+        assert thresholds(model) == [0]
+        state = guard.state_dict()
+    (summary,) = recorder.of("summary")
+    assert "replacement_threshold is 0.2, 4 before" in str(summary.fields)
+    again: Any = quantizer()
+    guard, recorder = guarded(again)
+    with guard:
+        guard.load_state_dict(state)
+        (view,) = guard.views(guard._watch.probes)
+        assert view.is_taken_over
+        assert thresholds(again) == [0]
+        view.give_back()
+        assert thresholds(again) == [0.2]
+        assert again._codebook.reset_cluster_size == pytest.approx(0.2)
+        assert not recorder.of("fault")
+
+
+def test_undone_while_the_replacement_is_kept_out_it_is_put_back_for_later() -> None:
+    model: Any = quantizer()
+    (view,) = discover(nn.ModuleDict({"vq": model})).views
+    site = Site(view, Window(view.K, view.D), [], torch.zeros(view.K).numpy(), seed=1, reading=reading(2.0))
+    eased = find_intervention("ease_replacement")(EaseReplacement(), site)
+    transaction = Transaction(eased.parts())
+    eased.apply()
+    transaction.check()
+    view.take_over()
+    transaction.undo()
+    assert thresholds(model) == [0]
+    view.give_back()
+    assert (thresholds(model), model._codebook.reset_cluster_size) == ([4], 4)
+
+
 def test_a_window_goes_on_over_a_resume_with_the_forwards_that_it_counted() -> None:
     model = quantizer()
     guard, _ = guarded(model)
@@ -169,6 +242,7 @@ def test_a_restoration_that_fails_leaves_the_threshold_as_its_owner_has_it() -> 
     with guard:
         guard.load_state_dict({**state, "engine": "no engine"})
         assert thresholds(again) == [4]
+        assert type(thresholds(again)[0]) is int
         assert recorder.of("fault")
 
 

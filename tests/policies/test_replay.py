@@ -200,7 +200,7 @@ def test_what_a_table_does_not_hold_is_said_rule_by_rule() -> None:
         f"collapsing, without relative_error: it can never fire {keep}",
         f"outgrown, without commitment_weight, norm_ratio, quantization_error: it can never fire {keep}",
         f"fallen, without dead_fraction, loss, norm_ratio, quantization_error, relative_error: it can never fire {keep}",
-        f"misled, without dead_fraction, frozen, loss, quantization_error, relative_error: it can never fire {keep}",
+        f"misled, without dead_fraction, frozen, loss, quantization_error, relative_error, unmoved: it can never fire {keep}",
         f"unused, without dead_fraction, frozen, relative_error, unmoved: it can never fire {keep}",
         f"half_repaired, without frozen, rewrites: it can never fire {keep}",
         f"stale_moments, without moment_ratio: it can never fire {keep}",

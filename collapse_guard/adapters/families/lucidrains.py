@@ -27,6 +27,7 @@ from collapse_guard.adapters.refs import Derived, Knob, Switch, TensorRef, Thres
 
 __all__ = ["match_lucidrains"]
 
+_SOFTMAX = "its gradients go through the softmax that codes are drawn by, and a low temperature would stop them"
 _AFFINE = "cannot be reset because of affine_param: the searched table is a re-scaled copy of the stored one"
 _BRIDGE = "cannot be reset because of vq_bridge: the searched table is computed from the stored one"
 _IMPLICIT = "cannot be reset because of implicit_neural_codebook: each token searches a table made for it alone"
@@ -124,6 +125,9 @@ def _view(
         lacks |= dict.fromkeys(("reset", "freeze", "fallback"), why)
     if isinstance(commitment, str):
         lacks["commitment"] = commitment
+    temperature = _temperature(leaf, around)
+    if isinstance(temperature, str):
+        lacks["temperature"] = temperature
     readers = {"forward": _forward_reader(module, head)}
     if around.beam is not None:
         readers = {"forward": _chosen_reader(around.level)}
@@ -142,7 +146,7 @@ def _view(
         decay=Knob(leaf, "decay") if averages else None,
         replacement=_replacement(leaf),
         threshold=_threshold(leaf, around),
-        temperature=_temperature(leaf, around),
+        temperature=None if isinstance(temperature, str) else temperature,
         normalisation=_normalisation(leaf) if cosine and sums else None,
         is_initialised=lambda: bool(getattr(leaf, "initted", True)),
         lacks=lacks,
@@ -197,11 +201,13 @@ def _threshold(leaf: Any, around: _Surroundings) -> Threshold | None:
     return Threshold(leaf, "threshold_ema_dead_code", refill=refill, adds_ranks=adds_ranks)
 
 
-def _temperature(leaf: nn.Module, around: _Surroundings) -> Knob | None:
-    """Return the temperature of a quantizer that draws codes in training; one that is kept in evaluation never does."""
+def _temperature(leaf: nn.Module, around: _Surroundings) -> Knob | str | None:
+    """Return the temperature of a quantizer that draws codes in training, or why it is not to be lowered."""
     options = getattr(getattr(leaf, "gumbel_sample", None), "keywords", {})
     draws = bool(options.get("stochastic")) and getattr(leaf, "sample_codebook_temp", 0) > 0
-    return Knob(leaf, "sample_codebook_temp") if draws and around.owner is None else None
+    if not draws or around.owner is not None:  # one that is kept in evaluation never does
+        return None
+    return _SOFTMAX if options.get("straight_through") else Knob(leaf, "sample_codebook_temp")
 
 
 def _normalisation(leaf: nn.Module) -> Switch | None:
@@ -269,7 +275,8 @@ def _forward_reader(module: nn.Module, head: int) -> Reader:
         cosine = _is_cosine(module, leaf)  # which may be switched off
         seen = _observation(given, codes, kwargs.get("mask"), head, cosine)
         own_table = kwargs.get("codebook_transform_fn") is not None
-        return Observation(seen.codes, None) if own_table else seen
+        is_update = not (kwargs.get("freeze_codebook") or kwargs.get("accum_ema_update"))
+        return Observation(seen.codes, None if own_table else seen.latents, is_update)
 
     return read
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .codebook import CodebookPart, table_moments, tensors_of
 from .part import InterventionError, Part
-from .settings import HoldPart, KnobPart, LayoutPart, NormalisationPart
+from .settings import HoldPart, KnobPart, LayoutPart, NormalisationPart, ThresholdPart
 from .tensors import TensorsPart
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "NormalisationPart",
     "Part",
     "TensorsPart",
+    "ThresholdPart",
     "table_moments",
     "tensors_of",
 ]

@@ -13,7 +13,7 @@ from collapse_guard.window import Window
 
 from .part import Part
 
-__all__ = ["HoldPart", "KnobPart", "LayoutPart", "NormalisationPart"]
+__all__ = ["HoldPart", "KnobPart", "LayoutPart", "NormalisationPart", "ThresholdPart"]
 
 
 class KnobPart(Part):
@@ -76,6 +76,42 @@ class KnobPart(Part):
         """Set the number that was in force."""
         if self._knob.get() != float(value):
             self._knob.set(float(value))
+
+
+class ThresholdPart(KnobPart):
+    """The threshold of a quantizer's own replacement of codes, as it is where that is on.
+
+    While the guard keeps the replacement out, the number on the module is the one with which nothing is replaced.
+
+    Args:
+        view: the codebook, of a quantizer with such a threshold.
+    """
+
+    def __init__(self, view: CodebookView) -> None:
+        """Store where it is."""
+        assert view.threshold is not None
+        super().__init__("replacement_threshold", view.threshold)
+        self._view = view
+
+    def undo(self) -> None:
+        """Put threshold and count back, for when the replacement is on again."""
+        with self._view.given_back():
+            super().undo()
+
+    def in_words(self) -> str:
+        """Say what the number is where the replacement is on, and was."""
+        with self._view.given_back():
+            return super().in_words()
+
+    def standing(self) -> float:
+        """Return the number in force, or to be so once the replacement is on again."""
+        with self._view.given_back():
+            return super().standing()
+
+    def stand(self, value: Any) -> None:
+        """Set the number that was in force."""
+        with self._view.given_back():
+            super().stand(value)
 
 
 class NormalisationPart(Part):
