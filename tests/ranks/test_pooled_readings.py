@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from vector_quantize_pytorch import VectorQuantize
 
+from collapse_guard import Guard
 from collapse_guard.adapters import CodebookView, TensorRef
 from collapse_guard.measure import read_window, reading_of
 from collapse_guard.policies import Reading
 from collapse_guard.ranks import Part, Word, call_roll, fingerprint, join_ranks
 from collapse_guard.ranks.recorded import Pool, SharedWindow
 from collapse_guard.sums import Sums, sum_up
+from collapse_guard.testing import Recorder
 from collapse_guard.window import Window
 from tests.crew import Crew
 
@@ -96,6 +99,29 @@ def test_what_any_rank_has_seen_of_the_graph_is_known_to_all(
     crew: Crew, seen: tuple[int | None, ...], pooled: int | None
 ) -> None:
     assert crew.run(rolled, 2, seen=seen) == [pooled, pooled]
+
+
+def restless(rank: int, size: int, *, synced: bool) -> list[tuple[int, float | None]]:
+    """Return tokens and replacement share of each reading; the ranks see batches of different sizes."""
+    torch.manual_seed(0)
+    vq = VectorQuantize(8, 16, decay=0.9, threshold_ema_dead_code=4, sync_codebook=synced)
+    recorder = Recorder()
+    policy = {"version": 1, "name": "looks", "sample": {"every": "3 steps", "min_tokens": 1}, "warmup": "0 steps"}
+    rules = [{"name": "low", "when": "perplexity < 0", "ladder": []}]
+    with Guard({**policy, "rules": rules}, console=False, sinks=[recorder]).attach(vq) as guard:
+        for _ in range(3):
+            vq(torch.randn(1, 16 * (rank + 1), 8))
+            guard.step()
+    return [(event.fields["tokens"], event.fields["replacement_share"]) for event in recorder.of("reading")]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("synced", "share"), [(True, 4 * 16 / 48), (False, 4 * 16 / 24)])
+def test_tokens_of_a_forward_are_those_of_all_ranks_where_the_quantizer_adds_them_up(
+    crew: Crew, synced: bool, share: float
+) -> None:
+    told = crew.run(restless, 2, synced=synced)
+    assert told[0] == told[1] == [(3 * 48, pytest.approx(share))]
 
 
 def test_latents_that_are_all_the_same_have_no_variance_wherever_they_lie() -> None:
