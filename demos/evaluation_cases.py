@@ -258,6 +258,11 @@ CASES: tuple[Case, ...] = (
         model=lambda: DigitsAutoencoder(
             _lucidrains(stochastic_sample_codes=True, sample_codebook_temp=100.0), nn.Identity()
         ),
+        repaired=Case(  # the guard cools the drawing in training meanwhile, by rule `overheated`
+            name="codes drawn at a temperature of 0.1",
+            cause="",
+            model=lambda: DigitsAutoencoder(_lucidrains(stochastic_sample_codes=True, sample_codebook_temp=0.1)),
+        ),
     ),
     Case(
         name="averages move in evaluation",
