@@ -10,10 +10,12 @@ from .entries import SCENARIOS
 from .fresh import FRESH
 from .intervals import Interval, mean_of_pairs, median_of_pairs
 from .measures import Pairs, fell_at, held_since, is_as_good
-from .models import FAMILIES
+from .mistakes import fill_from_first
+from .models import FAMILIES, Coder, build_quantizer
 from .runner import Study, read_cells, run_study
-from .scenario import Scenario
+from .scenario import Run, Scenario
 from .split import HELD_OUT
+from .starts import write_codes
 from .study import current_cells, run_zoo, study_of, write_report
 
 __all__ = [
@@ -26,14 +28,18 @@ __all__ = [
     "SCENARIOS",
     "Arm",
     "CellResult",
+    "Coder",
     "Interval",
     "Pairs",
+    "Run",
     "Scenario",
     "Study",
     "arm_named",
     "blunt_policy",
+    "build_quantizer",
     "current_cells",
     "fell_at",
+    "fill_from_first",
     "held_since",
     "is_as_good",
     "mean_of_pairs",
@@ -44,5 +50,6 @@ __all__ = [
     "run_study",
     "run_zoo",
     "study_of",
+    "write_codes",
     "write_report",
 ]

@@ -92,7 +92,7 @@ def observations_of(model: Model, view: CodebookView) -> Iterator[list[Observati
     (own,) = (each for each in found(model) if each.name == view.name)
     probe = Probe(own, seed=0, on_error=_raise)
 
-    def add(codes: Tensor, latents: Tensor | None, *, in_graph: bool = False) -> None:
+    def add(codes: Tensor, latents: Tensor | None, *, in_graph: bool = False, is_update: bool = True) -> None:
         seen.append(Observation(codes, latents))
 
     probe.window.add = add  # type: ignore[method-assign]

@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +17,6 @@ from typer.testing import CliRunner
 
 from collapse_guard.cli import app
 from collapse_guard.demos import zoo
-from collapse_guard.demos.zoo.mistakes import fill_from_first
-from collapse_guard.demos.zoo.models import Coder, build_quantizer
-from collapse_guard.demos.zoo.scenario import Run
-from collapse_guard.demos.zoo.starts import write_codes
 from collapse_guard.policies import PolicyError, load_policy
 
 CELL = zoo.CellResult("start-far-away", "nothing", 0, 800, "", 0.2, [10.0], [0.1], [[100.0], [40.0], [10.0], [10.0]])
@@ -195,7 +192,7 @@ def test_where_the_first_level_tells_all_items_apart_nothing_is_left_over() -> N
 
 def test_an_epoch_shows_each_item_once_and_ends_with_what_is_left() -> None:
     scenario = zoo.SCENARIOS["short-last-batch"]
-    run = Run(nn.Identity(), scenario.load(), None, torch.Generator().manual_seed(3), 0.0)  # type: ignore[arg-type]
+    run = zoo.Run(nn.Identity(), scenario.load(), None, torch.Generator().manual_seed(3), 0.0)  # type: ignore[arg-type]
     batches = [scenario.draw(run, step, scenario.batch) for step in range(16)]
     assert [len(each) for each in batches] == 2 * ([285] * 7 + [5])
     items = run.data.train.flatten(1)
@@ -206,11 +203,11 @@ def test_an_epoch_shows_each_item_once_and_ends_with_what_is_left() -> None:
 
 def test_sums_of_the_first_share_leave_codes_of_the_others_without_a_token() -> None:
     torch.manual_seed(0)
-    quantizer = build_quantizer("vq", 4, 8, {"threshold_ema_dead_code": 0})
-    run = Run(Coder(4, 4, quantizer), None, None, torch.Generator(), 0.0)  # type: ignore[arg-type]
-    fill_from_first(2, at=5)(run, 5)
-    codes = quantizer.quantizer._codebook
-    write_codes(quantizer.quantizer, torch.eye(8, 4) - torch.eye(8, 4).flip(0))
+    quantizer = zoo.build_quantizer("vq", 4, 8, {"threshold_ema_dead_code": 0})
+    run = zoo.Run(zoo.Coder(4, 4, quantizer), None, None, torch.Generator(), 0.0)  # type: ignore[arg-type]
+    zoo.fill_from_first(2, at=5)(run, 5)
+    codes: Any = quantizer.quantizer._codebook
+    zoo.write_codes(quantizer.quantizer, torch.eye(8, 4) - torch.eye(8, 4).flip(0))
     tokens = torch.cat([codes.embed[0, :4], codes.embed[0, 4:]]).unsqueeze(1).clone()
     quantizer(tokens, None)
     assert torch.allclose(codes.cluster_size[0], torch.tensor([1.0] * 4 + [0.95] * 4))
