@@ -50,9 +50,10 @@ def test_codes_that_serve_well_are_not_drawn_at_random_in_evaluation(costlier: f
 
 @pytest.mark.parametrize("case", HEALTHY_EVALUATIONS, ids=lambda case: case.name)
 def test_healthy_models_raise_nothing(case: EvaluationCase) -> None:
-    found = run_evaluation_case(case, seed=1, epochs=1)
+    found = run_evaluation_case(case, seed=1, epochs=3)
     assert found.alerts == 0
-    assert found.before > 0.75
+    assert found.before > 0.5  # after 22 steps, beside the one reading that there was, of the tenth: latents move on
+    assert found.after > 0.75
 
 
 def test_three_looks_tell_a_collapse_in_training_from_one_in_evaluation_alone() -> None:
