@@ -178,9 +178,13 @@ def test_what_a_level_without_anything_to_code_does_in_evaluation_raises_nothing
     assert cell.alerts == []
 
 
-def test_codes_that_are_drawn_at_random_in_training_are_not_drawn_in_evaluation_where_that_costs_error() -> None:
-    cell = zoo.run_cell(zoo.SCENARIOS["hot-sampling"], zoo.ARMS["default"], 0, steps=250)
-    assert cell.alerts[0][:2] == (200, "evaluation_only")
+def test_codes_that_are_drawn_at_random_in_training_are_not_drawn_in_evaluation_where_that_costs_error(
+    tmp_path: Path,
+) -> None:
+    rules = "rules:\n  - {name: overheated, ladder: []}\n"  # else training is cooled before
+    (tmp_path / "hot.yaml").write_text(f"version: 1\nname: hot\nextends: default\n{rules}", encoding="utf-8")
+    cell = zoo.run_cell(zoo.SCENARIOS["hot-sampling"], zoo.arm_named(str(tmp_path / "hot.yaml")), 0, steps=250)
+    assert [each[:2] for each in cell.alerts] == [(20, "overheated"), (200, "evaluation_only")]
     assert {result for _, _, _, result in cell.interventions} == {"refused"}
 
 
