@@ -71,8 +71,7 @@ class Sums:
     @classmethod
     def length(cls, K: int, D: int, size: int) -> int:
         """Return how many numbers `pack` makes for a codebook of K x D on so many ranks."""
-        side, rows = min(D, _WIDEST_COVARIANCE), min(K, _WIDEST_COVARIANCE) if D > _WIDEST_COVARIANCE else D
-        return (K + 2) + _share(size) * size + 1 + D + 1 + side * side + 2 + K + rows * rows + 2
+        return sum(_lengths(K, D, size))
 
     def pack(self, index: int, size: int) -> np.ndarray:
         """Return one rank's sums as (length,) float64 such that those of all ranks can be added up.
@@ -113,8 +112,8 @@ class Sums:
         """Return the sums over all ranks from what they packed, added up."""
         side, wide = min(D, _WIDEST_COVARIANCE), D > _WIDEST_COVARIANCE
         rows = min(K, _WIDEST_COVARIANCE) if wide else D
-        lengths = (K + 2, _share(size) * size, 1, D, 1, side * side, 2, K, rows * rows, 2)
-        parts = dict(zip((each.name for each in fields(cls)), np.split(packed, np.cumsum(lengths)[:-1]), strict=True))
+        pieces = np.split(packed, np.cumsum(_lengths(K, D, size))[:-1])
+        parts = dict(zip((each.name for each in fields(cls)), pieces, strict=True))
         number = max(float(parts["number"][0]), 1.0)
         mean = parts["mean"] / number
         squares = _moved(parts["squares"], number * float(mean @ mean))
@@ -134,6 +133,12 @@ class Sums:
             table_covariance=parts["table_covariance"].reshape(rows, rows),
             drawn=parts["drawn"],
         )
+
+
+def _lengths(K: int, D: int, size: int) -> tuple[int, ...]:
+    """Return how many numbers each field packs, in their order."""
+    side, rows = min(D, _WIDEST_COVARIANCE), min(K, _WIDEST_COVARIANCE) if D > _WIDEST_COVARIANCE else D
+    return (K + 2, _share(size) * size, 1, D, 1, side * side, 2, K, rows * rows, 2)
 
 
 def _share(size: int) -> int:

@@ -333,7 +333,7 @@ class CodebookView:
         """Return below which share of its even use the quantizer replaces a code; `None` where it never does.
 
         Args:
-            tokens: of a forward, above 0, as the quantizer counts them: of all ranks where it adds them up.
+            tokens: of an update, above 0, as the quantizer counts them: of all ranks where it adds them up.
 
         Returns:
             0 while the guard keeps its replacement, or all its updates, out.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from vector_quantize_pytorch import ResidualVQ, VectorQuantize
 
-from collapse_guard import Guard, discover
+from collapse_guard import CodebookView, Guard, discover
 from collapse_guard.interventions import Site, Transaction, find_intervention, ladders_on
 from collapse_guard.policies import EaseReplacement, Reading, load_policy
 from collapse_guard.window import Window
@@ -200,14 +200,20 @@ def test_a_threshold_that_stands_outlasts_a_resume_while_the_replacement_is_kept
         assert not recorder.of("fault")
 
 
-def test_undone_while_the_replacement_is_kept_out_it_is_put_back_for_later() -> None:
-    model: Any = quantizer()
+def eased(model: nn.Module) -> tuple[CodebookView, Transaction]:
+    """Ease the replacement of a quantizer by hand."""
     (view,) = discover(nn.ModuleDict({"vq": model})).views
     site = Site(view, Window(view.K, view.D), [], torch.zeros(view.K).numpy(), seed=1, reading=reading(2.0))
-    eased = find_intervention("ease_replacement")(EaseReplacement(), site)
-    transaction = Transaction(eased.parts())
-    eased.apply()
+    intervention = find_intervention("ease_replacement")(EaseReplacement(), site)
+    transaction = Transaction(intervention.parts())
+    intervention.apply()
     transaction.check()
+    return view, transaction
+
+
+def test_undone_while_the_replacement_is_kept_out_it_is_put_back_for_later() -> None:
+    model: Any = quantizer()
+    view, transaction = eased(model)
     view.take_over()
     transaction.undo()
     assert thresholds(model) == [0]
@@ -279,11 +285,6 @@ def test_a_quantizer_that_replaces_nothing_lacks_nothing() -> None:
 
 def test_undo_puts_threshold_and_refill_back() -> None:
     model: Any = quantizer()
-    (view,) = discover(nn.ModuleDict({"vq": model})).views
-    site = Site(view, Window(view.K, view.D), [], torch.zeros(view.K).numpy(), seed=1, reading=reading(2.0))
-    eased = find_intervention("ease_replacement")(EaseReplacement(), site)
-    transaction = Transaction(eased.parts())
-    eased.apply()
-    transaction.check()
+    _, transaction = eased(model)
     transaction.undo()
     assert (thresholds(model), model._codebook.reset_cluster_size, transaction.manifest()) == ([4], 4, [])
