@@ -146,7 +146,7 @@ def test_a_rank_that_raises_inside_an_action_makes_all_ranks_undo_it(crew: Crew)
 def failing_probe(step: int, rank: int, guard: Guard, model: nn.Module) -> None:
     if step == 9 and rank == 1:
 
-        def add(*_: Any) -> None:
+        def add(*_: Any, **__: Any) -> None:
             raise ValueError("no")
 
         guard._watch.probes["quantizer"].window.add = add  # type: ignore[method-assign, assignment]
