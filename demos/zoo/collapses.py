@@ -8,7 +8,9 @@ uniform share there.
 
 from __future__ import annotations
 
+from .draws import classes_of_ranks
 from .late import LATE
+from .mistakes import cut_gradient, fill_from_first
 from .scenario import KMEANS, OWN, Scenario
 from .starts import (
     crowd,
@@ -281,6 +283,37 @@ _EARLY: tuple[Scenario, ...] = (
         start=start_from_latents,
         healthy={"orthogonal_reg_weight": 0.0},
         healthy_start=start_from_latents,
+    ),
+    Scenario(
+        "early-kmeans",
+        "k-means for 2 residual levels on latents of an untrained encoder, which spread and leave the codes behind",
+        family="rvq",
+        steps=600,
+        is_pretrained=False,
+        options={"num_quantizers": 2, "decay": 0.99, **KMEANS},
+        own={"num_quantizers": 2, **OWN},
+        healthy=OWN,
+    ),
+    Scenario(
+        "cut-gradient",
+        "the straight-through estimator is missing: the encoder learns from the commitment alone, and latents contract",
+        family="diffusers",
+        K=512,
+        start=start_from_latents,
+        healthy_start=start_from_latents,
+        disturb=cut_gradient(at=0),
+    ),
+    Scenario(
+        "first-rank-only",
+        "each of 5 processes reads 2 of 10 classes, and only the first one's tokens reach the EMA that all of them get",
+        data="digits",
+        D=16,
+        tokens=2,
+        batch=160,
+        options=KMEANS,
+        own=OWN,
+        disturb=fill_from_first(5, at=0),
+        draw=classes_of_ranks(5),
     ),
 )
 

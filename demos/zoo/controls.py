@@ -172,7 +172,6 @@ CONTROLS: tuple[Scenario, ...] = (
         batch=285,
         start=start_from_latents,
         draw=whole_epochs,
-        is_fresh=True,
     ),
     _control(
         "popular-items",
@@ -182,7 +181,6 @@ CONTROLS: tuple[Scenario, ...] = (
         K=64,
         options={"num_quantizers": 2, **KMEANS},
         draw=popular,
-        is_fresh=True,
     ),
     _control(
         "settled-codebook",
@@ -190,6 +188,5 @@ CONTROLS: tuple[Scenario, ...] = (
         lr=3e-4,
         options={"decay": 0.99, **KMEANS},
         routine=freeze_codes(at=400),
-        is_fresh=True,
     ),
 )

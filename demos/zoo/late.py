@@ -23,6 +23,7 @@ from .disturbances import (
     unscaled_shard,
 )
 from .draws import class_then_all
+from .mistakes import transpose_sums, turn_down, turn_to_cosine
 from .scenario import KMEANS, OWN, Scenario
 from .starts import start_from_latents
 
@@ -218,5 +219,42 @@ LATE: tuple[Scenario, ...] = (
         onset=_AT,
         options={"repaired": True, "normalised": False},
         disturb=forget_encoder(at=_AT),
+    ),
+    Scenario(
+        "transposed-sums",
+        "EMA sums are taken over (T, B) and counts over (B, T): all codes move to means of tokens that are not theirs",
+        data="sequences",
+        K=256,
+        D=16,
+        batch=32,
+        onset=180,
+        options={"decay": 0.99, **KMEANS},
+        own=OWN,
+        disturb=transpose_sums(16, at=180),
+    ),
+    Scenario(
+        "cosine-by-config",
+        "a resume has `use_cosine_sim`, which the run did not have: codes and latents lose their length",
+        K=256,
+        onset=137,
+        options={"decay": 0.99, **KMEANS},
+        own=OWN,
+        disturb=turn_to_cosine(at=137),
+    ),
+    Scenario(
+        "quiet-recordings",
+        "a model is trained on with recordings a quarter as loud: all latents are near the few codes for silence",
+        data="digits",
+        family="encodec",
+        K=256,
+        D=16,
+        tokens=2,
+        batch=128,
+        onset=230,
+        options={"kmeans_init": False, "threshold_ema_dead_code": 0},
+        own=OWN,
+        start=start_from_latents,
+        healthy_start=start_from_latents,
+        disturb=turn_down(0.25, at=230),
     ),
 )
