@@ -6,6 +6,7 @@ from typing import Any
 
 from .disturbances import passed_by_at_first, restart_warm
 from .draws import (
+    echoed,
     few_clips,
     few_items,
     flat_first,
@@ -16,7 +17,7 @@ from .draws import (
     popular,
     whole_epochs,
 )
-from .mistakes import freeze_codes
+from .mistakes import freeze_codes, raise_commitment
 from .scenario import KMEANS, Scenario
 from .starts import finished, start_from_latents
 
@@ -188,5 +189,36 @@ CONTROLS: tuple[Scenario, ...] = (
         lr=3e-4,
         options={"decay": 0.99, **KMEANS},
         routine=freeze_codes(at=400),
+    ),
+    _control(
+        "echoed-batches",
+        "the loader is slow, and each batch is trained on four times in a row: neighbouring readings show the same",
+        lr=5e-4,
+        options={"decay": 0.99, **KMEANS},
+        draw=echoed(4),
+        is_fresh=True,
+    ),
+    _control(
+        "shared-by-heads",
+        "four heads share a codebook, and each has tokens of its own kind: to any of them few codes are of use",
+        data="sequences",
+        D=16,
+        K=256,
+        batch=32,
+        options={"heads": 4, "codebook_dim": 4, "decay": 0.99, **KMEANS},
+        is_fresh=True,
+    ),
+    _control(
+        "commitment-warm-up",
+        "the weight of the commitment rises on purpose, from a twentieth to about a third in 200 steps",
+        data="sequences",
+        family="taming",
+        K=512,
+        D=16,
+        batch=24,
+        options={"beta": 0.05},
+        start=start_from_latents,
+        routine=raise_commitment(1.01, until=200),
+        is_fresh=True,
     ),
 )

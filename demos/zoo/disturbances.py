@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .scenario import Run
-from .starts import averages, learnable, spread_of, write_codes
+from .starts import averages, learnable, scale_latents, spread_of, write_codes
 
 __all__ = [
     "Disturbance",
@@ -75,13 +75,9 @@ def rescale(factor: float, *, at: int) -> Disturbance:
     Without a quantizer between them, encoder and decoder would compute what they did before.
     """
 
-    @torch.no_grad()
     def disturb(run: Run, step: int) -> None:
         if step == at:
-            last, first = cast(nn.Linear, run.model.encoder[-1]), cast(nn.Linear, run.model.decoder[0])
-            last.weight.mul_(factor)
-            last.bias.mul_(factor)
-            first.weight.div_(factor)
+            scale_latents(run, factor)
 
     return disturb
 

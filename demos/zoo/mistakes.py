@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -16,7 +17,19 @@ from .disturbances import Disturbance
 from .scenario import Run
 from .starts import averages, learnable
 
-__all__ = ["cut_gradient", "fill_from_first", "freeze_codes", "transpose_sums", "turn_down", "turn_to_cosine"]
+__all__ = [
+    "cut_gradient",
+    "fill_from_first",
+    "freeze_codes",
+    "invert",
+    "raise_commitment",
+    "round_codes",
+    "transpose_sums",
+    "turn_down",
+    "turn_to_cosine",
+]
+
+_COMMITMENTS = ("commitment_weight", "beta")  # as vector-quantize-pytorch and encodec call it, and the others
 
 
 def cut_gradient(*, at: int) -> Disturbance:
@@ -92,6 +105,51 @@ def turn_down(factor: float, *, at: int) -> Disturbance:
         if step == at:
             train, test, variance = run.data.train * factor, run.data.test * factor, run.data.variance * factor**2
             run.data = replace(run.data, train=train, test=test, variance=variance)
+
+    return disturb
+
+
+def invert(*, at: int) -> Disturbance:
+    """Return a disturbance: from one step on all items are negatives of what they were, the held-out ones too.
+
+    So it is where scans of another machine have white for what was black. Values have mean 0 before and after.
+    """
+
+    def disturb(run: Run, step: int) -> None:
+        if step == at:
+            run.data = replace(run.data, train=-run.data.train, test=-run.data.test)
+
+    return disturb
+
+
+def raise_commitment(factor: float, *, until: int) -> Disturbance:
+    """Return a disturbance, or a routine: before one step the weight of the commitment grows by a factor each step.
+
+    It multiplies what it finds, so that who lowers the weight meanwhile has lowered it for good.
+    """
+
+    def disturb(run: Run, step: int) -> None:
+        quantizer: Any = run.model.bottleneck.quantizer
+        for name in _COMMITMENTS:
+            if step < until and hasattr(quantizer, name):
+                setattr(quantizer, name, factor * getattr(quantizer, name))
+
+    return disturb
+
+
+def round_codes(levels: int, *, at: int) -> Disturbance:
+    """Return a disturbance: at one step a learnable codebook has whole steps, so many from zero to its largest value.
+
+    So it is where a table is kept in few bits, with one scale for all of it. Codes that were near one another are
+    copies afterwards, of which the first takes all tokens.
+    """
+
+    @torch.no_grad()
+    def disturb(run: Run, step: int) -> None:
+        table = learnable(run)
+        if step == at and table is not None:
+            unit = table.abs().max() / levels
+            table.copy_((table / unit).round() * unit)
 
     return disturb
 

@@ -22,10 +22,13 @@ __all__ = [
     "finished",
     "heat",
     "learnable",
+    "lift",
     "narrow_cone",
     "place_shifted",
+    "scale_latents",
     "spread_of",
     "start_from_latents",
+    "start_small",
     "write_codes",
 ]
 
@@ -76,6 +79,49 @@ def start_from_latents(run: Run) -> None:
     chosen = rows[torch.randperm(len(rows), generator=run.draws)[: run.model.bottleneck.K]]
     noise = torch.randn(chosen.shape, generator=run.draws)
     write_codes(run.model.bottleneck.quantizer, chosen + 1e-3 * rows.std() * noise)
+
+
+@torch.no_grad()
+def scale_latents(run: Run, factor: float) -> None:
+    """Make the latents `factor` times as large, and let the decoder take them for it.
+
+    Without a quantizer between them, encoder and decoder compute what they did before.
+    """
+    last, first = cast(nn.Linear, run.model.encoder[-1]), cast(nn.Linear, run.model.decoder[0])
+    last.weight.mul_(factor)
+    last.bias.mul_(factor)
+    first.weight.div_(factor)
+
+
+def start_small(factor: float) -> Start:
+    """Return a start on latents that were made `factor` times as large, as what comes behind the decoder wanted them.
+
+    The learning rate is for latents of the usual size: with each step encoder and codes move far for such small ones.
+    """
+
+    def start(run: Run) -> None:
+        scale_latents(run, factor)
+        start_from_latents(run)
+
+    return start
+
+
+def lift(spreads: float) -> Start:
+    """Return a start that puts the latents so many spreads away from the origin, and lets the decoder take them for it.
+
+    So are embeddings of a language model, of which most have a large part in common. The codes stay where they are: a
+    cosine codebook has them all around the origin, and sees the latents all the same way.
+    """
+
+    @torch.no_grad()
+    def start(run: Run) -> None:
+        rows = _first_latents(run, 1024)
+        last, first = cast(nn.Linear, run.model.encoder[-1]), cast(nn.Linear, run.model.decoder[0])
+        offset = (spreads * spread_of(rows) - rows.mean(dim=0)).repeat(len(last.bias) // run.model.D)
+        last.bias.add_(offset)
+        first.bias.sub_(first.weight @ offset)
+
+    return start
 
 
 def place_shifted(*, scale: float = 1.0, shift: float = 0.0) -> Start:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from collapse_guard.cli import app
@@ -24,8 +24,9 @@ TWIN = replace(CELL, arm="twin", error=0.1, perplexity=[100.0], trace=[[100.0]] 
 PATCHES = zoo.SCENARIOS["start-far-away"]
 COLLAPSES = [*zoo.COLLAPSES, *zoo.FRESH]
 QUICK_TO_FALL = ["enlarged-codebook", "few-for-kmeans", "means-for-sums", "hot-codebook", "dummy-forward"]
+QUICK_TO_FALL += ["uncentred-cosine", "first-batch-sorted", "tiny-latents"]
 ODD_CONTROLS = ["warm-restarts", "few-tokens", "quantize-dropout", "flat-first", "mostly-silence", "growing-batches"]
-ODD_CONTROLS += ["short-last-batch", "popular-items"]
+ODD_CONTROLS += ["short-last-batch", "popular-items", "echoed-batches", "shared-by-heads", "commitment-warm-up"]
 
 
 def test_the_held_out_third_is_the_one_that_was_written_down() -> None:
@@ -215,6 +216,86 @@ def test_sums_of_the_first_share_leave_codes_of_the_others_without_a_token() -> 
     tokens = torch.cat([codes.embed[0, :4], codes.embed[0, 4:]]).unsqueeze(1).clone()
     quantizer(tokens, None)
     assert torch.allclose(codes.cluster_size[0], torch.tensor([1.0] * 4 + [0.95] * 4))
+
+
+def a_run(name: str) -> zoo.Run:
+    """Return the run of a scenario before its first step, with an encoder that has learned nothing."""
+    torch.manual_seed(0)
+    scenario = zoo.SCENARIOS[name]
+    data = scenario.load()
+    quantizer = zoo.build_quantizer(scenario.family, scenario.D, scenario.K, scenario.options)
+    model = zoo.Coder(data.train.shape[-1], scenario.D, quantizer, tokens=scenario.tokens)
+    return zoo.Run(model, data, torch.optim.Adam(model.parameters()), torch.Generator().manual_seed(1), scenario.lr)
+
+
+def spread_and_distance(latents: Tensor) -> tuple[float, float]:
+    rows = latents.flatten(0, 1)
+    return float((rows - rows.mean(dim=0)).square().mean().sqrt()), float(rows.mean(dim=0).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("name", ["uncentred-cosine", "tiny-latents"])
+def test_a_start_that_moves_latents_lets_the_decoder_know(name: str) -> None:
+    run, start = a_run(name), zoo.SCENARIOS[name].start
+    assert start is not None
+    x = run.data.train[:1024]
+    run.model.is_passed_by = True
+    with torch.no_grad():
+        before, (spread, distance) = run.model(x)[0], spread_and_distance(run.model.latents(x))
+        start(run)
+        after, moved = run.model(x)[0], spread_and_distance(run.model.latents(x))
+    assert torch.allclose(before, after, atol=1e-5)
+    expected = (spread, 3 * spread) if name == "uncentred-cosine" else (0.02 * spread, 0.02 * distance)
+    assert moved == pytest.approx(expected, rel=0.1)
+
+
+def test_a_codebook_of_three_bits_is_mostly_copies() -> None:
+    run, scenario = a_run("three-bit-codes"), zoo.SCENARIOS["three-bit-codes"]
+    assert scenario.start is not None
+    assert scenario.disturb is not None
+    scenario.start(run)
+    table: Any = run.model.bottleneck.quantizer.embedding.weight  # type: ignore[union-attr]
+    most = table.abs().max().item()
+    scenario.disturb(run, 240)
+    assert len(table.unique(dim=0)) == 1024
+    scenario.disturb(run, 241)
+    assert table.abs().unique().tolist() == pytest.approx([0, most / 3, most * 2 / 3, most])
+    assert len(table.unique(dim=0)) < 512
+
+
+def test_a_commitment_rises_by_a_factor_of_what_it_is_until_a_step() -> None:
+    run, raised = a_run("rising-commitment"), zoo.SCENARIOS["rising-commitment"].disturb
+    assert raised is not None
+    quantizer: Any = run.model.bottleneck.quantizer
+    raised(run, 163)
+    quantizer.commitment_weight /= 2
+    raised(run, 462)
+    raised(run, 463)
+    assert quantizer.commitment_weight == pytest.approx(1.02**2 / 2)
+    run, warmed = a_run("commitment-warm-up"), zoo.SCENARIOS["commitment-warm-up"].routine
+    assert warmed is not None
+    for step in range(300):
+        warmed(run, step)
+    assert run.model.bottleneck.quantizer.beta == pytest.approx(0.05 * 1.01**200)
+
+
+def test_negatives_have_the_mean_and_variance_of_what_they_were() -> None:
+    run, invert = a_run("inverted-scans"), zoo.SCENARIOS["inverted-scans"].disturb
+    assert invert is not None
+    data = run.data
+    for step in range(208, 211):
+        invert(run, step)
+    assert torch.equal(run.data.train, -data.train)
+    assert torch.equal(run.data.test, -data.test)
+    assert run.data.variance == data.variance
+
+
+def test_an_echoed_batch_comes_four_times_and_is_that_of_its_seed() -> None:
+    draw, run = zoo.SCENARIOS["echoed-batches"].draw, a_run("echoed-batches")
+    batches = [draw(run, step, 64) for step in range(8)]
+    assert all(torch.equal(batches[step], batches[step // 4 * 4]) for step in range(8))
+    assert not torch.equal(batches[0], batches[4])
+    run.draws.manual_seed(2)
+    assert not torch.equal(batches[0], draw(run, 0, 64))
 
 
 def test_each_head_of_a_codebook_counts_as_a_level() -> None:
