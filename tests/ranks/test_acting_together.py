@@ -149,7 +149,7 @@ def failing_probe(step: int, rank: int, guard: Guard, model: nn.Module) -> None:
         def add(*_: Any, **__: Any) -> None:
             raise ValueError("no")
 
-        guard._watch.probes["quantizer"].window.add = add  # type: ignore[method-assign, assignment]
+        guard._watch.probes["quantizer"].window.add = add  # type: ignore[method-assign]
 
 
 def test_a_codebook_that_one_rank_cannot_observe_is_watched_by_none(crew: Crew) -> None:
