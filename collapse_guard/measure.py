@@ -7,7 +7,7 @@ the matter of `sums` and `ranks`: equal sums make equal readings.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from collapse_guard.policies import Reading
 
 from .adapters import CodebookView
-from .statistics import effective_rank, figures_of_use
+from .statistics import effective_ranks, figures_of_use
 from .sums import Sums, sum_up
 from .window import Window
 
@@ -102,12 +102,13 @@ def _figures_of(sums: Sums, counts: np.ndarray, tokens: int, dead_below: float) 
     number, compared = float(sums.number[0]), float(sums.error[1])
     latent_variance = float(sums.squares[0]) / number if number else math.nan
     error = float(sums.error[0]) / compared if compared else math.nan
+    latent_rank, codebook_rank = _ranks([sums.covariance, sums.table_covariance])
     return {
         **figures_of_use(counts, dead_below),
         "norm_ratio": _ratio(_lower_median(sums.table_norms), latent_norm),
         "used_norm_ratio": _ratio(_lower_median(sums.table_norms[counts > 0], of_known=True), latent_norm),
-        "latent_rank": _rank(sums.covariance),
-        "codebook_rank": _rank(sums.table_covariance),
+        "latent_rank": latent_rank,
+        "codebook_rank": codebook_rank,
         "latent_variance": _finite(latent_variance),
         "spread_ratio": _root(_ratio(_table_variance(sums), latent_variance)),
         "relative_error": _ratio(error, latent_variance),
@@ -145,11 +146,12 @@ def _lower_median(values: np.ndarray, *, of_known: bool = False) -> float:
     return float(ordered[(known - 1) // 2]) if known and (of_known or known == len(values)) else math.nan
 
 
-def _rank(covariance: np.ndarray) -> float | None:
+def _ranks(covariances: Sequence[np.ndarray]) -> list[float | None]:
+    """Return their effective ranks, in one go where all are of a size; `None` for one that has none."""
     try:
-        return effective_rank(covariance)
-    except ValueError:  # nothing was there, it is not finite, or it has no spread
-        return None
+        return [*effective_ranks(covariances)]
+    except ValueError:  # nothing was there, it is not finite, it has no spread, or they differ in size
+        return [None] if len(covariances) == 1 else [rank for each in covariances for rank in _ranks([each])]
 
 
 def _ratio(value: float, base: float) -> float | None:

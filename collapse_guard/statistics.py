@@ -8,11 +8,13 @@ nothing is added inside a logarithm, so one used code reads exactly 1.0.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from .ceiling import perplexity_ceiling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,10 +22,10 @@ if TYPE_CHECKING:
 __all__ = [
     "dead_fraction",
     "effective_rank",
+    "effective_ranks",
     "entropy",
     "figures_of_use",
     "perplexity",
-    "perplexity_ceiling",
     "rest_ratio",
     "top_share",
     "usage",
@@ -34,8 +36,6 @@ Values: TypeAlias = "npt.ArrayLike | Tensor"
 Array: TypeAlias = npt.NDArray[np.float64]
 
 _ENOUGH = 128  # tokens on other codes than the most used one to say anything of
-_ASYMPTOTIC_FROM = 10_000  # tokens per code
-_TAIL_EXPONENT = 60.0  # mass left out of the binomial sum: below 2 exp(-60), about 2e-26
 
 
 def entropy(counts: Values) -> float:
@@ -192,38 +192,6 @@ def figures_of_use(counts: Values, dead_below: float) -> dict[str, float]:
     }
 
 
-@lru_cache(maxsize=4096)
-def perplexity_ceiling(tokens: int, K: int) -> float:
-    """Perplexity that perfectly uniform codes would show with this many tokens, from 1 to K.
-
-    exp(E[H]), with H the entropy of counts drawn Multinomial(tokens, uniform over K). By symmetry and linearity only
-    the marginal of one code matters: E[H] = ln n - (K/n) E[c ln c] with c ~ Binomial(n, 1/K). It is evaluated as
-    ln K - E[x ln x], x = cK/n, which is the same and loses no digits when n is large.
-
-    The sum runs over all c but those of total mass below 1e-18. Above 10,000 tokens per code the expansion in 1/tokens
-    replaces it; there the two agree to better than 1e-12 (relative). Codes that are spread more evenly than chance
-    would spread them read a little above this ceiling.
-
-    Args:
-        tokens: number of tokens counted, at least 1.
-        K: number of codes, at least 1.
-
-    Raises:
-        ValueError: fewer than one token or code.
-
-    >>> round(perplexity_ceiling(64, 512))
-    59
-    >>> perplexity_ceiling(1, 512)
-    1.0
-    """
-    if tokens < 1 or K < 1:
-        raise ValueError(f"expected at least 1 token and 1 code, got tokens={tokens} and K={K}")
-    if tokens == 1 or K == 1:
-        return 1.0
-    excess = _excess_expanded(tokens, K) if tokens / K > _ASYMPTOTIC_FROM else _excess_summed(tokens, K)
-    return min(max(math.exp(math.log(K) - excess), 1.0), float(K))
-
-
 def effective_rank(covariance: Values) -> float:
     """Number of directions that a covariance really spreads over, from 1 to D.
 
@@ -244,19 +212,36 @@ def effective_rank(covariance: Values) -> float:
     matrix = np.asarray(covariance, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
         raise ValueError(f"covariance: expected a square matrix of shape (D, D), got shape {matrix.shape}")
-    largest = float(np.abs(matrix).max())  # NaN where there is one
-    if not math.isfinite(largest):
+    return effective_ranks(matrix[np.newaxis])[0]
+
+
+def effective_ranks(covariances: Sequence[Values] | Array) -> list[float]:
+    """Return `effective_rank` of several covariances of one size, in one go.
+
+    Args:
+        covariances: (n, D, D), each as for `effective_rank`.
+
+    Raises:
+        ValueError: as for `effective_rank`, of any of them, or they differ in size.
+
+    >>> effective_ranks([[[4.0, 0.0], [0.0, 0.0]], [[3.0, 0.0], [0.0, 3.0]]])
+    [1.0, 2.0]
+    """
+    matrices = np.asarray(covariances, dtype=np.float64)
+    largest = np.abs(matrices).max(axis=(1, 2), keepdims=True)  # NaN where there is one
+    if not np.isfinite(largest).all():
         raise ValueError("covariance: expected finite entries, got NaN or Inf; leave non-finite latents out of it")
-    if largest == 0:
+    if not largest.all():
         raise ValueError("covariance: expected some spread, got only zeros; constant latents have no effective rank")
-    matrix = matrix / largest
-    if np.abs(matrix - matrix.T).max() > 1e-4:
+    matrices = matrices / largest
+    turned = matrices.transpose(0, 2, 1)
+    if np.abs(matrices - turned).max() > 1e-4:
         raise ValueError("covariance: expected a symmetric matrix, got one that differs from its transpose")
-    spectrum = np.linalg.eigvalsh((matrix + matrix.T) / 2)
-    if spectrum[0] < -1e-4 * spectrum[-1]:
-        raise ValueError(f"covariance: expected no negative eigenvalues, got {spectrum[0] * largest:.3g}")
-    positive = spectrum[spectrum > 0]
-    return min(math.exp(_entropy_of(positive / positive.sum())), float(positive.size))
+    spectra = np.linalg.eigvalsh((matrices + turned) / 2)
+    for spectrum, scale in zip(spectra, largest.ravel(), strict=True):
+        if spectrum[0] < -1e-4 * spectrum[-1]:
+            raise ValueError(f"covariance: expected no negative eigenvalues, got {spectrum[0] * scale:.3g}")
+    return [_rank_of(spectrum[spectrum > 0]) for spectrum in spectra]
 
 
 def _checked(counts: Values) -> Array:
@@ -291,38 +276,11 @@ def _rest_ratio_of(others: Array, tokens: int, K: int) -> float:
     return min(1.0, tokens / _ENOUGH) * _perplexity_of(others, tokens) / perplexity_ceiling(tokens, K - 1)
 
 
+def _rank_of(positive: Array) -> float:
+    """Effective rank from the eigenvalues above zero."""
+    return min(math.exp(_entropy_of(positive / positive.sum())), float(positive.size))
+
+
 def _entropy_of(shares: Array) -> float:
     """Entropy in nats of positive shares that sum to 1; rounding never takes it below 0."""
     return max(0.0, -float(np.sum(shares * np.log(shares))))
-
-
-def _excess_summed(tokens: int, K: int) -> float:
-    """E[x ln x] for x = cK/n, c ~ Binomial(n, 1/K), summed over the support around the mean.
-
-    Outside mean +- t lies a mass below 2 exp(-a) when t^2 = 2 a (variance + t/3) (Bernstein's inequality). The
-    probabilities come from the ratio of neighbours, p(c+1)/p(c) = (n-c) / ((c+1)(K-1)), summed in logarithms outwards
-    from the mode and normalised: no factorials, hence no loss of digits for large n.
-    """
-    mean = tokens / K
-    variance = mean * (1 - 1 / K)
-    reach = _TAIL_EXPONENT / 3 + math.sqrt(_TAIL_EXPONENT**2 / 9 + 2 * _TAIL_EXPONENT * variance)
-    low, high = max(0, math.floor(mean - reach)), min(tokens, math.ceil(mean + reach))
-    count = np.arange(low, high + 1, dtype=np.float64)
-    steps = np.log((tokens - count[:-1]) / ((count[:-1] + 1) * (K - 1)))
-    mode = min(max((tokens + 1) // K, low), high) - low
-    logarithm = np.zeros_like(count)
-    logarithm[mode + 1 :] = np.cumsum(steps[mode:])
-    logarithm[:mode] = -np.cumsum(steps[:mode][::-1])[::-1]
-    probability = np.exp(logarithm)
-    x = count / mean
-    terms = x * np.log(np.where(x > 0, x, 1.0))
-    return float(np.sum(probability * terms) / np.sum(probability))
-
-
-def _excess_expanded(tokens: int, K: int) -> float:
-    """The same for many tokens per code: Taylor's series of x ln x around 1 with the binomial's central moments.
-
-    With m = n/K, p = 1/K and q = 1 - p: q/(2m) + q(1+p)/(12 m^2) + O(1/m^3).
-    """
-    mean, p = tokens / K, 1 / K
-    return (1 - p) / (2 * mean) + (1 - p) * (1 + p) / (12 * mean**2)

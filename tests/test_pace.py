@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from vector_quantize_pytorch import ResidualVQ, VectorQuantize
 
 from collapse_guard import Guard, Reading, pace
+from collapse_guard.ceiling import perplexity_ceiling
 from collapse_guard.pace import Pace
-from collapse_guard.statistics import perplexity, perplexity_ceiling
+from collapse_guard.statistics import perplexity
 from collapse_guard.testing import Recorder
 from collapse_guard.window import Window
 from tests.crew import Crew

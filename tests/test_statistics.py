@@ -16,13 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collapse_guard import statistics
+from collapse_guard.ceiling import _excess_expanded, _excess_summed, perplexity_ceiling
 from collapse_guard.statistics import (
     Values,
     dead_fraction,
     effective_rank,
+    effective_ranks,
     entropy,
     perplexity,
-    perplexity_ceiling,
     rest_ratio,
     top_share,
     usage,
@@ -186,7 +187,7 @@ def test_the_ceiling_is_what_uniform_draws_show(tokens: int, K: int) -> None:
 def test_the_expansion_takes_over_from_the_sum_without_a_step(K: int) -> None:
     """At 10,000 tokens a code both forms agree to 1e-12, far below the 1e-6 that anyone could care about."""
     tokens = 10_000 * K
-    summed, expanded = statistics._excess_summed(tokens, K), statistics._excess_expanded(tokens, K)
+    summed, expanded = _excess_summed(tokens, K), _excess_expanded(tokens, K)
     assert summed == pytest.approx(expanded, abs=1e-12)
     assert perplexity_ceiling(tokens + K, K) == pytest.approx(perplexity_ceiling(tokens, K), rel=1e-8)
 
@@ -237,6 +238,18 @@ def test_effective_rank_counts_equal_directions() -> None:
 def test_what_is_no_covariance_is_refused(matrix: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         effective_rank(matrix)
+
+
+def test_effective_ranks_in_one_go_are_those_one_by_one() -> None:
+    rows = np.random.default_rng(0).normal(size=(3, 40, 6)) * np.array([1e-8, 1.0, 1e8])[:, None, None]
+    matrices = [each.T @ each for each in rows]
+    assert effective_ranks(matrices) == [effective_rank(each) for each in matrices]
+
+
+@pytest.mark.parametrize("broken", [0.0, math.nan, math.inf])
+def test_effective_ranks_in_one_go_are_refused_for_one_that_has_none(broken: float) -> None:
+    with pytest.raises(ValueError, match="covariance: expected"):
+        effective_ranks([np.eye(4), np.full((4, 4), broken)])
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:

@@ -181,7 +181,7 @@ def _recording(
     names: Sequence[str], rows: Iterable[Mapping[str, Any]], given: Given, noun: str
 ) -> tuple[Recording, list[str]]:
     """Turn rows into readings, once it is clear what they hold and what has been given beside them."""
-    from collapse_guard.statistics import perplexity_ceiling
+    from collapse_guard.ceiling import perplexity_ceiling
 
     columns = {_STEP: _STEP, **given.columns}
     found = columns_of([*names, _STEP] if noun == "tags" else names, columns)

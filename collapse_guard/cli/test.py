@@ -43,7 +43,7 @@ def test(
 
 def _run(source: str, policy: Policy, case: Case) -> bool:
     """Carry out one case, and say how it went."""
-    from collapse_guard.statistics import perplexity_ceiling
+    from collapse_guard.ceiling import perplexity_ceiling
 
     differences = try_case(policy, case, perplexity_ceiling)
     say(f"{'FAILED' if differences else 'ok':<7} {source}: {policy.name}: {case.name}")

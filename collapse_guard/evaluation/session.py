@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from collapse_guard.adapters.recognition import CannotTryError
+from collapse_guard.ceiling import perplexity_ceiling
 from collapse_guard.measure import read_window
 from collapse_guard.policies import Diagnosis, Reading
 from collapse_guard.probe import Probe
-from collapse_guard.statistics import perplexity, perplexity_ceiling
+from collapse_guard.statistics import perplexity
 from collapse_guard.watch import Watch
 from collapse_guard.window import Window
 

@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from collapse_guard.ceiling import perplexity_ceiling
 from collapse_guard.policies import (
     Case,
     Policy,
@@ -21,7 +22,6 @@ from collapse_guard.policies import (
     preset_tests,
     try_case,
 )
-from collapse_guard.statistics import perplexity_ceiling
 from tests.checkout import ROOT
 from tests.policies.series import policy, rule
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from collapse_guard.ceiling import perplexity_ceiling
 from collapse_guard.policies import Finding, lint_policy, load_policy, policy_text, position_in, preset_names
-from collapse_guard.statistics import dead_fraction, perplexity, perplexity_ceiling, top_share, usage
+from collapse_guard.statistics import dead_fraction, perplexity, top_share, usage
 from tests.policies.series import Run, policy, reading, rule, series
 
 CLEAR = {"when": "perplexity >= 10", "for": 3}
