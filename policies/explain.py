@@ -246,7 +246,7 @@ def _of_ladder(rule: Rule, policy: Policy) -> Iterator[str]:
     several = len(rule.ladder) > 1
     manner = ", one after another:" if several else ":"
     yield f"It then tries{manner}" if policy.mode == "act" else f"It would then try{manner}"
-    yield from (f"  {number}. {_of_rung(rung, rule)}" for number, rung in enumerate(rule.ladder, start=1))
+    yield from (f"  {number}. {_of_rung(rung, rule, policy)}" for number, rung in enumerate(rule.ladder, start=1))
     success = in_words(rule.verify.success) if rule.verify.success else "what ends the rule holds"
     touches = any(rung.action not in _TOUCHES_NOTHING for rung in rule.ladder)
     undone = "One that has not in time " + (_UNDONE[rule.verify.undo] if touches else "has failed")
@@ -276,10 +276,11 @@ def _next(several: bool) -> str:
     return ", and the next has its turn" if several else ""
 
 
-def _of_rung(rung: Rung, rule: Rule) -> str:
+def _of_rung(rung: Rung, rule: Rule, policy: Policy) -> str:
     before = " before all of it is undone" if rule.verify.undo == "always" else ""
     repeat = f", up to {rung.repeat} times in a row{before}" if rung.repeat > 1 else ""
-    budget = f", at most {counted(rung.budget, 'time')} on one codebook" if rung.budget else ""
+    until = " until those of the run are counted anew" if policy.budget.refill_after else ""
+    budget = f", at most {counted(rung.budget, 'time')} on one codebook{until}" if rung.budget else ""
     within = f"; {'each ' if rung.repeat > 1 else ''}judged within {rung.within or rule.verify.within}"
     more = "".join(f"; {text.rstrip('.')}" for text in _untold(rung, _TOLD_OF_RUNG))
     on = f", only where {_found(rung.on)}" if rung.on else ""

@@ -296,7 +296,7 @@ _EARLY: tuple[Scenario, ...] = (
     ),
     Scenario(
         "cut-gradient",
-        "the straight-through estimator is missing: the encoder learns from the commitment alone, and latents contract",
+        "the straight-through estimator is missing: latents settle on fewer and fewer codes",
         family="diffusers",
         K=512,
         start=start_from_latents,

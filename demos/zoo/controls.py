@@ -192,7 +192,7 @@ CONTROLS: tuple[Scenario, ...] = (
     ),
     _control(
         "echoed-batches",
-        "the loader is slow, and each batch is trained on four times in a row: neighbouring readings show the same",
+        "the loader is slow, and each batch is trained on four times in a row: a reading is of few items",
         lr=5e-4,
         options={"decay": 0.99, **KMEANS},
         draw=echoed(4),
@@ -210,7 +210,7 @@ CONTROLS: tuple[Scenario, ...] = (
     ),
     _control(
         "commitment-warm-up",
-        "the weight of the commitment rises on purpose, from a twentieth to about a third in 200 steps",
+        "the weight of the commitment rises on purpose, from 0.05 to 0.37 in 200 steps",
         data="sequences",
         family="taming",
         K=512,

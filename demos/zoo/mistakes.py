@@ -35,8 +35,8 @@ _COMMITMENTS = ("commitment_weight", "beta")  # as vector-quantize-pytorch and e
 def cut_gradient(*, at: int) -> Disturbance:
     """Return a disturbance: from one step on the decoder gets codes that the encoder has no gradient through.
 
-    So it is where `z + (z_q - z).detach()` is missing. The encoder learns from the commitment alone, which is least
-    where all latents are one.
+    So it is where `z_q.detach()` is decoded, and not `z + (z_q - z).detach()`. The encoder learns from the commitment
+    alone.
     """
 
     def disturb(run: Run, step: int) -> None:

@@ -39,6 +39,7 @@ def zoo_as_markdown(figures: dict[str, Any]) -> str:
         "",
         *_healthy_table(figures["arms"]),
         "",
+        *(_BEFORE_ONLY if {"random", "blunt"} & set(figures["arms"]) else ()),
         "## Collapses",
         "",
         *_scenario_table(figures["scenarios"]),
@@ -131,6 +132,7 @@ def _healthy_table(arms: dict[str, Any]) -> list[str]:
     return lines
 
 
+_BEFORE_ONLY = ("`random` and `blunt` are not run on controls: their readings are of collapses before the cause.", "")
 _SHOWN = ("sound", "nothing", "random", "blunt", "own", "rotation", "simvq", "fsq", "default", "upkeep")
 _MARKS = {"tuned": "", "held out": " *", "fresh": " +"}
 

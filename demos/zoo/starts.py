@@ -94,7 +94,7 @@ def scale_latents(run: Run, factor: float) -> None:
 
 
 def start_small(factor: float) -> Start:
-    """Return a start on latents that were made `factor` times as large, as what comes behind the decoder wanted them.
+    """Return a start on latents that were made `factor` times as large, as a pretrained encoder may have them.
 
     The learning rate is for latents of the usual size: with each step encoder and codes move far for such small ones.
     """

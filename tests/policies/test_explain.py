@@ -234,3 +234,8 @@ def test_the_readme_shows_what_is_printed() -> None:
 def test_a_threshold_of_many_digits_is_said_in_full() -> None:
     mine = policy(rule(when="perplexity < 0.12345678901234567", clear={"when": "usage > 0.5"}))
     assert "fires when perplexity is below 0.12345678901234566, at" in " ".join(explain_policy(mine).split())
+
+
+def test_the_budget_of_a_rung_comes_back_with_that_of_the_run() -> None:
+    told = " ".join(explain_policy(load_policy("default")).split())
+    assert "at most 2 times on one codebook until those of the run are counted anew; judged within 50 steps." in told
