@@ -315,6 +315,14 @@ def test_the_random_arm_is_default_with_anything_in_its_ladders() -> None:
     assert zoo.random_policy("1") == zoo.random_policy("1")
 
 
+def test_a_guard_that_looks_changes_no_bit_of_a_model_of_which_a_method_was_replaced() -> None:
+    torch.set_num_threads(1)
+    scenario = zoo.SCENARIOS["transposed-sums"]  # an evaluation at step 300 has modes compared on a copy
+    nothing, observed = (zoo.run_cell(scenario, zoo.ARMS[arm], 0, steps=301) for arm in ("nothing", "observe"))
+    assert any(rule == "evaluation_only" for _, rule, _ in observed.alerts)
+    assert (observed.error, observed.perplexity, observed.trace) == (nothing.error, nothing.perplexity, nothing.trace)
+
+
 def test_a_guard_that_looks_changes_no_bit_and_tells_the_collapse() -> None:
     torch.set_num_threads(1)
     nothing, observed = (zoo.run_cell(PATCHES, zoo.ARMS[arm], 1, steps=75) for arm in ("nothing", "observe"))

@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -233,8 +235,12 @@ def copy_apart(module: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
         shared: tensors that the copy shares with it.
 
     Raises:
-        CannotTryError: too much hangs on it.
+        CannotTryError: too much hangs on it, or a function that was put on it would act on the module itself.
     """
+    for path, part in module.named_modules():
+        if names := [name for name, value in vars(part).items() if _holds_on(value)]:
+            where = ".".join(filter(None, (path, names[0])))
+            raise CannotTryError(f"the function at {where} holds on to what a copy would then share with the original")
     memo = _Memo()
     for tensor in shared:
         dict.__setitem__(memo, id(tensor), tensor)  # past the count of what is copied
@@ -246,6 +252,32 @@ def copy_apart(module: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
             elif key in _HOSTS:
                 memo[id(value)] = None
     return copy.deepcopy(module, memo)
+
+
+def _holds_on(value: object) -> bool:
+    """Whether a function keeps a module or a tensor in its closure, which a deepcopy leaves as it is."""
+    todo, seen = [value], set[int]()
+    while todo:
+        function = todo.pop()
+        function = function.func if isinstance(function, partial) else function  # its arguments are copied
+        if not isinstance(function, FunctionType) or id(function) in seen:
+            continue
+        seen.add(id(function))
+        kept = [cell.cell_contents for cell in function.__closure__ or () if _is_set(cell)]
+        kept += function.__defaults__ or ()
+        kept = [each.__self__ if isinstance(each, MethodType) else each for each in kept]
+        if any(isinstance(each, (nn.Module, Tensor)) for each in kept):
+            return True
+        todo += kept
+    return False
+
+
+def _is_set(cell: CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:  # empty
+        return False
+    return True
 
 
 def _is_of_torch(hook: Any) -> bool:
