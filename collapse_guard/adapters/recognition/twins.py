@@ -255,7 +255,7 @@ def copy_apart(module: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
 
 
 def _holds_on(value: object) -> bool:
-    """Whether a function keeps a module or a tensor in its closure, which a deepcopy leaves as it is."""
+    """Whether a function keeps a module or a tensor in closure or defaults, which a deepcopy leaves as they are."""
     todo, seen = [value], set[int]()
     while todo:
         function = todo.pop()
