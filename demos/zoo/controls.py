@@ -196,7 +196,6 @@ CONTROLS: tuple[Scenario, ...] = (
         lr=5e-4,
         options={"decay": 0.99, **KMEANS},
         draw=echoed(4),
-        is_fresh=True,
     ),
     _control(
         "shared-by-heads",
@@ -206,7 +205,6 @@ CONTROLS: tuple[Scenario, ...] = (
         K=256,
         batch=32,
         options={"heads": 4, "codebook_dim": 4, "decay": 0.99, **KMEANS},
-        is_fresh=True,
     ),
     _control(
         "commitment-warm-up",
@@ -219,6 +217,5 @@ CONTROLS: tuple[Scenario, ...] = (
         options={"beta": 0.05},
         start=start_from_latents,
         routine=raise_commitment(1.01, until=200),
-        is_fresh=True,
     ),
 )

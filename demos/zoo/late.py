@@ -23,7 +23,7 @@ from .disturbances import (
     unscaled_shard,
 )
 from .draws import class_then_all
-from .mistakes import transpose_sums, turn_down, turn_to_cosine
+from .mistakes import invert, raise_commitment, round_codes, transpose_sums, turn_down, turn_to_cosine
 from .scenario import KMEANS, OWN, Scenario
 from .starts import start_from_latents
 
@@ -256,5 +256,44 @@ LATE: tuple[Scenario, ...] = (
         start=start_from_latents,
         healthy_start=start_from_latents,
         disturb=turn_down(0.25, at=230),
+    ),
+    Scenario(
+        "rising-commitment",
+        "a schedule that should lower the commitment weight raises it, by a fiftieth in each of 300 steps",
+        data="sequences",
+        family="encodec",
+        K=512,
+        D=16,
+        batch=24,
+        onset=163,
+        options={"kmeans_init": False, "threshold_ema_dead_code": 0},
+        own=OWN,
+        start=start_from_latents,
+        healthy_start=start_from_latents,
+        disturb=raise_commitment(1.02, until=463),
+    ),
+    Scenario(
+        "three-bit-codes",
+        "a resume brings a learnable codebook that was kept in three bits: most of 1024 codes are copies of others",
+        data="little",
+        family="diffusers",
+        K=1024,
+        onset=241,
+        start=start_from_latents,
+        healthy_start=start_from_latents,
+        disturb=round_codes(3, at=241),
+    ),
+    Scenario(
+        "inverted-scans",
+        "a model is trained on with negatives of its items: to the first of 2 residual levels all of them are one code",
+        data="digits",
+        family="rvq",
+        K=64,
+        D=16,
+        batch=128,
+        onset=208,
+        options={"num_quantizers": 2, "decay": 0.99, **KMEANS},
+        own={"num_quantizers": 2, **OWN},
+        disturb=invert(at=208),
     ),
 )
