@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .disturbances import passed_by_at_first, restart_warm
+from .disturbances import passed_by_at_first, restart_decay, restart_warm
 from .draws import (
     echoed,
     few_clips,
@@ -17,9 +17,9 @@ from .draws import (
     popular,
     whole_epochs,
 )
-from .mistakes import freeze_codes, raise_commitment
+from .mistakes import freeze_codes, raise_commitment, write_at_times
 from .scenario import KMEANS, Scenario
-from .starts import finished, start_from_latents
+from .starts import finished, in_own_units, start_from_latents
 
 __all__ = ["CONTROLS"]
 
@@ -217,5 +217,37 @@ CONTROLS: tuple[Scenario, ...] = (
         options={"beta": 0.05},
         start=start_from_latents,
         routine=raise_commitment(1.01, until=200),
+    ),
+    _control(
+        "affine-codes",
+        "codes are kept at a tenth of the latents' size: each look-up moves and scales them to the latents",
+        K=256,
+        options={"affine_param": True, "decay": 0.99},
+        start=in_own_units(0.1),
+        is_fresh=True,
+    ),
+    _control(
+        "decay-warm-up",
+        "the EMA decay climbs on purpose, from a tenth to 0.995: codes leap at first and hardly move at last",
+        data="sequences",
+        family="encodec",
+        K=64,
+        D=16,
+        batch=24,
+        options={"kmeans_init": False, "threshold_ema_dead_code": 0},
+        start=start_from_latents,
+        routine=restart_decay(at=0, decay=0.995),
+        is_fresh=True,
+    ),
+    _control(
+        "written-at-times",
+        "EMA sums go on in each step, and are written into the codebook each 16 steps only: codes stand, and leap",
+        data="digits",
+        D=16,
+        tokens=2,
+        batch=96,
+        options={"manual_ema_update": True, "decay": 0.99, **KMEANS},
+        routine=write_at_times(every=16),
+        is_fresh=True,
     ),
 )

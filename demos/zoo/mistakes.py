@@ -14,19 +14,26 @@ from torch import Tensor
 from torch.nn import functional
 
 from .disturbances import Disturbance
+from .models import Bottleneck, Output
 from .scenario import Run
 from .starts import averages, learnable
 
 __all__ = [
+    "average_sums",
+    "clamp_counts",
+    "commit_to_all",
     "cut_gradient",
     "fill_from_first",
     "freeze_codes",
     "invert",
+    "prefer_few",
     "raise_commitment",
     "round_codes",
+    "sort_counts",
     "transpose_sums",
     "turn_down",
     "turn_to_cosine",
+    "write_at_times",
 ]
 
 _COMMITMENTS = ("commitment_weight", "beta")  # as vector-quantize-pytorch and encodec call it, and the others
@@ -154,6 +161,85 @@ def round_codes(levels: int, *, at: int) -> Disturbance:
     return disturb
 
 
+def average_sums(ranks: int, *, at: int) -> Disturbance:
+    """Return a disturbance: from one step on EMA sums are averaged over so many processes, and EMA counts summed.
+
+    So it is where one of two reductions has the wrong operator. Every code moves to a share of the mean of its tokens.
+    """
+
+    def disturb(run: Run, step: int) -> None:
+        if step == at:
+            _count_otherwise(run, lambda tokens, assigned: (tokens / ranks, assigned))
+
+    return disturb
+
+
+def commit_to_all(*, at: int) -> Disturbance:
+    """Return a disturbance: from one step on the commitment is of each latent to the codes of all tokens of a batch.
+
+    So it is where (n, D) meets (n, 1, D), and broadcasts. All latents are pulled to one place, whatever their codes.
+    """
+
+    def commit(bottleneck: Bottleneck, given: tuple[Tensor, ...], made: Output) -> Output:
+        (tokens, *_), (quantised, codes, loss) = given, made
+        weight = max(float(getattr(bottleneck.quantizer, name, 0.0)) for name in _COMMITMENTS)
+        chosen = quantised.detach()
+        centre = chosen.mean(dim=(0, 1))
+        to_all = (tokens - centre).square().mean() + (chosen - centre).square().mean()
+        return quantised, codes, loss + weight * (to_all - functional.mse_loss(tokens, chosen))
+
+    def disturb(run: Run, step: int) -> None:
+        if step == at:
+            run.model.bottleneck.register_forward_hook(commit)
+
+    return disturb
+
+
+def clamp_counts(*, at: int) -> Disturbance:
+    """Return a disturbance: from one step on EMA counts of the reference quantizer are one at least.
+
+    So it is where a division by zero is to be avoided, and counts are thought of as those of tokens. The sum of a code
+    with less than a token a step fades, its count does not, and the code goes to zero.
+    """
+
+    @torch.no_grad()
+    def disturb(run: Run, step: int) -> None:
+        counts = getattr(run.model.bottleneck.quantizer, "usage", None)
+        if step >= at and counts is not None:
+            counts.clamp_(min=1.0)
+
+    return disturb
+
+
+def prefer_few(*, at: int) -> Disturbance:
+    """Return a disturbance: at one step the weight of the codes' diversity gets the other sign.
+
+    So it is where a loss is meant for an entropy to be lowered, and gets one to be raised. Few codes are rewarded.
+    """
+
+    def disturb(run: Run, step: int) -> None:
+        quantizer: Any = run.model.bottleneck.quantizer
+        if step == at and hasattr(quantizer, "codebook_diversity_loss_weight"):
+            quantizer.codebook_diversity_loss_weight *= -1
+
+    return disturb
+
+
+def sort_counts(*, every: int, until: int) -> Disturbance:
+    """Return a disturbance: at times EMA counts are sorted, and sums are not. The last time is at `until`.
+
+    So it is where a plot of them sorts a view of NumPy in place. Each sum is divided by the count of another code.
+    """
+
+    @torch.no_grad()
+    def disturb(run: Run, step: int) -> None:
+        inner = averages(run)
+        if inner is not None and step <= until and step % every == 0:
+            inner.cluster_size.numpy().sort(axis=-1)
+
+    return disturb
+
+
 def freeze_codes(*, at: int) -> Disturbance:
     """Return a routine: from one step on an EMA codebook is frozen, and encoder and decoder are trained on."""
 
@@ -165,18 +251,36 @@ def freeze_codes(*, at: int) -> Disturbance:
     return routine
 
 
+def write_at_times(*, every: int) -> Disturbance:
+    """Return a routine: EMA sums and counts go on in each step, and are written into the codebook at times only.
+
+    So it is where gradients of several batches are added up for a step. vector-quantize-pytorch leaves the moment to
+    the training loop where `manual_ema_update` is set.
+    """
+
+    def routine(run: Run, step: int) -> None:
+        inner = averages(run)
+        if inner is not None and step and step % every == 0:
+            inner.update_ema()
+
+    return routine
+
+
 def _first(rows: Tensor, ranks: int) -> Tensor:
     """Return the first of so many shares of rows (1, n, ...)."""
     return rows[:, : rows.shape[1] // ranks]
 
 
 def _count_otherwise(run: Run, change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
-    """Let vector-quantize-pytorch count other tokens (1, n, D) or assignments (1, n, K) than it should."""
-    inner = averages(run)
-    if inner is not None:
-        count = inner.track_cluster_size_and_embed_avg
+    """Let each codebook of vector-quantize-pytorch count other tokens (1, n, D) or assignments (1, n, K)."""
+    for inner in [each for each in run.model.modules() if hasattr(each, "track_cluster_size_and_embed_avg")]:
+        _change_count(inner, change)
 
-        def count_otherwise(tokens: Tensor, assigned: Tensor, *rest: Any, **named: Any) -> None:
-            count(*change(tokens, assigned), *rest, **named)
 
-        inner.track_cluster_size_and_embed_avg = count_otherwise
+def _change_count(inner: Any, change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+    count = inner.track_cluster_size_and_embed_avg
+
+    def count_otherwise(tokens: Tensor, assigned: Tensor, *rest: Any, **named: Any) -> None:
+        count(*change(tokens, assigned), *rest, **named)
+
+    inner.track_cluster_size_and_embed_avg = count_otherwise

@@ -21,6 +21,7 @@ __all__ = [
     "enlarge",
     "finished",
     "heat",
+    "in_own_units",
     "learnable",
     "lift",
     "narrow_cone",
@@ -29,6 +30,7 @@ __all__ = [
     "spread_of",
     "start_from_latents",
     "start_small",
+    "swap_betas",
     "write_codes",
 ]
 
@@ -124,6 +126,21 @@ def lift(spreads: float) -> Start:
     return start
 
 
+def in_own_units(factor: float) -> Start:
+    """Return a start on latents that are `factor` times as large: for a codebook that scales its codes back to them.
+
+    So does vector-quantize-pytorch with `affine_param` (Huh et al. 2023, section 4).
+    """
+
+    def start(run: Run) -> None:
+        start_from_latents(run)
+        codes = averages(run)
+        if codes is not None:
+            write_codes(run.model.bottleneck.quantizer, factor * codes.embed[0])
+
+    return start
+
+
 def place_shifted(*, scale: float = 1.0, shift: float = 0.0) -> Start:
     """Return a start with normal codes of `scale` times the latents' spread, `shift` spreads away from their mean."""
 
@@ -203,6 +220,17 @@ def heat(factor: float) -> Start:
         run.optimizer.add_param_group({"params": [table], "lr": factor * run.lr})
 
     return start
+
+
+def swap_betas(run: Run) -> None:
+    """Start on latents, and let Adam have its two betas in the wrong order: 0.999, then 0.9.
+
+    Where there is no gradient, a step is soon divided by next to nothing, and the momentum lasts. So it is for a code
+    that no token meets.
+    """
+    start_from_latents(run)
+    for group in run.optimizer.param_groups:
+        group["betas"] = (0.999, 0.9)
 
 
 @torch.no_grad()
