@@ -22,6 +22,10 @@ def run(
         list[str] | None, typer.Option(help="An arm, or a policy file (.yaml); may be repeated. Without it: all arms.")
     ] = None,
     scenario: Annotated[list[str] | None, typer.Option(help="A scenario; may be repeated. Without it: all.")] = None,
+    part: Annotated[
+        str,
+        typer.Option(help="Of the scenarios those of one part: `tuned`, to tune a policy on, `held-out` or `fresh`."),
+    ] = "",
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Runs of each arm of each scenario. Without it: 5, with --quick 1.")
     ] = None,
@@ -36,7 +40,7 @@ def run(
     from collapse_guard.demos import zoo as cages
 
     try:
-        study = cages.study_of(scenarios=scenario or (), arms=arm or (), seeds=seeds, is_quick=quick)
+        study = cages.study_of(scenarios=scenario or (), arms=arm or (), seeds=seeds, part=part, is_quick=quick)
     except (LookupError, ValueError) as error:  # a policy that is not valid among them
         complain(str(error))
     try:

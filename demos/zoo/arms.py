@@ -27,7 +27,7 @@ class Arm:
         policy: of the guard: a preset, a file or a mapping; `None` for no guard.
         answers: returns the policy `default` with other ladders, given a text that seeds what is drawn; or `None`.
         is_peer: whether it is a prevention that guarded arms are compared with.
-        collapse_seeds: with how many a collapse is run at most, where more would show nothing new; `None` for all.
+        most_seeds: with how many a scenario is run at most, where more would show nothing new; `None` for all.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Arm:
     policy: str | Path | Mapping[str, Any] | None = None
     answers: Callable[[str], Policy] | None = None
     is_peer: bool = False
-    collapse_seeds: int | None = None
+    most_seeds: int | None = None
 
     @property
     def has_cause(self) -> bool:
@@ -71,7 +71,7 @@ class Arm:
 
     def applies_to(self, scenario: Scenario, seed: int = 0) -> bool:
         """Whether it makes sense: whether there is such an option, and anything to prevent, to rescue or to learn."""
-        if scenario.is_collapse and self.collapse_seeds is not None and seed >= self.collapse_seeds:
+        if self.most_seeds is not None and seed >= self.most_seeds:
             return False
         if self.name == "dense":
             return not scenario.is_collapse
@@ -161,17 +161,15 @@ ARMS: dict[str, Arm] = {
         Arm("twin", "healthy twin: the cause is not there", variant="twin"),
         Arm("sound", "the cause is not there, nor any replacement of dead codes", variant="sound"),
         Arm("nothing", "nothing is done"),
-        Arm(
-            "observe", "the guard only looks", policy="observe", collapse_seeds=1
-        ),  # bit for bit as if nothing were done
+        Arm("observe", "the guard only looks", policy="observe", most_seeds=1),  # bit for bit as if nothing were done
         Arm("default", "the policy `default`", policy="default"),
-        Arm("upkeep", "the policy `upkeep`: `default`, and idle codes are moved", policy="upkeep", collapse_seeds=2),
+        Arm("upkeep", "the policy `upkeep`: `default`, and idle codes are moved", policy="upkeep", most_seeds=2),
         Arm("random", "`default` with random actions in its ladders", answers=random_policy),
         Arm(
             "blunt",
             "`default` with a reset of all codes for every trouble, never undone",
             answers=blunt_policy,
-            collapse_seeds=2,
+            most_seeds=2,
         ),
         Arm("own", "the package's own prevention: k-means start, dead codes replaced", variant="own", is_peer=True),
         Arm(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from rich import get_console
@@ -28,28 +29,45 @@ QUICK = {
 
 
 def study_of(
-    *, scenarios: Sequence[str] = (), arms: Sequence[str] = (), seeds: int | None = None, is_quick: bool = False
+    *,
+    scenarios: Sequence[str] = (),
+    arms: Sequence[str] = (),
+    seeds: int | None = None,
+    part: str = "",
+    is_quick: bool = False,
 ) -> Study:
     """Return the study that is asked for; nothing named means everything.
 
     A policy file brings along what it is judged by: the twin, and the arm in which nothing is done. Seeds that are not
-    told are five, and one of the quick study.
+    told are five, and one of the quick study. Of a part only its scenarios are left: of `tuned`, say, to tune on.
 
     Raises:
-        LookupError: an unknown scenario or arm; says which there are.
+        LookupError: an unknown scenario, arm or part; says which there are.
         PolicyError: a policy file that is not valid.
         ValueError: two policy files of the same name.
     """
     names = list(scenarios or (QUICK["scenarios"] if is_quick else SCENARIOS))
-    unknown = [name for name in names if name not in SCENARIOS]
-    if unknown:
-        raise LookupError(f"expected one of {', '.join(SCENARIOS)}, got {', '.join(unknown)}")
+    for name in names:
+        if name not in SCENARIOS:
+            raise LookupError(f"expected a scenario, got {name!r}.{_near(name, SCENARIOS)}")
+    part, parts = part.replace("-", " "), list(dict.fromkeys(scenario.part for scenario in SCENARIOS.values()))
+    if part and part not in parts:
+        raise LookupError(f"expected a part, got {part!r}.{_near(part, parts)}")
+    names = [name for name in names if part in ("", SCENARIOS[name].part)]
+    if not names:
+        raise LookupError(f"expected a scenario of the part {part!r}, got {', '.join(scenarios or QUICK['scenarios'])}")
     chosen = [arm_named(name) for name in arms or (QUICK["arms"] if is_quick else ARMS)]
     ordered = {arm.name: arm for arm in (ARMS["twin"], ARMS["nothing"], *chosen)}
     if hidden := [arm for arm in chosen if arm.policy != ordered[arm.name].policy]:
         files = ", ".join(str(arm.policy) for arm in (*hidden, ordered[hidden[0].name]))
         raise ValueError(f"expected policies of different names, got {hidden[0].name} from {files}; change a `name:`")
     return Study([SCENARIOS[name] for name in names], list(ordered.values()), seeds or (1 if is_quick else 5))
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    """Name the known word nearest to a misspelt one, then where all of them are listed."""
+    near = get_close_matches(word, list(known), n=1)
+    return (f" Did you mean {near[0]!r}?" if near else "") + " `collapse-guard zoo list` names all."
 
 
 def run_zoo(study: Study, folder: Path, *, processes: int = 1, minutes: float | None = None) -> list[str]:
