@@ -17,7 +17,7 @@ from collapse_guard.events import SCHEMA
 
 __all__ = ["Follower", "Lost", "parsed"]
 
-_HEAD = 16_384  # bytes by which a file is known again: the first line, with the name of its run
+_HEAD = 65_536  # bytes by which a file is known again: the first line, with the name of its run
 _LONGEST = 1 << 22  # bytes of a line; a longer one is no event
 
 
