@@ -43,6 +43,7 @@ OF_THE_QUANTIZER = (
     "moment_ratio",
     "replacement_share",
     "sampling_ratio",
+    "task_gradient",
 )
 """What evaluation shows no other values of. Logged at each reading of training: a replay takes each by itself."""
 _HEALTH = {"unknown": 0, "healthy": 1, "degraded": 2, "collapsed": 3}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["parameters_behind"]
+__all__ = ["leads_to", "parameters_behind"]
 
 
 def parameters_behind(tensors: Iterable[Tensor]) -> list[nn.Parameter]:
@@ -33,3 +34,26 @@ def parameters_behind(tensors: Iterable[Tensor]) -> list[nn.Parameter]:
             found.setdefault(id(leaf), leaf)
         waiting.extend(each for each, _ in node.next_functions if each is not None)
     return list(found.values())
+
+
+def leads_to(tensor: Tensor, source: Tensor) -> bool:
+    """Whether a gradient of a tensor would reach another one that it may have been computed from.
+
+    >>> import torch
+    >>> given = torch.ones(2, requires_grad=True)
+    >>> leads_to(given * 2, given), leads_to((given * 2).detach(), given), leads_to(torch.ones(2), given)
+    (True, False, False)
+    """
+    if tensor is source or tensor.grad_fn is None:
+        return tensor is source
+    waiting: list[Any] = [tensor.grad_fn]
+    seen: set[object] = set()
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node is source.grad_fn or (source.grad_fn is None and getattr(node, "variable", None) is source):
+            return True
+        waiting.extend(each for each, _ in node.next_functions if each is not None)
+    return False

@@ -114,6 +114,7 @@ def _figures_of(sums: Sums, counts: np.ndarray, tokens: int, dead_below: float) 
         "relative_error": _ratio(error, latent_variance),
         "quantization_error": _finite(error),
         "sampling_ratio": _ratio(float(sums.drawn[0]), float(sums.drawn[1])),
+        "task_gradient": _root(_ratio(float(sums.task.min()), float(sums.task[1]))),
         "finite_fraction": 1 - int(sums.tallies[-1]) / tokens,
     }
 

@@ -45,6 +45,8 @@ class Sums:
         table_covariance: of the codes, as `covariance`.
         drawn: (2,) of the last latents, sum of |z - e|^2 with the codes that they were given, and with the nearest
             ones; zeros where no codes are drawn at random.
+        task: (2,) of the gradient at the quantizer's input, the squared length that is not the pull of a commitment,
+            and what that could be at most; zeros where none was felt.
     """
 
     tallies: np.ndarray
@@ -57,6 +59,7 @@ class Sums:
     table_norms: np.ndarray
     table_covariance: np.ndarray
     drawn: np.ndarray = field(default_factory=lambda: np.zeros(2))
+    task: np.ndarray = field(default_factory=lambda: np.zeros(2))
 
     @property
     def counts(self) -> np.ndarray:
@@ -104,6 +107,7 @@ class Sums:
             self.table_norms if first else np.zeros_like(self.table_norms),
             self.table_covariance if first else np.zeros_like(self.table_covariance),
             self.drawn,
+            self.task,
         ]
         return np.concatenate([np.asarray(part, dtype=np.float64).ravel() for part in parts])
 
@@ -132,13 +136,14 @@ class Sums:
             table_norms=parts["table_norms"],
             table_covariance=parts["table_covariance"].reshape(rows, rows),
             drawn=parts["drawn"],
+            task=parts["task"],
         )
 
 
 def _lengths(K: int, D: int, size: int) -> tuple[int, ...]:
     """Return how many numbers each field packs, in their order."""
     side, rows = min(D, _WIDEST_COVARIANCE), min(K, _WIDEST_COVARIANCE) if D > _WIDEST_COVARIANCE else D
-    return (K + 2, _share(size) * size, 1, D, 1, side * side, 2, K, rows * rows, 2)
+    return (K + 2, _share(size) * size, 1, D, 1, side * side, 2, K, rows * rows, 2, 2)
 
 
 def _share(size: int) -> int:
@@ -152,7 +157,9 @@ def _moved(value: np.ndarray, by: np.ndarray | float) -> np.ndarray:
 
 
 @torch.no_grad()
-def sum_up(window: Window, view: CodebookView, *, size: int = 1, table: Tensor | None = None) -> Sums:
+def sum_up(
+    window: Window, view: CodebookView, *, size: int = 1, table: Tensor | None = None, task: Tensor | None = None
+) -> Sums:
     """Compute a window's sums on the device and bring all of them over in one copy.
 
     Args:
@@ -160,6 +167,7 @@ def sum_up(window: Window, view: CodebookView, *, size: int = 1, table: Tensor |
         view: the codebook as it is now.
         size: how many ranks sample latents: each takes its share of 512.
         table: (K, D) what the latents were compared with, where that is not the codebook as it is now.
+        task: (2,) what the pulse felt, as `Sums.task`; `None` where it felt nothing.
     """
     tallies = window.tallies
     if table is None:  # nobody asks for one that is sharded: what needs it is not known then
@@ -174,9 +182,13 @@ def sum_up(window: Window, view: CodebookView, *, size: int = 1, table: Tensor |
         parts = _latent_sums(window, decoded, view.metric, size)
         table_covariance = _covariance(decoded - decoded.sum(dim=0) / len(decoded), len(decoded))
         parts += [vector_norm(decoded, dim=-1), table_covariance]
+        further: dict[str, Tensor] = {}
         most = max(min(_DRAWN, _DISTANCE_OPERATIONS // table.numel()), 16)
         if view.temperature is not None and (rows := window.recent_here(most)) is not None:
-            parts.append(_drawn_errors(rows, decoded, view.metric))
+            further["drawn"] = _drawn_errors(rows, decoded, view.metric)
+    if task is not None:
+        further["task"] = task.to(table.device)
+    parts += further.values()
     # Integers travel as the bits of float32: one operation joins all.
     packed = torch.cat([tallies.view(torch.float32), *(part.flatten() for part in parts)]).cpu().numpy()
     split = tallies.numel() * 2
@@ -186,7 +198,8 @@ def sum_up(window: Window, view: CodebookView, *, size: int = 1, table: Tensor |
     ]
     rest = shaped.pop(6)  # far from the origin the mean's rounding would be more than the variance
     shaped[2] = shaped[2].astype(np.float64) + rest
-    return Sums(packed[:split].view(np.int64).copy(), *shaped)
+    named = dict(zip(further, shaped[len(shaped) - len(further) :], strict=True))
+    return Sums(packed[:split].view(np.int64).copy(), *shaped[: len(shaped) - len(further)], **named)
 
 
 def _drawn_errors(rows: Rows, table: Tensor, metric: Metric) -> Tensor:

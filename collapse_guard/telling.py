@@ -29,7 +29,7 @@ TOLD_AS = {
 """Events of decisions that ask for nothing."""
 
 _OF_CODES = ("perplexity", "perplexity_ratio", "usage", "norm_ratio", "relative_error")
-_OF_THE_QUANTIZER = ("commitment_weight", "decay", "reshaped", "replacement_share", "sampling_ratio")
+_OF_THE_QUANTIZER = ("commitment_weight", "decay", "reshaped", "replacement_share", "sampling_ratio", "task_gradient")
 _JUDGED_BY = ("step", *_OF_CODES, "loss", *_OF_THE_QUANTIZER, "moment_ratio")
 
 

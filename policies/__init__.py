@@ -43,6 +43,7 @@ from .loader import load_policy, policy_text, preset_names, preset_tests
 from .reading import NUMERIC_FIELDS, Reading
 from .recording import Recording, recordings_of_events
 from .remedies import (
+    BridgeGradient,
     ClipGradients,
     DisableNormalisation,
     FastEma,
@@ -71,6 +72,7 @@ __all__ = [
     "REPLAY_LIMITS",
     "Action",
     "Alert",
+    "BridgeGradient",
     "Budget",
     "Case",
     "Cause",

@@ -22,7 +22,7 @@ Ranges: TypeAlias = Mapping[str, tuple[float, float]]
 Alternative: TypeAlias = tuple[Comparison, ...]
 
 _MOST_ALTERNATIVES = 256
-_FROM_0_TO_1 = ("finite_fraction", "decay", "frozen", "unmoved", "reshaped")
+_FROM_0_TO_1 = ("finite_fraction", "decay", "frozen", "unmoved", "reshaped", "task_gradient")
 _OF_LATENTS = (
     "norm_ratio",
     "used_norm_ratio",

@@ -81,6 +81,11 @@ class Reading:
         sampling_ratio: E|z - e|^2 of the last latents with the codes that they were given, over the same with their
             nearest codes, about 1 or more: how much farther off codes are that training draws at random. `None` in
             evaluation, and of a quantizer that draws none.
+        task_gradient: how much of the task's gradient arrives at the quantizer's input, in [0, 1], felt at one step:
+            the length of what is not the pull of a commitment towards the codes, as a share of the same at the output,
+            or of all that arrives at the input where that is less. Near 0 where the encoder learns nothing of its task,
+            since the codes hand no gradient on. `None` in evaluation, of a level of a residual, where no gradient comes
+            back, and at readings within 10 steps of one that has it, unless a rule is at work.
         causes: why, likeliest first; only known where a rule was about to alert or to act.
     """
 
@@ -121,6 +126,7 @@ class Reading:
     moment_ratio: float | None = None
     replacement_share: float | None = None
     sampling_ratio: float | None = None
+    task_gradient: float | None = None
     causes: tuple[Diagnosis, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from .errors import MismatchError, quote
 
 __all__ = [
     "REMEDIES",
+    "BridgeGradient",
     "ClipGradients",
     "DisableNormalisation",
     "FastEma",
@@ -103,6 +104,12 @@ class RestoreLayout(Action):
 
     source: Literal["reservoir", "kmeans", "distortion"] = "reservoir"
     refill: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
+class BridgeGradient(Action):
+    """Hand the gradient of what is decoded on to the encoder, as a straight-through estimator does; values stay."""
+
+    action: ClassVar[str] = "bridge_gradient"
 
 
 class ClipGradients(Action):
@@ -220,6 +227,7 @@ REMEDIES: tuple[type[Action], ...] = (
     ScaleLossWeight,
     DisableNormalisation,
     RestoreLayout,
+    BridgeGradient,
     ClipGradients,
     FreezeEncoder,
     LowerLr,

@@ -48,6 +48,7 @@ MEANINGS = {
     "moment_ratio": "how much larger gradients the optimizer remembers than it is shown now",
     "replacement_share": "below which fraction of its even use the quantizer itself replaces a code",
     "sampling_ratio": "how much farther off than the nearest codes those are that training draws at random",
+    "task_gradient": "the fraction of the task's gradient that arrives at the quantizer's input",
 }
 """What each field of a reading says, in one phrase."""
 

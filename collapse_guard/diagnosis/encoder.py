@@ -111,7 +111,7 @@ def no_gradient(facts: Facts) -> Diagnosis | None:
         evidence={"arrived": beat.arrived, "apart": beat.apart, "through": beat.through, "steps": float(len(beats))},
         advice="hand the decoder z + (q - z).detach() and not q",
         line="quantized = latents + (quantized - latents).detach()",
-        remedy="alert",
+        remedy="bridge_gradient",
     )
 
 

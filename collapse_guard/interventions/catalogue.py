@@ -7,6 +7,7 @@ from typing import Any
 from collapse_guard.policies import Alert, SaveCheckpoint, StopTraining, announced_actions
 
 from .base import Intervention
+from .bridge_gradient import BridgeGradientIntervention
 from .clip_gradients import ClipGradientsIntervention
 from .cool_sampling import CoolSamplingIntervention
 from .decay_commitment import DecayCommitmentIntervention
@@ -53,6 +54,7 @@ class RequestIntervention(Intervention[SaveCheckpoint | StopTraining]):
 
 INTERVENTIONS: dict[str, type[Intervention[Any]]] = {
     "alert": AlertIntervention,
+    "bridge_gradient": BridgeGradientIntervention,
     "clip_gradients": ClipGradientsIntervention,
     "cool_sampling": CoolSamplingIntervention,
     "decay_commitment": DecayCommitmentIntervention,

@@ -32,6 +32,7 @@ _MEANS = {
     "raise_commitment": "the commitment weight raised",
     "ease_replacement": "the quantizer's own replacement of codes eased",
     "cool_sampling": "the temperature at which training draws codes lowered",
+    "bridge_gradient": "the gradient of what is decoded handed on to the encoder",
     "fallback_tokenizer": "a k-means codebook put in the place of the quantizer's own",
     "upkeep": "idle codes moved to where the error is",
     "alert": "a human asked to look",

@@ -339,7 +339,7 @@ def test_an_inconsistent_codebook_is_refused(spoil: Any, message: str) -> None:
 def test_an_unknown_action_lists_the_known_ones() -> None:
     with pytest.raises(
         KeyError,
-        match="known: alert, clip_gradients, cool_sampling, decay_commitment, disable_normalisation, ease_replacement",
+        match="known: alert, bridge_gradient, clip_gradients, cool_sampling, decay_commitment, disable_normalisation",
     ):
         find_intervention("pray")
 
