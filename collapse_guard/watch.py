@@ -233,10 +233,16 @@ class Watch:
         try:
             if not (self._is_started.get(view.name) or view.is_initialised()):
                 return Part(is_started=False), None
+            has_changed = view.follow()
             mark = int(fingerprint(view.codebook())) if size > 1 and not view.is_sharded else 0
             calls = probe.window.calls if not view.is_captured else 0
             part = Part(is_frozen=view.is_frozen, fingerprint=mark, reshaped=probe.reshaped, calls=calls)
-            return part, sum_up(probe.window, view, size=size)
+            # What a level's own output is given no gradient of, its residual as a whole may hand on all the same.
+            task = probe.pulse.task if view.group is None else None
+            sums = sum_up(probe.window, view, size=size, task=task)
+            if has_changed:  # its counts are of the last steps, and most of them as it is now
+                probe.window.forget()
+            return part, sums
         except Exception as error:
             probe.remove()
             self._failure_of(view)(error)

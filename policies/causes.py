@@ -32,6 +32,11 @@ class Cause(Word):
         "the latents themselves have lost their spread",
     )
     STARVATION = "starvation", "too few tokens for so many codes, and nothing brings the unused ones back"
+    METRIC_CHANGED = "metric_changed", "latents and codes are compared otherwise than when the run began"
+    UNFITTED_CODEBOOK = (
+        "unfitted_codebook",
+        "codes lie idle at every reading, and codes fitted anew would serve the latents far better",
+    )
     NO_GRADIENT = "no_gradient", "the encoder learns nothing through the quantizer"
     NON_FINITE = "non_finite", "latents or loss are NaN or infinite"
     EXPLODING_GRADIENTS = "exploding_gradients", "the encoder's gradients have grown out of all proportion"

@@ -146,6 +146,8 @@ class CodebookView:
         temperature: knob of the temperature at which training draws codes at random, where it does.
         normalisation: the setting by which the quantizer normalises latents and codes, where it has one; without it
             the metric is "l2".
+        compares: returns how the quantizer compares now, and its setting for that, where settings govern it that
+            somebody may change during the run; see `follow`.
         after_write: called after each write: drops cached tables, sets flags of initialisation.
         is_initialised: whether the quantizer has made its own start; before that it would overwrite what is written.
         lacks: capability -> why it is not supported.
@@ -173,6 +175,7 @@ class CodebookView:
     threshold: Threshold | None = None
     temperature: Knob | None = None
     normalisation: Switch | None = None
+    compares: Callable[[], tuple[Metric, Switch | None]] | None = None
     after_write: Callable[[], None] = lambda: None
     is_initialised: Callable[[], bool] = lambda: True
     lacks: Mapping[str, str] = field(default_factory=dict)
@@ -353,6 +356,17 @@ class CodebookView:
     def metric_by_design(self) -> Metric:
         """What the quantizer itself compares by, whatever the guard has switched off."""
         return self.metric if self._normalised is None else self._normalised[0]
+
+    def follow(self) -> bool:
+        """Take over how the quantizer compares now, as its settings say; what the guard has set itself is left.
+
+        Returns:
+            Whether that has changed: latents from before are none any more.
+        """
+        if self.compares is None or self.is_unnormalised:
+            return False
+        before, (self.metric, self.normalisation) = self.metric, self.compares()
+        return self.metric != before
 
     def disable_normalisation(self) -> None:
         """Let the quantizer compare latents and codes as long as they are, until `restore_normalisation`."""

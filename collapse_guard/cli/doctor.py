@@ -72,7 +72,10 @@ def _examine(model: Any, described: Mapping[str, Any], policy: Policy) -> dict[s
             {
                 "rule": ladder.rule,
                 "codebooks": list(ladder.codebooks),
-                "rungs": [{"rung": rung.rung, "acts": rung.acts, "refused": rung.refused} for rung in ladder.rungs],
+                "rungs": [
+                    {"rung": rung.rung, "acts": rung.acts, "refused": rung.refused, "moot": sorted(rung.moot)}
+                    for rung in ladder.rungs
+                ],
                 "powerless_on": list(ladder.powerless_on),
             }
             for ladder in ladders_on(policy, found.views)
@@ -121,7 +124,9 @@ def _print_ladder(ladder: Mapping[str, Any], count: int, told: set[tuple[str, st
     say(folded(f"  {ladder['rule']}{whose}", hanging=4))
     for number, rung in enumerate(ladder["rungs"], 1):
         fine = [book for book in books if book not in rung["refused"]]
-        verdict = "yes" if len(fine) == len(books) else f"yes on {_names(fine)}" if fine else "no"
+        is_needed = not set(books) <= {*rung["moot"]}
+        no = "no" if is_needed else "not needed"
+        verdict = "yes" if len(fine) == len(books) else f"yes on {_names(fine)}" if fine else no
         if fine and rung["refused"]:
             verdict += f"; no on {_names(rung['refused'])}"
         say(folded(f"    {number}. {rung['rung'].partition('(')[0]}: {verdict}", hanging=7))
@@ -129,6 +134,7 @@ def _print_ladder(ladder: Mapping[str, Any], count: int, told: set[tuple[str, st
         for why in sorted(news):
             names = [book for book, reason in rung["refused"].items() if reason == why]
             say(folded(f"       {_names(names)}: {why}", hanging=9))
+        told |= {(book, why) for book, why in rung["refused"].items()}
     if ladder["powerless_on"]:
         say(folded(f"    repairs nothing on {_names(ladder['powerless_on'])}: there it can only tell", hanging=6))
 

@@ -15,6 +15,7 @@ from collapse_guard.policies import Cause, Diagnosis
 from .codebook import left_behind, misplaced, replacement, runaway, shrinking, starvation
 from .encoder import collapsed_encoder, exploding, no_gradient, non_finite
 from .facts import Facts
+from .fit import metric_changed, unfitted
 from .tokens import few_modes, padded, reshaped, starved_level
 
 __all__ = ["EXAMINERS", "Examiner", "diagnose"]
@@ -40,20 +41,25 @@ class Examiner:
     explains: tuple[Cause, ...] = ()
 
 
+_ILL_FITTED = (Cause.UNFITTED_CODEBOOK,)  # what tells why codes lie where they do says more
+
 EXAMINERS: tuple[Examiner, ...] = (
     Examiner((Cause.NON_FINITE,), non_finite),
-    Examiner((Cause.RUNAWAY_CODEBOOK,), runaway),
-    Examiner((Cause.SHRINKING_CODEBOOK,), shrinking),
-    Examiner((Cause.MISPLACED_CODEBOOK,), misplaced),
-    Examiner((Cause.CODEBOOK_LEFT_BEHIND,), left_behind),
+    Examiner((Cause.METRIC_CHANGED,), metric_changed, explains=_ILL_FITTED),
+    Examiner((Cause.RUNAWAY_CODEBOOK,), runaway, explains=_ILL_FITTED),
+    Examiner((Cause.SHRINKING_CODEBOOK,), shrinking, explains=_ILL_FITTED),
+    Examiner((Cause.MISPLACED_CODEBOOK,), misplaced, explains=_ILL_FITTED),
+    Examiner((Cause.CODEBOOK_LEFT_BEHIND,), left_behind, explains=_ILL_FITTED),
     Examiner((Cause.ENCODER_COLLAPSE,), collapsed_encoder),
     Examiner((Cause.NO_GRADIENT,), no_gradient),
     Examiner((Cause.EXPLODING_GRADIENTS,), exploding),
+    # Idle codes that lie where there are no latents lack no tokens.
+    Examiner((Cause.UNFITTED_CODEBOOK,), unfitted, explains=(Cause.STARVATION,)),
     Examiner((Cause.STARVATION,), starvation),
-    Examiner((Cause.REPLACEMENT_FAILS,), replacement),
+    Examiner((Cause.REPLACEMENT_FAILS,), replacement, explains=_ILL_FITTED),
     # A level with nothing left to code leaves its codes idle, and what little it gets may have few modes.
     Examiner((Cause.STARVED_LEVEL,), starved_level, explains=(Cause.STARVATION, Cause.FEW_MODES)),
-    Examiner((Cause.PADDED_TOKENS,), padded),
+    Examiner((Cause.PADDED_TOKENS,), padded, explains=_ILL_FITTED),
     # Where k-means finds no use for more codes either, tokens are not what idle codes lack.
     Examiner((Cause.FEW_MODES,), few_modes, explains=(Cause.STARVATION,)),
     Examiner((Cause.ARTIFICIAL_RESHAPE,), reshaped),

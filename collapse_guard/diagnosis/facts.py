@@ -24,7 +24,7 @@ from .pulse import Beat
 
 __all__ = ["Facts", "gather", "ramp", "within_codes"]
 
-_LATENTS = 1024
+_LATENTS, _MANY = 1024, 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,8 @@ class Facts:
         left_over: share of the variance of that level's latents that its codes will leave to finer ones, once each lies
             at the mean of its own latents; NaN where it is that level, infinite where that cannot be said.
         paths: paths of the model's modules by identity, for lines of code.
+        window: from which more latents can be had; `None` where those above are all.
+        uses: (K,) int64, of each code in the run so far; `None` where they were not counted.
     """
 
     view: CodebookView
@@ -57,6 +59,13 @@ class Facts:
     coarsest: Sequence[Mark] = ()
     left_over: float = math.nan
     paths: Mapping[int, str] = field(default_factory=dict)
+    window: Window | None = None
+    uses: Tensor | None = None
+
+    @cached_property
+    def many(self) -> Tensor:
+        """(n, D) finite latents, as many as are remembered, oldest first; waits for the device."""
+        return self.latents if self.window is None else _recent(self.window, self.view.D, _MANY)[0]
 
     @property
     def now(self) -> Mark:
@@ -203,12 +212,14 @@ def gather(
         coarsest=[mark.on_host() for mark in coarsest],
         left_over=math.nan if first is None else within_codes(*_recent(first, view.D)[:2]),
         paths=paths,
+        window=window,
+        uses=None if window.uses is None else window.uses.cpu(),
     )
 
 
-def _recent(window: Window, D: int) -> tuple[Tensor, Tensor, Tensor]:
+def _recent(window: Window, D: int, most: int = _LATENTS) -> tuple[Tensor, Tensor, Tensor]:
     """Return (n, D) finite latents of a window, their codes and their forwards (n,), on the host."""
-    rows = window.recent(_LATENTS)
+    rows = window.recent(most)
     if rows is None:
         nothing = torch.zeros(0, dtype=torch.int64)
         return torch.zeros(0, D), nothing, nothing

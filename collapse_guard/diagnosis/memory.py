@@ -40,6 +40,7 @@ class Mark:
         perplexity, usage, relative_error, latent_rank, loss: as in the reading; `None` where unknown.
         beat: the latest gradients through the quantizer, as `Pulse.take` returns them; `None` where none were seen.
         version: how often the guard itself had written the codebook, or put it back.
+        metric: by which latents and codes were compared, whatever the guard has switched off; empty where unknown.
     """
 
     step: int
@@ -53,6 +54,7 @@ class Mark:
     loss: float | None = None
     beat: Mapping[str, Any] | None = None
     version: int = 0
+    metric: str = ""
 
     def on_host(self) -> Mark:
         """Return the same on the CPU; waits for the device."""
@@ -169,7 +171,7 @@ def mark_of(
     if view.metric == "cosine" and not view.decodes_raw:
         codes = torch.nn.functional.normalize(codes, dim=-1)
     if reading is None or counts is None or window is None:
-        return Mark(step=0, codes=codes.clone(), version=version)
+        return Mark(step=0, codes=codes.clone(), version=version, metric=view.metric_by_design)
     picked = np.arange(len(rows)) * len(counts) // len(rows)
     return Mark(
         step=reading.step,
@@ -183,6 +185,7 @@ def mark_of(
         loss=reading.loss,
         beat=beat,
         version=version,
+        metric=view.metric_by_design,
     )
 
 

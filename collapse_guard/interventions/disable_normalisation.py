@@ -35,6 +35,11 @@ class DisableNormalisationIntervention(PlacedAnew[DisableNormalisation]):
             return "its search does not normalise, as far as its settings tell"
         return "its normalisation is in its code, and no setting of it switches that off"
 
+    @classmethod
+    def is_moot(cls, view: CodebookView) -> bool:
+        """Whether nothing is normalised."""
+        return view.metric == "l2" and view.normalisation is None
+
     def refusal(self) -> str | None:
         """Refuse where it is off already."""
         if (why := super().refusal()) is not None:

@@ -61,10 +61,11 @@ class Sheet(Source):
     """A curved sheet without modes: more codes always serve it better.
 
     Attributes:
-        dimension: of the sheet.
+        dimension: of the sheet. first: how far the places of the first batch spread, beside those of all others.
     """
 
     dimension: int = 6
+    first: float = 1.0
 
     def open(self, generator: torch.Generator) -> Draw:
         """Fix the embedding."""
@@ -72,6 +73,8 @@ class Sheet(Source):
 
         def draw(step: int) -> Tensor:
             place = torch.randn(self.sequences, self.length, self.dimension, generator=generator)
+            if step == 0:
+                place *= self.first
             return torch.sin(1.5 * place @ into) + place @ into.roll(5, dims=1)
 
         return draw

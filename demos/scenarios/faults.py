@@ -15,7 +15,17 @@ from collapse_guard.policies import Cause
 from .course import Scenario
 from .data import Blobs, Padded, Sheet
 from .quantizers import EmaQuantizer, EmaResidualQuantizer, residual_quantize, vector_quantize
-from .tampering import accelerate, cramp_pieces, forget_the_factor, grow, jump, place_codes, poison, prefill_unscaled
+from .tampering import (
+    accelerate,
+    cramp_pieces,
+    forget_the_factor,
+    grow,
+    jump,
+    normalise,
+    place_codes,
+    poison,
+    prefill_unscaled,
+)
 
 __all__ = ["FAULTS"]
 
@@ -68,6 +78,14 @@ FAULTS: tuple[Scenario, ...] = (
         _home(start="normal", offset=4.0),
         _library(kmeans_init=False),
         tamper=(None, place_codes(scale=30.0)),
+    ),
+    *_pair(
+        Cause.UNFITTED_CODEBOOK,
+        "k-means starts from a first batch that is of a corner of the data",
+        _home(decay=0.99, start="kmeans"),
+        _library(decay=0.99),
+        data=Sheet(first=0.1, dimension=4),
+        learning_rate=1e-4,
     ),
     *_pair(
         Cause.CODEBOOK_LEFT_BEHIND,
@@ -143,5 +161,13 @@ FAULTS: tuple[Scenario, ...] = (
         _library(512, threshold_ema_dead_code=2),
         data=(Sheet(), Sheet(sequences=4)),
     ),
+    # A home-made quantizer has no setting that would tell: of the library alone.
+    _pair(
+        Cause.METRIC_CHANGED,
+        "from step 60 on latents and codes are normalised, as a resume with another configuration would have it",
+        _home(),
+        _library(decay=0.99),
+        tamper=normalise(60),
+    )[1],
 )
-"""For each cause one of each family, home-made first."""
+"""For each cause one of each family, home-made first, where there is one."""

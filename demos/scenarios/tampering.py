@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import MethodType
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ __all__ = [
     "forget_the_factor",
     "grow",
     "jump",
+    "normalise",
     "place_codes",
     "poison",
     "prefill_unscaled",
@@ -129,6 +131,17 @@ def cramp_pieces(course: Course, step: int) -> None:
     if step == 0:
         last.bias[D:] += 1.5
     last.weight[D:] *= 0.05 * last.weight[:D].norm() / last.weight[D:].norm()
+
+
+def normalise(at: int) -> Tamper:
+    """Let a `VectorQuantize` of Euclidean codes compare by angle."""
+
+    def tamper(course: Course, step: int) -> None:
+        if step == at:
+            leaf = _leaf(course)
+            leaf.use_cosine_sim, leaf.transform_input = True, partial(torch.nn.functional.normalize, dim=-1)
+
+    return tamper
 
 
 def poison(at: int) -> Tamper:

@@ -174,3 +174,26 @@ def test_a_codebook_that_waits_for_its_kmeans_start_says_so() -> None:
 def test_one_code_cannot_collapse() -> None:
     with pytest.raises(NoQuantizerError, match="K = 1"):
         discover(VectorQuantize(dim=8, codebook_size=1))
+
+
+def test_a_codebook_that_is_compared_otherwise_from_some_step_on_is_followed_and_put_back() -> None:
+    model, x = build("ema")
+    (view,) = discover(nn.Sequential(model)).views
+    leaf: Any = model._codebook
+    assert (view.metric, view.normalisation) == ("l2", None)
+    leaf.use_cosine_sim, leaf.transform_input = True, functional.normalize
+    assert [view.follow(), view.follow()] == [True, False]
+    assert view.metric_by_design == view.metric == "cosine"
+    view.disable_normalisation()
+    assert not view.follow()  # what the guard has set is its own
+    assert (view.metric, view.metric_by_design, leaf.use_cosine_sim) == ("l2", "cosine", False)
+    model.eval()
+    observation, _ = observe(view, model, x)
+    assert observation.latents is not None
+    assert torch.equal(observation.latents, x.reshape(-1, 8))
+    view.restore_normalisation()
+    view.follow()
+    assert (view.metric, leaf.use_cosine_sim) == ("cosine", True)
+    leaf.use_cosine_sim = False
+    view.follow()
+    assert (view.metric, view.normalisation) == ("l2", None)

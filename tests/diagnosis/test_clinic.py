@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from vector_quantize_pytorch import VectorQuantize
 
 from collapse_guard import Guard, read_events
 from collapse_guard.demos import FAULTS, Course
@@ -184,3 +185,49 @@ def test_data_of_few_modes_withdraws_the_alert_which_is_told_and_counted() -> No
     (summary,) = [event for event in course.events if event.event == "summary"]
     assert summary.fields["withdrawn"] == {"quantizer": 1}
     assert summary.fields["codebooks"][0]["health"] == "healthy"
+
+
+BY_METRIC: dict[str, Any] = {
+    "version": 1,
+    "sample": {"every": "10 steps"},
+    "rules": [
+        {
+            "name": "late",
+            "when": "step >= 60",
+            "verify": {"within": "10 steps"},
+            "ladder": [{"disable_normalisation": None, "on": {"cause": "metric_changed"}}, "alert"],
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("is_cosine", [False, True])
+def test_a_resume_that_compares_by_angle_is_told_from_one_that_compares_as_before(*, is_cosine: bool) -> None:
+    def train_on(guard: Guard, state: dict[str, Any] | None = None, *, is_cosine: bool = False) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 8), VectorQuantize(dim=8, codebook_size=16, use_cosine_sim=is_cosine))
+        optimizer = torch.optim.Adam(model.parameters())
+        guard.attach(model, optimizer)
+        if state is not None:
+            guard.load_state_dict(state)
+        for _ in range(40):
+            loss = model(torch.randn(64, 4, 8))[2].sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            guard.step()
+
+    with Guard(BY_METRIC, console=False) as guard:
+        train_on(guard)
+        state = guard.state_dict()
+    recorder = Recorder()
+    with Guard(BY_METRIC, console=False, sinks=[recorder]) as guard:
+        train_on(guard, state, is_cosine=is_cosine)
+        done = [each["action"] for each in guard.interventions]
+    (alert,) = recorder.of("alert")
+    causes = [each["cause"] for each in alert.fields.get("causes", [])]
+    assert ("metric_changed" in causes) is is_cosine
+    assert done[0] == ("disable_normalisation" if is_cosine else "alert")
+    if is_cosine:
+        assert alert.fields["causes"][0]["line"] == "use_cosine_sim=False"
+        assert "compared by distance at step 0" in alert.fields["why"]

@@ -15,13 +15,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from collapse_guard.adapters.base import CodebookView, Observation, Reader, Unrecognised
+from collapse_guard.adapters.base import CodebookView, Metric, Observation, Reader, Unrecognised
 from collapse_guard.adapters.commitment import LeftOutCommitment
 from collapse_guard.adapters.refs import Derived, Knob, Switch, TensorRef, Threshold
 
@@ -117,7 +118,7 @@ def _view(
     name: str, module: nn.Module, head: int, around: _Surroundings, commitment: Knob | LeftOutCommitment | str
 ) -> CodebookView:
     leaf = cast(nn.Module, module._codebook)
-    cosine = _is_cosine(module, leaf)
+    metric, normalisation = _compares(module, leaf)
     averages = bool(getattr(leaf, "ema_update", True))
     sums = isinstance(getattr(leaf, "embed_avg", None), Tensor)  # the cosine codebooks of 1.0 average rows themselves
     lacks: dict[str, str] = {}
@@ -140,20 +141,28 @@ def _view(
         table=_table(leaf, head),
         ema_sum=TensorRef(leaf, "embed_avg", head) if averages and sums else None,
         ema_count=TensorRef(leaf, "cluster_size", head) if averages or _counts_to_replace(leaf) else None,
-        metric="cosine" if cosine else "l2",
-        decodes_raw=cosine and not sums,
+        metric=metric,
+        decodes_raw=metric == "cosine" and not sums,
         commitment=None if isinstance(commitment, str) else commitment,
         decay=Knob(leaf, "decay") if averages else None,
         replacement=_replacement(leaf),
         threshold=_threshold(leaf, around),
         temperature=None if isinstance(temperature, str) else temperature,
-        normalisation=_normalisation(leaf) if cosine and sums else None,
+        normalisation=normalisation,
+        compares=partial(_compares, module, leaf) if sums else None,
         is_initialised=lambda: bool(getattr(leaf, "initted", True)),
         lacks=lacks,
         owner=around.owner,
         moves_outside=optimizer is not None or bool(getattr(leaf, "manual_ema_update", False)),
         optimizers=() if optimizer is None else (optimizer,),
     )
+
+
+def _compares(module: nn.Module, leaf: nn.Module) -> tuple[Metric, Switch | None]:
+    """Return how latents and codes are compared, and the setting by which they are normalised for that."""
+    if not _is_cosine(module, leaf):
+        return "l2", None
+    return "cosine", _normalisation(leaf) if isinstance(getattr(leaf, "embed_avg", None), Tensor) else None
 
 
 def _is_cosine(module: nn.Module, leaf: nn.Module) -> bool:
