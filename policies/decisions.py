@@ -51,6 +51,7 @@ class Skip(Word):
     OCCUPIED = "occupied", "another intervention on this codebook is still open"
     COARSER_LEVEL = "coarser_level", "an intervention on a coarser level of the same residual is still open"
     BUDGET_SPENT = "budget_spent", "the run, or the rule on this codebook, has had all its interventions"
+    OTHER_CAUSE = "other_cause", "the rule fires for some causes only, and none of them was found"
     OBSERVING = "observing", "the policy only observes, or has come to do so on this codebook"
 
 

@@ -180,9 +180,10 @@ class PolicyEngine:
 
 
 def _tells(decision: Decision) -> bool:
-    """Whether a decision is an alert, or asks for an action or says that it would."""
-    is_skipped_action = decision.kind is DecisionKind.SKIP and decision.action is not None
-    return is_skipped_action or decision.kind in (DecisionKind.ALERT, DecisionKind.ACT, DecisionKind.EXHAUSTED)
+    """Whether a decision is an alert, asks for an action, or says that it would if its cause were found."""
+    is_skipped = decision.kind is DecisionKind.SKIP
+    would_tell = is_skipped and (decision.action is not None or decision.skip is Skip.OTHER_CAUSE)
+    return would_tell or decision.kind in (DecisionKind.ALERT, DecisionKind.ACT, DecisionKind.EXHAUSTED)
 
 
 def _waits(book: CodebookState, besides: Collection[str]) -> bool:

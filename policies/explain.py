@@ -128,6 +128,7 @@ _ACTIONS: dict[str, Callable[[Any], str]] = {
     "scale_loss_weight": _scale_loss_weight,
     "disable_normalisation": lambda _: "let the quantizer compare latents and codes without normalising them",
     "restore_layout": _restore_layout,
+    "bridge_gradient": lambda _: "hand the gradient of what is decoded on to the encoder, past the choice of codes",
     "clip_gradients": lambda it: f"bound the norm of each optimizer's gradients at {it.max_norm:g}{_lasting(it.for_)}",
     "freeze_encoder": _freeze_encoder,
     "lower_lr": _lower_lr,
@@ -158,7 +159,7 @@ _TOLD_OF_SAMPLE = {"every", "when_suspect", "min_tokens", "settle", "dead_below"
 _TOLD_OF_BUDGET = {"interventions", "refill_after"}
 _OF_LADDER = ("cooldown", "verify", "ladder", "budget", "on_exhausted")
 _TOLD_OF_RULE = {*_OF_LADDER, "name", "codebooks", "when", "for_", "clear", "severity", "inhibits"}
-_TOLD_OF_RULE |= {"silence_until", "missing", "nan", "unless", "stage"}
+_TOLD_OF_RULE |= {"silence_until", "missing", "nan", "unless", "only", "stage"}
 _TOLD_OF_RUNG = {"action", "params", "repeat", "within", "budget", "on"}
 
 
@@ -214,6 +215,8 @@ def _of_rule(rule: Rule, policy: Policy) -> Iterator[str]:
             f"It is withdrawn, and that is told once, where {_found(rule.unless)}; it looks again after its pause, ten "
             "readings at the least."
         )
+    if rule.only:
+        yield (f"It fires only where {_found(rule.only)}; where it was not, it looks again after its pause.")
     yield from _of_unknowns(rule)
     if rule.silence_until.count:
         yield f"Before step {rule.silence_until.count} it neither counts, tells nor acts."

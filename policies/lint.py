@@ -132,7 +132,7 @@ def _of_stage(rule: Rule) -> Iterator[Finding]:
 
 def _of_causes(rule: Rule) -> Iterator[Finding]:
     """Causes that are not looked for in readings of the rule's stage."""
-    named: list[tuple[Place, OfCause | None]] = [(("unless",), rule.unless)]
+    named: list[tuple[Place, OfCause | None]] = [(("unless",), rule.unless), (("only",), rule.only)]
     named += [(("ladder", index, "on"), rung.on) for index, rung in enumerate(rule.ladder)]
     for place, of_cause in named:
         wrong = (

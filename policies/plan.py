@@ -67,7 +67,7 @@ class RulePlan:
         cooldown, growth, silence_until, budget, on_exhausted, within: as in the policy.
         loss_increase: bound of the guard, if there is one. undo: what becomes of an intervention that failed.
         rungs: the ladder.
-        unless: the causes for which it does not fire, if any.
+        unless: the causes for which it does not fire, if any. only: the causes for which alone it does, if any.
         inhibits: names of the rules that this one silences. inhibited_by: names of those that silence it.
         applies_to: whether the rule exists on a codebook of a given name.
         lead: reads a field without which the condition cannot hold; `None` where no single one decides.
@@ -96,6 +96,7 @@ class RulePlan:
     undo: str
     rungs: tuple[RungPlan, ...]
     unless: OfCause | None
+    only: OfCause | None
     inhibits: frozenset[str]
     inhibited_by: tuple[str, ...]
     applies_to: Callable[[str], bool]
@@ -252,6 +253,7 @@ def _rule_plan(rule: Rule, policy: Policy) -> RulePlan:
             for index, rung in enumerate(rule.ladder)
         ),
         unless=rule.unless,
+        only=rule.only,
         inhibits=frozenset(rule.inhibits),
         inhibited_by=tuple(other.name for other in policy.rules if rule.name in other.inhibits),
         applies_to=rule.applies_to,

@@ -120,6 +120,8 @@ class Rule(Part):
             is done to this codebook in this run.
         unless: causes that are no trouble: where one was found the rule does not fire but says so, once, and looks
             anew after its cooldown, 10 readings at the least.
+        only: causes for which alone it fires: where none of them was found the log says so, and it looks anew after
+            its cooldown.
     """
 
     model_config = ConfigDict(json_schema_extra=_overriding_rule)
@@ -141,6 +143,7 @@ class Rule(Part):
     budget: Count | None = None
     on_exhausted: LastResort = "alert"
     unless: OfCause | None = None
+    only: OfCause | None = None
 
     @property
     def clear_when(self) -> Condition:

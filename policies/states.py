@@ -51,7 +51,7 @@ class Phase(Word):
     VERIFYING = "verifying", "an intervention was applied and is being judged"
     COOLING = "cooling", "an intervention has ended; the rule pauses"
     EXHAUSTED = "exhausted", "nothing more can be tried until the rule clears"
-    WITHDRAWN = "withdrawn", "the condition holds, for a cause that is no trouble"
+    WITHDRAWN = "withdrawn", "the condition holds, for a cause that is no trouble, or for none of its own"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@
                 |         |  ^       |
                 |         |  +-------+   failed: the next rung, at the same reading
                 |         +-> exhausted  every rung failed, or the budget is spent; over when the rule clears
-                +-> withdrawn            the cause that was found is no trouble; looked at anew after the cooldown
+                +-> withdrawn            the cause is no trouble, or not its own; looked at anew after the cooldown
 
 One function per phase, each taking the old state and returning the new one; `asking` and `verification` hold those of
 an intervention. Time is the step of the turn; nothing here keeps a clock, and nothing acts: an ACT decision only asks.
@@ -57,6 +57,8 @@ def _armed(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> 
             return wait_for(turn, rule, changed(state, phase=Phase.PENDING, held=held), inhibitor)
         if rule.unless is not None and (excuse := rule.unless.among(turn.reading.causes)) is not None:
             return _withdraw(turn, rule, changed(state, held=held), excuse)
+        if rule.only is not None and rule.only.among(turn.reading.causes) is None:
+            return _wait_for_cause(turn, rule, changed(state, held=held))
         why = f"{rule.why_holds(turn.reading, turn.derived)} for {counted(held, 'reading')}"
         turn.record(DecisionKind.ALERT, rule, why, before=turn.reading)
         return act(turn, rule, changed(state, phase=Phase.FIRING, held=held, cleared=0, skipped=None))
@@ -71,13 +73,31 @@ def _withdraw(turn: Turn, rule: RulePlan, state: RuleState, excuse: Diagnosis) -
 
     What another rule of this codebook rests for already, for the same cause, is not told again.
     """
-    if state.phase is not Phase.WITHDRAWN and not _is_told(turn, rule, excuse):
+    if not _is_excused(state) and not _is_told(turn, rule, excuse):
         why = f"{rule.why_holds(turn.reading, turn.derived)}, but {excuse.cause.value}: {excuse.says}"
         turn.record(DecisionKind.WITHDRAWN, rule, why, before=turn.reading)
+    return _rest(turn, changed(state, skipped=None))
+
+
+def _wait_for_cause(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
+    """Let the rule rest: it would fire if its cause had been found. Recorded at each look, which asks for causes."""
+    found = max(turn.reading.causes, key=lambda each: each.confidence, default=None)
+    instead = f", but {found.cause.value}" if found is not None else ""
+    why = f"{rule.why_holds(turn.reading, turn.derived)}; {rule.only} was not found{instead}"
+    turn.record(DecisionKind.SKIP, rule, why, skip=Skip.OTHER_CAUSE)
+    return _rest(turn, changed(state, skipped=Skip.OTHER_CAUSE))
+
+
+def _is_excused(state: RuleState) -> bool:
+    """Whether a rule rests for a cause that is no trouble, and not because its own was not found."""
+    return state.phase is Phase.WITHDRAWN and state.skipped is not Skip.OTHER_CAUSE
+
+
+def _rest(turn: Turn, state: RuleState) -> RuleState:
+    """Let a rule rest from here on; why it does is told."""
     return changed(
         state,
         phase=Phase.WITHDRAWN,
-        skipped=None,
         cleared=0,
         readings=0,
         since_step=turn.step,
@@ -90,7 +110,7 @@ def _is_told(turn: Turn, rule: RulePlan, excuse: Diagnosis) -> bool:
     resting = (
         other.unless.among(turn.reading.causes)
         for other in turn.plan.rules
-        if other is not rule and other.unless is not None and turn.rules.get(other.name, ARMED).phase is Phase.WITHDRAWN
+        if other is not rule and other.unless is not None and _is_excused(turn.rules.get(other.name, ARMED))
     )
     return any(found is not None and found.cause is excuse.cause for found in resting)
 
@@ -100,7 +120,8 @@ def _withdrawn(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None)
     state = changed(state, readings=state.readings + 1)
     if holds is None:
         return state
-    is_over = left_of(rule.pause(state), turn, state) <= 0 and state.readings >= _REST
+    least = _REST if _is_excused(state) else 1
+    is_over = left_of(rule.pause(state), turn, state) <= 0 and state.readings >= least
     return _armed(turn, rule, state, holds) if not holds or is_over else state
 
 

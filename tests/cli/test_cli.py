@@ -26,9 +26,9 @@ def test_a_good_policy_is_fine_and_exits_with_0(tmp_path: Path) -> None:
     done = run("check", "default", "mine.yaml", cwd=tmp_path)
     assert done.returncode == 0
     assert (
-        "default: fine: default, mode act, rules non_finite, collapsed, astray, evaluation_only, reshaped, unspread, "
-        "collapsing, outgrown, fallen, misled, unused, half_repaired, stale_moments, restless, overheated, "
-        "hasty, overcommitted, outweighed, standing\n" in done.stdout
+        "default: fine: default, mode act, rules non_finite, collapsed, astray, evaluation_only, reshaped, cut_off, "
+        "unspread, collapsing, outgrown, fallen, misled, unused, unfitted, half_repaired, stale_moments, restless, "
+        "overheated, hasty, overcommitted, outweighed, standing\n" in done.stdout
     )
     assert "mine.yaml: fine: mine, mode act, rules low" in done.stdout
 

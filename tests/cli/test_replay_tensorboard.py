@@ -96,6 +96,8 @@ def test_what_the_callback_gave_the_loggers_replays_to_the_decisions_of_the_run(
     restless = outweighed | {"fields": ["loss", "replacement_share"]}  # its quantizer replaces no codes
     assert event_log["absent"] == {
         "reshaped": cost,
+        "cut_off": cost,
+        "outgrown": no_loss | {"fields": ["commitment_share"]},
         "fallen": no_loss,
         "misled": outweighed | {"fields": ["loss"]},
         "outweighed": outweighed,

@@ -46,7 +46,7 @@ def test_a_run_says_at_its_start_where_it_can_only_tell(capsys: pytest.CaptureFi
         guard.attach(Two())
     (attached,) = recorder.of("attached")
     rules = ["collapsed", "astray", "reshaped", "unspread", "collapsing", "outgrown", "fallen", "misled"]
-    rules += ["unused", "half_repaired", "hasty"]
+    rules += ["unused", "unfitted", "half_repaired", "hasty"]
     rules += ["overcommitted", "outweighed", "standing"]
     weighed = ("overcommitted", "outweighed")  # of the other, too: it has no commitment
     assert attached.fields["powerless"] == {rule: ["vq", "fsq"] if rule in weighed else ["fsq"] for rule in rules}

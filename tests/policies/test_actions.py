@@ -62,6 +62,7 @@ def test_built_in_actions_are_known_by_their_names() -> None:
         "scale_loss_weight",
         "disable_normalisation",
         "restore_layout",
+        "bridge_gradient",
         "clip_gradients",
         "freeze_encoder",
         "lower_lr",

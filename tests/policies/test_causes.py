@@ -18,6 +18,7 @@ from collapse_guard.policies import (
     PolicyEngine,
     PolicyError,
     Reading,
+    Skip,
     explain_policy,
     lint_policy,
     load_policy,
@@ -119,6 +120,41 @@ def test_a_withdrawn_rule_is_armed_again_as_soon_as_it_no_longer_holds() -> None
     assert engine.phase("vq", "low") is Phase.ARMED
 
 
+def test_a_rule_for_some_causes_only_fires_where_one_was_found_and_looks_again_where_not() -> None:
+    meant = {"cause": ["runaway_codebook", "starvation"]}
+    engine = PolicyEngine(load_policy(policy("reset_codes", only=meant, cooldown="5 steps")))
+    assert engine.wants_causes([reading(1, 1.0)]) == {"vq"}
+    (skip,) = decide(engine, 1, 1.0, ENCODER)
+    assert (skip.kind, skip.skip) == (DecisionKind.SKIP, Skip.OTHER_CAUSE)
+    assert "runaway_codebook or starvation was not found, but encoder_collapse" in skip.reason
+    assert engine.health("vq") is Health.HEALTHY
+    assert not engine.is_suspect
+    steps = [step for step in range(2, 30) if engine.wants_causes([reading(step, 1.0)]) or decide(engine, step, 1.0)]
+    assert steps[0] == 6
+    assert [each.kind.value for each in decide(engine, 6, 1.0, RUNAWAY)] == ["alert", "act"]
+
+
+def test_a_rule_for_some_causes_only_does_not_fire_where_nobody_looks_for_causes() -> None:
+    engine = PolicyEngine(load_policy(policy("reset_codes", only={"cause": "starvation"}, cooldown="10 steps")))
+    skips = [each for step in range(1, 30) for each in decide(engine, step, 1.0)]
+    assert [(each.step, each.skip) for each in skips] == [(step, Skip.OTHER_CAUSE) for step in (1, 11, 21)]
+    assert "starvation was not found" in skips[0].reason
+
+
+def test_what_excuses_a_rule_goes_before_what_it_is_for() -> None:
+    both = policy("reset_codes", unless={"cause": "few_modes"}, only={"cause": "starvation"})
+    engine = PolicyEngine(load_policy(both))
+    assert [each.kind.value for each in decide(engine, 1, 1.0, MODES)] == ["withdrawn"]
+
+
+def test_an_excuse_is_told_of_a_rule_that_rested_for_want_of_its_own_cause() -> None:
+    both = policy("reset_codes", unless={"cause": "few_modes"}, only={"cause": "starvation"}, cooldown="5 steps")
+    engine = PolicyEngine(load_policy(both))
+    told = [each.kind.value for step in range(1, 6) for each in decide(engine, step, 1.0, ENCODER)]
+    assert told == ["skip"]
+    assert [each.kind.value for each in decide(engine, 6, 1.0, MODES)] == ["withdrawn"]
+
+
 def test_state_with_a_withdrawn_rule_survives_json() -> None:
     engine = PolicyEngine(load_policy(policy("reset_codes", unless={"cause": "few_modes"})))
     decide(engine, 1, 1.0, MODES)
@@ -181,12 +217,18 @@ def test_the_same_action_for_two_causes_is_one_rung() -> None:
 
 
 def test_a_policy_with_causes_survives_being_written_and_is_explained() -> None:
-    loaded = load_policy({**BY_CAUSE, "rules": [{**BY_CAUSE["rules"][0], "unless": {"cause": "few_modes"}}]})
+    loaded = load_policy(
+        {
+            **BY_CAUSE,
+            "rules": [{**BY_CAUSE["rules"][0], "unless": {"cause": "few_modes"}, "only": {"cause": "starvation"}}],
+        }
+    )
     assert load_policy(loaded.model_dump(mode="json", by_alias=True)) == loaded
     told = " ".join(explain_policy(loaded).split())
     assert "decay_commitment, only where the cause found is encoder_collapse (the latents themselves" in told
     assert "with a confidence of 0.8 or more" in told
     assert "It is withdrawn, and that is told once, where the cause found is few_modes" in told
+    assert "It fires only where the cause found is starvation" in told
 
 
 def test_a_critical_ladder_that_ends_with_a_rung_for_some_causes_is_warned_of() -> None:

@@ -59,7 +59,7 @@ def test_a_removed_rule_is_gone_and_not_spoken_of() -> None:
     whole = load_policy("default")
     assert [each.name for each in changed.rules] == [each.name for each in whole.rules if each.name != "collapsing"]
     silenced = {each.name: each.inhibits for each in whole.rules if "collapsing" in each.inhibits}
-    assert set(silenced) == {"non_finite", "collapsed", "astray", "reshaped", "unspread"}
+    assert set(silenced) == {"non_finite", "collapsed", "astray", "reshaped", "cut_off", "unspread"}
     for name, others in silenced.items():
         assert rules_of(changed)[name].inhibits == tuple(each for each in others if each != "collapsing")
 

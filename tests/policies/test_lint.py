@@ -210,7 +210,7 @@ def test_the_presets_are_clean_for_codebooks_of_every_usual_size(name: str, code
 def test_two_codes_are_too_few_for_the_default_preset() -> None:
     """One code of two is half of what could be used: no reading falls below that."""
     kinds = [f"{each.kind} {each.rule}" for each in lint_policy(load_policy("default"), 2)]
-    rules = "collapsed evaluation_only unspread collapsing unused hasty"
+    rules = "collapsed evaluation_only unspread collapsing unused unfitted hasty"
     assert kinds == [f"never-fires {rule}" for rule in rules.split()]
 
 

@@ -70,7 +70,7 @@ def test_a_mapping_is_told_everything_at_once_too() -> None:
         "<mapping>: mode: expected `observe` or `act`, got 'on'.",
         "<mapping>: rule '#2': the rule: expected a mapping with some of the keys "
         "name, codebooks, stage, when, for, clear, severity, inhibits, cooldown, silence_until, missing, nan, verify, "
-        "ladder, budget, on_exhausted, unless, got 'collapsing'.",
+        "ladder, budget, on_exhausted, unless, only, got 'collapsing'.",
         "<mapping>: rule 'b': inhibits: expected a list, got 'collapsed'. Write `[collapsed]`.",
     ]
 

@@ -65,7 +65,7 @@ def test_records_of_the_reference_story_are_complete() -> None:
         "and relative_error < 1 for 3 readings",
         action=RESET,
         params=reset,
-        rung=1,
+        rung=2,
         attempt=1,
         outcome=Outcome.FAILED,
         rollback=True,
@@ -77,11 +77,11 @@ def test_records_of_the_reference_story_are_complete() -> None:
     assert of_kind[DecisionKind.ACT] == Decision(
         kind=DecisionKind.ACT,
         step=70,
-        reason=f"rung 3 of 3: {fallback.describe()} at perplexity 1.00, perplexity_ratio 0.005, rest_ratio 0.00, "
+        reason=f"rung 4 of 4: {fallback.describe()} at perplexity 1.00, perplexity_ratio 0.005, rest_ratio 0.00, "
         "relative_error 0.10",
         action="fallback_tokenizer",
         params=fallback,
-        rung=2,
+        rung=3,
         attempt=2,
         before=ended,
         **common,
