@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -158,10 +159,11 @@ def test_a_study_of_a_part_has_its_scenarios_alone_and_what_is_unknown_is_told_w
     for part in ("tuned", "held-out", "fresh"):
         study = zoo.study_of(part=part)
         assert {scenario.part for scenario in study.scenarios} == {part.replace("-", " ")}
-    for wanted, what in (
+    mistakes: list[tuple[dict[str, Any], str]] = [
         ({"scenarios": ["slow-drit"]}, "expected a scenario, got 'slow-drit'. Did you mean 'slow-drift'?"),
         ({"part": "tune"}, "expected a part, got 'tune'. Did you mean 'tuned'?"),
         ({"scenarios": ["slow-drift"], "part": "fresh"}, "expected a scenario of the part 'fresh', got slow-drift"),
-    ):
+    ]
+    for wanted, what in mistakes:
         with pytest.raises(LookupError, match=re.escape(what)):
             zoo.study_of(**wanted)

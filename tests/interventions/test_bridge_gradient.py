@@ -486,8 +486,8 @@ def site_of(watched: nn.Module, share: float | None, **known: Any) -> Site:
     reading = Reading(step=1, codebook=view.name, K=K, D=D, tokens=1, task_gradient=share, **figures)
     window = Window(view.K, view.D)
     optimizers = known.pop("optimizers", [torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)])
-    counts = torch.ones(view.K).numpy()
-    return Site(view, window, optimizers, counts, seed=0, reading=reading, **{"model": watched} | known)
+    further: dict[str, Any] = {"model": watched} | known
+    return Site(view, window, optimizers, torch.ones(view.K).numpy(), seed=0, reading=reading, **further)
 
 
 @pytest.mark.parametrize("name", CASES)
