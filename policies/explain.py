@@ -216,7 +216,7 @@ def _of_rule(rule: Rule, policy: Policy) -> Iterator[str]:
             "readings at the least."
         )
     if rule.only:
-        yield (f"It fires only where {_found(rule.only)}; where it was not, it looks again after its pause.")
+        yield f"It fires only where {_found(rule.only)}; where it was not, it looks again after its pause."
     yield from _of_unknowns(rule)
     if rule.silence_until.count:
         yield f"Before step {rule.silence_until.count} it neither counts, tells nor acts."

@@ -124,8 +124,7 @@ def _print_ladder(ladder: Mapping[str, Any], count: int, told: set[tuple[str, st
     say(folded(f"  {ladder['rule']}{whose}", hanging=4))
     for number, rung in enumerate(ladder["rungs"], 1):
         fine = [book for book in books if book not in rung["refused"]]
-        is_needed = not set(books) <= {*rung["moot"]}
-        no = "no" if is_needed else "not needed"
+        no = "not needed" if set(books) <= set(rung["moot"]) else "no"
         verdict = "yes" if len(fine) == len(books) else f"yes on {_names(fine)}" if fine else no
         if fine and rung["refused"]:
             verdict += f"; no on {_names(rung['refused'])}"

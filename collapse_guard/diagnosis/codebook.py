@@ -13,14 +13,7 @@ from collapse_guard.policies import Cause, Diagnosis
 from .facts import Facts, ramp
 from .memory import Mark
 
-__all__ = [
-    "left_behind",
-    "misplaced",
-    "replacement",
-    "runaway",
-    "shrinking",
-    "starvation",
-]
+__all__ = ["left_behind", "misplaced", "replacement", "runaway", "shrinking", "starvation"]
 
 _QUOTIENTS = 256  # rows of which EMA sum / EMA count is compared with the table
 

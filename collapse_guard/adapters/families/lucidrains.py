@@ -120,7 +120,7 @@ def _view(
     leaf = cast(nn.Module, module._codebook)
     metric, normalisation = _compares(module, leaf)
     averages = bool(getattr(leaf, "ema_update", True))
-    sums = isinstance(getattr(leaf, "embed_avg", None), Tensor)  # the cosine codebooks of 1.0 average rows themselves
+    sums = _has_sums(leaf)
     lacks: dict[str, str] = {}
     if why := _why_not_writable(leaf, around):
         lacks |= dict.fromkeys(("reset", "freeze", "fallback"), why)
@@ -162,7 +162,12 @@ def _compares(module: nn.Module, leaf: nn.Module) -> tuple[Metric, Switch | None
     """Return how latents and codes are compared, and the setting by which they are normalised for that."""
     if not _is_cosine(module, leaf):
         return "l2", None
-    return "cosine", _normalisation(leaf) if isinstance(getattr(leaf, "embed_avg", None), Tensor) else None
+    return "cosine", _normalisation(leaf) if _has_sums(leaf) else None
+
+
+def _has_sums(leaf: nn.Module) -> bool:
+    """Whether averages are of sums; the cosine codebooks of 1.0 average rows themselves."""
+    return isinstance(getattr(leaf, "embed_avg", None), Tensor)
 
 
 def _is_cosine(module: nn.Module, leaf: nn.Module) -> bool:
