@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["leads_to", "parameters_behind"]
+__all__ = ["leads_to", "nodes_behind", "parameters_behind"]
+
+
+def nodes_behind(nodes: Iterable[Any], *, follow: Callable[[Any], bool] | None = None) -> Iterator[Any]:
+    """Walk the graph from some nodes towards its leaves, nearest first, each node once.
+
+    Args:
+        nodes: where to begin; `None` among them is passed over, as it is on the way.
+        follow: whether to go on behind a node; behind all of them if left out.
+    """
+    waiting = deque(nodes)
+    seen: set[object] = set()
+    while waiting:
+        node = waiting.popleft()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        if follow is None or follow(node):
+            waiting.extend(each for each, _ in node.next_functions)
 
 
 def parameters_behind(tensors: Iterable[Tensor]) -> list[nn.Parameter]:
@@ -21,19 +40,8 @@ def parameters_behind(tensors: Iterable[Tensor]) -> list[nn.Parameter]:
     >>> parameters_behind([two(one(torch.ones(1, 2)).detach())]) == [two.weight]
     True
     """
-    waiting = deque(tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None)
-    seen: set[object] = set()
-    found: dict[int, nn.Parameter] = {}
-    while waiting:
-        node = waiting.popleft()
-        if node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)  # of an AccumulateGrad
-        if isinstance(leaf, nn.Parameter):
-            found.setdefault(id(leaf), leaf)
-        waiting.extend(each for each, _ in node.next_functions if each is not None)
-    return list(found.values())
+    leaves = (getattr(node, "variable", None) for node in nodes_behind(tensor.grad_fn for tensor in tensors))
+    return list({id(leaf): leaf for leaf in leaves if isinstance(leaf, nn.Parameter)}.values())
 
 
 def leads_to(tensor: Tensor, source: Tensor) -> bool:
@@ -44,16 +52,9 @@ def leads_to(tensor: Tensor, source: Tensor) -> bool:
     >>> leads_to(given * 2, given), leads_to((given * 2).detach(), given), leads_to(torch.ones(2), given)
     (True, False, False)
     """
-    if tensor is source or tensor.grad_fn is None:
-        return tensor is source
-    waiting: list[Any] = [tensor.grad_fn]
-    seen: set[object] = set()
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node is source.grad_fn or (source.grad_fn is None and getattr(node, "variable", None) is source):
-            return True
-        waiting.extend(each for each, _ in node.next_functions if each is not None)
-    return False
+    if tensor is source:
+        return True
+    made, nodes = source.grad_fn, nodes_behind([tensor.grad_fn])
+    if made is None:  # a leaf, of which the graph holds what accumulates its gradient
+        return any(getattr(node, "variable", None) is source for node in nodes)
+    return any(node is made for node in nodes)

@@ -6,6 +6,7 @@ there and the next move. Where one policy extends another, the other must be rig
 
 from __future__ import annotations
 
+import functools
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,8 +62,7 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy) -> Policy:
     if isinstance(source, Mapping):
         return _checked(_extended(document_of(source, "<mapping>"), Path(), {}))
     if isinstance(source, str) and source in preset_names():
-        path = _PRESETS / f"{source}.yaml"
-        return _checked(_extended(_read(path, source), _PRESETS, {path.resolve(): source}))
+        return _preset(source)
     if isinstance(source, str) and not _is_path(source, Path()):
         raise PolicyError(
             [_unreadable(source, "policy", "a preset or the path of a file", quote(source), _presets(source))]
@@ -74,9 +74,24 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy) -> Policy:
     return _checked(_extended(_read(path, str(source)), path.parent, {path.resolve(): str(source)}))
 
 
+@functools.cache
+def _preset(name: str) -> Policy:
+    """Return a policy that comes with the library: worked out once, since nothing changes such a file, nor a policy."""
+    return _checked(_extended(_preset_document(name), _PRESETS, {_path_of(name).resolve(): name}))
+
+
+@functools.cache
+def _preset_document(name: str) -> Document:
+    return _read(_path_of(name), name)
+
+
+def _path_of(preset: str) -> Path:
+    return _PRESETS / f"{preset}.yaml"
+
+
 def policy_text(source: str) -> str | None:
     """Return what is written in a preset or a file, for showing lines of it; `None` where there is nothing to read."""
-    path = _PRESETS / f"{source}.yaml" if source in preset_names() else Path(source)
+    path = _path_of(source) if source in preset_names() else Path(source)
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError):
@@ -106,7 +121,7 @@ def _extended(document: Document, folder: Path, chain: Mapping[Path, str]) -> Do
     if not readable or (written not in preset_names() and not _is_path(written, folder)):
         raise refuse("a preset or the path of a file", quote(written), _presets(written if readable else ""))
     preset = written in preset_names()
-    path = _PRESETS / f"{written}.yaml" if preset else folder / written
+    path = _path_of(written) if preset else folder / written
     name = written if preset else str(path)
     if path.resolve() in chain:
         names = list(chain.values())[list(chain).index(path.resolve()) :]
@@ -114,7 +129,7 @@ def _extended(document: Document, folder: Path, chain: Mapping[Path, str]) -> Do
     if len(chain) >= _MOST_FILES:
         raise refuse(f"at most {_MOST_FILES} policies one over another", "more", "")
     try:
-        read = _read(path, name)
+        read = _preset_document(written) if preset else _read(path, name)
     except PolicyError as error:
         (unreadable,) = error.problems
         raise refuse(unreadable.expected, unreadable.got, unreadable.hint) from None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from collapse_guard.adapters.nested import flatten_tensors
+from collapse_guard.graph import nodes_behind
 from collapse_guard.hooks import Hook
 
 from .layout import kind_of, width_before_cut
@@ -161,17 +162,8 @@ def _number_of(node: Any) -> int | None:
 
 def _leads_to(source: Tensor, number: int) -> bool:
     """Whether a tensor was computed from what the node of a number made; nothing is kept of that."""
-    waiting: list[Any] = [source.grad_fn]
-    seen: set[object] = set()
-    while waiting:
-        node = waiting.pop()
-        mine = _number_of(node)
-        if mine == number:
-            return True
-        if mine is not None and mine > number and node not in seen:
-            seen.add(node)
-            waiting.extend(each for each, _ in node.next_functions)
-    return False
+    nodes = nodes_behind([source.grad_fn], follow=lambda node: (_number_of(node) or -1) > number)
+    return any(_number_of(node) == number for node in nodes)
 
 
 def _origin(source: Tensor) -> tuple[Any, int] | None:

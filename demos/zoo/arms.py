@@ -28,6 +28,7 @@ class Arm:
         answers: returns the policy `default` with other ladders, given a text that seeds what is drawn; or `None`.
         is_peer: whether it is a prevention that guarded arms are compared with.
         most_seeds: with how many a scenario is run at most, where more would show nothing new; `None` for all.
+        most_on_controls: the same for a healthy control.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Arm:
     answers: Callable[[str], Policy] | None = None
     is_peer: bool = False
     most_seeds: int | None = None
+    most_on_controls: int | None = None
 
     @property
     def has_cause(self) -> bool:
@@ -71,7 +73,8 @@ class Arm:
 
     def applies_to(self, scenario: Scenario, seed: int = 0) -> bool:
         """Whether it makes sense: whether there is such an option, and anything to prevent, to rescue or to learn."""
-        if self.most_seeds is not None and seed >= self.most_seeds:
+        most = self.most_seeds if scenario.is_collapse or self.most_on_controls is None else self.most_on_controls
+        if most is not None and seed >= most:
             return False
         if self.name == "dense":
             return not scenario.is_collapse
@@ -160,16 +163,16 @@ ARMS: dict[str, Arm] = {
     for arm in (
         Arm("twin", "healthy twin: the cause is not there", variant="twin"),
         Arm("sound", "the cause is not there, nor any replacement of dead codes", variant="sound"),
-        Arm("nothing", "nothing is done"),
+        Arm("nothing", "nothing is done", most_on_controls=2),
         Arm("observe", "the guard only looks", policy="observe", most_seeds=1),  # bit for bit as if nothing were done
         Arm("default", "the policy `default`", policy="default"),
-        Arm("upkeep", "the policy `upkeep`: `default`, and idle codes are moved", policy="upkeep", most_seeds=2),
+        Arm("upkeep", "the policy `upkeep`: `default`, and idle codes are moved", policy="upkeep", most_seeds=1),
         Arm("random", "`default` with random actions in its ladders", answers=random_policy),
         Arm(
             "blunt",
             "`default` with a reset of all codes for every trouble, never undone",
             answers=blunt_policy,
-            most_seeds=2,
+            most_seeds=1,
         ),
         Arm("own", "the package's own prevention: k-means start, dead codes replaced", variant="own", is_peer=True),
         Arm(
@@ -181,7 +184,7 @@ ARMS: dict[str, Arm] = {
         ),
         Arm("simvq", "SimVQ in place of the quantizer", family="simvq", is_peer=True),
         Arm("fsq", "FSQ in place of the quantizer", family="fsq", is_peer=True),
-        Arm("dense", "controls only: `default`, read each ten steps", policy=DENSE),
+        Arm("dense", "controls only: `default`, read each ten steps", policy=DENSE, most_seeds=4),
     )
 }
 """Name -> arm; in this order they are run."""

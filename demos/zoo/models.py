@@ -134,8 +134,9 @@ def _simvq(D: int, K: int, options: Mapping[str, Any]) -> Bottleneck:
     from vector_quantize_pytorch import SimVQ
 
     def call(module: nn.Module, tokens: Tensor, mask: Tensor | None) -> Output:
-        quantised, codes, loss = module(tokens)
-        return quantised, [codes], loss.sum()
+        # as one row of tokens: `cdist` would copy the codebook for each item of the batch, and take ten times as long
+        quantised, codes, loss = module(tokens.reshape(1, -1, D))
+        return quantised.reshape(tokens.shape), [codes.reshape(tokens.shape[:-1])], loss.sum()
 
     return Bottleneck(SimVQ(dim=D, codebook_size=K), call, K)
 

@@ -156,7 +156,7 @@ def _scenario_table(scenarios: dict[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        "Of the twin: of the worst level. `blunt` and `upkeep`: two seeds. * held out from tuning, + added after it.",
+        "Of the twin: of the worst level. `blunt` and `upkeep`: one seed. * held out from tuning, + added after it.",
     ]
 
 

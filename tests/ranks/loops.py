@@ -70,6 +70,18 @@ class MixedUp(nn.Module):
         return quantized.reshape(z.mT.shape).mT, codes, loss
 
 
+class Cut(nn.Module):
+    """Detaches what a quantizer returns, so that the task's gradient ends there; takes no mask."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        quantized, codes, loss = self.inner(z)
+        return quantized.detach(), codes, loss
+
+
 def quantizer(kind: str, **options: Any) -> nn.Module:
     """Return a quantizer of vector-quantize-pytorch that keeps its codebook the same on all ranks."""
     made: nn.Module
@@ -77,6 +89,8 @@ def quantizer(kind: str, **options: Any) -> nn.Module:
         made = VectorQuantize(DIM, 24, decay=0.9, threshold_ema_dead_code=0, **{"sync_codebook": True, **options})
     elif kind == "mixed":
         made = MixedUp(quantizer("ema", **options))
+    elif kind == "cut":
+        made = Cut(quantizer("ema", **options))
     elif kind == "learnable":
         made = VectorQuantize(DIM, 24, ema_update=False, learnable_codebook=True, sync_codebook=True, **options)
     else:

@@ -78,6 +78,19 @@ def test_a_layout_is_restored_and_codes_are_placed_alike_on_all_ranks(crew: Crew
     assert faults(told[0]) == []
 
 
+def test_a_gradient_is_handed_on_alike_on_all_ranks(crew: Crew) -> None:
+    rule = {"when": "task_gradient < 0.002", "clear": {"when": "task_gradient >= 0.01", "for": 2}}
+    told = crew.run(loops.ddp_run, 2, kind="cut", spoil_at=(), steps=40, policy=policy({"bridge_gradient": {}}, **rule))
+    assert_alike(told)
+    assert [action for _, *action in acts(told[0])] == [
+        ["bridge_gradient", "applied"],
+        ["bridge_gradient", "recovered"],
+    ]
+    shares = [fields["task_gradient"] for _, fields in told[0]["readings"] if fields["task_gradient"] is not None]
+    assert shares[0] < 0.002 < 0.01 < shares[-1]
+    assert faults(told[0]) == []
+
+
 def test_upkeep_moves_the_same_codes_on_all_ranks(crew: Crew) -> None:
     ladder = {"upkeep": {"every": "4 steps", "below": 0.3}}
     rule = {
