@@ -255,6 +255,25 @@ def test_a_critical_ladder_ends_with_a_last_resort() -> None:
     assert found(rule(severity="critical")) == []
 
 
+@pytest.mark.parametrize(
+    ("only", "unless", "ending"),
+    [
+        ({"cause": "few_modes"}, {"cause": ["padded_tokens", "few_modes"]}, "it never fires."),
+        ({"cause": ["few_modes", "starvation"]}, {"cause": "few_modes"}, "it never fires for it."),
+        ({"cause": "few_modes"}, {"cause": "padded_tokens"}, None),
+        (
+            {"cause": "few_modes", "confidence": 0.5},
+            {"cause": "few_modes", "confidence": 0.9},
+            None,
+        ),  # in between it does
+    ],
+)
+def test_a_cause_that_a_rule_fires_for_and_rests_for(only: Any, unless: Any, ending: str | None) -> None:
+    told = lint_policy(policy(rule("torn", "perplexity < 2", only=only, unless=unless)))
+    assert [(each.kind, each.place) for each in told] == ([("only-and-unless", ("unless",))] if ending else [])
+    assert all(each.message.endswith(str(ending)) for each in told)
+
+
 def test_rules_that_another_one_keeps_from_firing() -> None:
     wide, narrow = rule("wide", "perplexity < 5"), rule("narrow", ["perplexity < 1.5", "usage < 0.1"])
     assert found(wide | {"inhibits": ["narrow"]}, narrow) == ["shadowed narrow when"]
