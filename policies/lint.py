@@ -142,12 +142,12 @@ def _of_causes(rule: Rule) -> Iterator[Finding]:
             message = f"{', '.join(wrong)} is never found in readings of stage {rule.stage}, which this rule looks at."
             hint = "Leave it out, or name it in a rule of the other stage."
             yield Finding(kind="cause-of-other-stage", rule=rule.name, place=place, message=message, hint=hint)
-    if rule.only is not None and rule.unless is not None and rule.unless.confidence <= rule.only.confidence:
-        if both := [each for each in rule.only.cause if each in rule.unless.cause]:
-            never = " for it" if len(both) < len(rule.only.cause) else ""
-            message = f"{', '.join(both)} is what `only` fires for and what `unless` rests for: it never fires{never}."
-            hint = "Name it in one of the two."
-            yield Finding(kind="only-and-unless", rule=rule.name, place=("unless",), message=message, hint=hint)
+    both = [each for each in rule.only.cause if each in rule.unless.cause] if rule.only and rule.unless else []
+    if both and rule.only and rule.unless and rule.unless.confidence <= rule.only.confidence:
+        never = " for it" if len(both) < len(rule.only.cause) else ""
+        message = f"{', '.join(both)} is what `only` fires for and what `unless` rests for: it never fires{never}."
+        hint = "Name it in one of the two."
+        yield Finding(kind="only-and-unless", rule=rule.name, place=("unless",), message=message, hint=hint)
 
 
 def _in_eval_only(condition: Condition) -> bool:
