@@ -127,8 +127,8 @@ def run_cell(scenario: Scenario, arm: Arm, seed: int, *, steps: int | None = Non
             counter.add(codes, step)
             if policy is not None:
                 guard.step(loss=loss)
-            if policy is not None and (step + 1) % EVALUATED_EVERY == 0 and step + 1 < steps:
-                with guard.evaluate():  # for the guard to read; who has none trains the same without
+            if (step + 1) % EVALUATED_EVERY == 0 and step + 1 < steps:  # unguarded, too: some quantizers start in it
+                with guard.evaluate():
                     trainer.judge()
                 trainer.run.model.train()
         seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
