@@ -84,7 +84,8 @@ class CollapseGuard(Callback):
             policy is refused here; where LightningCLI makes the callback, in `setup`, still before training starts.
         log_dir: where `collapse_guard/events.jsonl` goes; where not given, the Trainer's `log_dir`, else its
             `default_root_dir`.
-        loss: name of a logged metric (`self.log(name, ...)`) that verification may look at.
+        loss: name of a logged metric (`self.log(name, ...)`) that rules and verification look at; where not given, they
+            look at the loss that `training_step` returns, which one of manual optimization may not.
         console: whether to print alerts, interventions and the summary.
         verbosity: how much is printed: `quiet`, `normal` or `detailed`; see `ConsoleSink`.
         sinks: further places for events to go.
@@ -223,7 +224,7 @@ class CollapseGuard(Callback):
         self._last_global_step = trainer.global_step
         if before is not None and self._loss_scale is not None and self._loss_scale < before:
             return
-        self.guard.step(loss=lambda: self._logged_loss(trainer), epoch=trainer.current_epoch)
+        self.guard.step(loss=lambda: self._loss_now(trainer, pl_module, outputs), epoch=trainer.current_epoch)
         if (rewritten := self.guard.rewritten) != self._rewritten:
             names = [name for name, count in rewritten.items() if self._rewritten.get(name) != count]
             self._rewritten = rewritten
@@ -300,6 +301,16 @@ class CollapseGuard(Callback):
 
     def _logged_loss(self, trainer: pl.Trainer) -> Tensor | None:
         return trainer.callback_metrics.get(self._loss) if self._loss is not None else None
+
+    def _loss_now(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any) -> Tensor | None:
+        """Return the metric that was named, or what `training_step` returned as its loss, if it is one number."""
+        if self._loss is not None:
+            return self._logged_loss(trainer)
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            return None
+        is_divided = pl_module.automatic_optimization  # by the batches of an accumulation, before it comes here
+        return loss.detach() * trainer.accumulate_grad_batches if is_divided else loss.detach()
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -211,6 +211,42 @@ def test_the_named_loss_reaches_the_readings(tmp_path: Path) -> None:
     assert recorder.of("reading")[0].fields["loss"] > 0
 
 
+class Remembering(DigitsClassifier):
+    """Keeps each loss, and returns it alone, in a mapping, or, under manual optimization, not at all."""
+
+    def __init__(self, returns: str) -> None:
+        super().__init__(ReferenceQuantizer())
+        self.returns = returns
+        self.automatic_optimization = not returns.startswith("manual")
+        self.losses: list[float] = []
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.losses.append(float(loss.detach()))
+        if not self.automatic_optimization:
+            optimizer = cast(LightningOptimizer, self.optimizers())
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+        return {"alone": loss, "mapping": {"loss": loss}, "manual": loss}.get(self.returns)
+
+
+@pytest.mark.parametrize(
+    ("returns", "batches"),
+    [("alone", 1), ("alone", 2), ("mapping", 1), ("mapping", 2), ("manual", 1), ("manual, nothing", 1)],
+)
+def test_a_loss_that_is_not_named_is_what_the_training_step_returned(
+    returns: str, batches: int, tmp_path: Path
+) -> None:
+    recorder, model = Recorder(), Remembering(returns)
+    guard = CollapseGuard("observe", console=False, sinks=[recorder])
+    fit(tmp_path, guard, model, max_steps=20, accumulate_grad_batches=batches)
+    told = [(event.step, event.fields["loss"]) for event in recorder.of("reading")]
+    assert len(told) >= 2
+    for step, loss in told:
+        assert loss == (None if "nothing" in returns else pytest.approx(model.losses[step * batches - 1], rel=1e-5))
+
+
 def test_scalars_reach_the_loggers(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
