@@ -87,3 +87,9 @@ def test_the_table_of_supported_classes_is_that_of_the_contract() -> None:
 
 def test_no_machine_path_is_in_the_readme() -> None:
     assert not re.search(r"/(root|home|tmp|work)/", README)
+
+
+def test_the_view_of_a_run_is_the_one_that_is_drawn() -> None:
+    """`python -m tests.cli.test_watch_drawing` draws it anew."""
+    screen = (ROOT / "tests" / "cli" / "screens" / "one-80x24.txt").read_text(encoding="utf-8")
+    assert screen.rstrip() in [block.rstrip() for block in blocks("text")]
