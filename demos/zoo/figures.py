@@ -38,6 +38,7 @@ def summarise_zoo(cells: Sequence[CellResult], scenarios: Sequence[Scenario], st
         "schema": 1,
         "cells": {"measured": len(asked & have), "asked": len(asked)},
         "seeds": pairs.seeds,
+        "policies": {each.arm: each.policy for each in cells if each.policy},
         "packages": sorted({each.packages for each in cells if each.packages}),
         "cpu_seconds": round(sum(each.cpu_seconds for each in cells), 1),
         "harmless": [f"{name}, seed {seed}" for name, seed in pairs.harmless()],

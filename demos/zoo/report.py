@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .figures import PARTS
@@ -20,6 +20,7 @@ def zoo_as_markdown(figures: dict[str, Any]) -> str:
         "measured and how.",
         f"Measured: {cells['measured']} of {cells['asked']} cells, seeds {_listed(seeds)}, in "
         f"{figures['cpu_seconds'] / 60:.0f} CPU minutes. Intervals draw scenarios and seeds anew.",
+        f"Fingerprints of the policies: {_fingerprints(figures['policies'])}.",
         f"Made with {'; '.join(figures['packages']) or 'versions that were not written down'}.",
         "" if cells["measured"] >= cells["asked"] else "**The study is not complete:** intervals are wide, or missing.",
         "",
@@ -52,6 +53,12 @@ def zoo_as_markdown(figures: dict[str, Any]) -> str:
     if figures["harmless"]:
         parts += [f"No collapse came in: {'; '.join(figures['harmless'])}. They count for nothing above.", ""]
     return "\n".join(parts)
+
+
+def _fingerprints(policies: Mapping[str, str]) -> str:
+    """Name each policy once, with the arms that are of it."""
+    arms = {mark: [arm for arm, its in policies.items() if its == mark] for mark in policies.values()}
+    return "; ".join(f"{mark} ({', '.join(f'`{arm}`' for arm in named)})" for mark, named in arms.items()) or "none"
 
 
 def _listed(seeds: Sequence[int]) -> str:
