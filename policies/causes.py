@@ -32,6 +32,7 @@ class Cause(Word):
         "the latents themselves have lost their spread",
     )
     STARVATION = "starvation", "too few tokens for so many codes, and nothing brings the unused ones back"
+    FORGETFUL_AVERAGES = "forgetful_averages", "moving averages forget a code before its next token comes"
     METRIC_CHANGED = "metric_changed", "latents and codes are compared otherwise than when the run began"
     UNFITTED_CODEBOOK = (
         "unfitted_codebook",

@@ -89,9 +89,7 @@ def _take_over_updates(it: TakeOverUpdates) -> str:
         "reservoir": "recent latents drawn at random",
         "keep": "the codes as they stand",
     }[it.start]
-    whose = ", where averages update it already" if it.of == "averages" else ""
-    moved = f"move the codebook from {start} by averages of decay {it.decay:g}"
-    return f"keep the quantizer's own updates out{whose}; {moved}"
+    return f"keep the quantizer's own updates out; move the codebook from {start} by averages of decay {it.decay:g}"
 
 
 def _substitute(it: Substitute) -> str:

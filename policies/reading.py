@@ -77,7 +77,7 @@ class Reading:
             steps after an intervention, upkeep and a restart that worked aside: later it is the run's own doing.
         replacement_share: below which share of what even use gives it in a forward the quantizer replaces a code by
             itself: its threshold x K / tokens of an update, 0 or more, and 0 while the guard keeps its replacement out.
-            `None` in evaluation, and where it replaces none. At 1 it replaces about two fifths of all codes in each step.
+            `None` in evaluation, and where it replaces none. At 1 it replaces about two fifths of all codes a step.
         sampling_ratio: E|z - e|^2 of the last latents with the codes that they were given, over the same with their
             nearest codes, about 1 or more: how much farther off codes are that training draws at random. `None` in
             evaluation, and of a quantizer that draws none.

@@ -184,14 +184,12 @@ class TakeOverUpdates(Action):
         decay: of the moving average, in (0, 1).
         start: from `kmeans` centroids of recent latents, for the least error; from such latents themselves, drawn at
             random (`reservoir`), for the most even use; or from the codes as they stand (`keep`).
-        of: `all` codebooks, or only those that moving `averages` update, and not those that learn by gradient.
     """
 
     action: ClassVar[str] = "take_over_updates"
 
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
     start: Literal["kmeans", "reservoir", "keep"] = "kmeans"
-    of: Literal["all", "averages"] = "all"
 
 
 class Substitute(Action):

@@ -13,8 +13,9 @@ from collapse_guard.policies import Cause, Diagnosis
 from .facts import Facts, ramp
 from .memory import Mark
 
-__all__ = ["left_behind", "misplaced", "replacement", "runaway", "shrinking", "starvation"]
+__all__ = ["forgetful", "left_behind", "misplaced", "replacement", "runaway", "shrinking", "starvation"]
 
+_REMEMBERED = 4  # tokens of each code that averages should remember
 _QUOTIENTS = 256  # rows of which EMA sum / EMA count is compared with the table
 
 
@@ -170,6 +171,34 @@ def starvation(facts: Facts) -> Diagnosis | None:
         advice=f"bring dead codes back steadily, or take about {wanted} codes",
         line=_revival_line(facts),
         remedy="upkeep",
+    )
+
+
+def forgetful(facts: Facts) -> Diagnosis | None:
+    """Most codes are unused, and moving averages remember less than half a token of a code in even use.
+
+    Of t tokens a step an average of decay d remembers t / (1 - d), the sum of its weights; of each of K codes a share.
+    What is forgotten between two of its tokens lies wherever the second one was, and serves nothing for long.
+    """
+    reading, decay, supply = facts.reading, facts.reading.decay, _tokens_a_step(facts)
+    if facts.view.ema_count is None or decay is None or not 0 <= decay < 1 or not supply > 0:
+        return None
+    remembered = supply / ((1 - decay) * reading.K)
+    confidence = 0.9 * ramp(remembered, 0.6, 0.4) * ramp(reading.dead_fraction, 0.4, 0.75) * facts.trouble
+    if confidence <= 0:
+        return None
+    wanted = max(1 - supply / (_REMEMBERED * reading.K), decay)
+    return Diagnosis(
+        cause=Cause.FORGETFUL_AVERAGES,
+        confidence=confidence,
+        says=(
+            f"at {supply:.4g} tokens a step averages of decay {decay:.3g} remember {remembered:.2g} tokens of each of "
+            f"{reading.K} codes, of which {reading.dead_fraction:.0%} are dead"
+        ),
+        evidence={"remembered_per_code": remembered, "tokens_a_step": supply, "dead_fraction": reading.dead_fraction},
+        advice=f"take a decay of {wanted:.3g} or more, larger batches, or fewer codes",
+        line=f"decay={wanted:.3g}",
+        remedy="take_over_updates",
     )
 
 

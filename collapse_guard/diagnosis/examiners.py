@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from collapse_guard.policies import Cause, Diagnosis
 
-from .codebook import left_behind, misplaced, replacement, runaway, shrinking, starvation
+from .codebook import forgetful, left_behind, misplaced, replacement, runaway, shrinking, starvation
 from .encoder import collapsed_encoder, exploding, no_gradient, non_finite
 from .facts import Facts
 from .fit import metric_changed, unfitted
@@ -55,6 +55,8 @@ EXAMINERS: tuple[Examiner, ...] = (
     Examiner((Cause.EXPLODING_GRADIENTS,), exploding),
     # Idle codes that lie where there are no latents lack no tokens.
     Examiner((Cause.UNFITTED_CODEBOOK,), unfitted, explains=(Cause.STARVATION,)),
+    # Whoever forgets what came has too few tokens by that.
+    Examiner((Cause.FORGETFUL_AVERAGES,), forgetful, explains=(Cause.STARVATION, *_ILL_FITTED)),
     Examiner((Cause.STARVATION,), starvation),
     Examiner((Cause.REPLACEMENT_FAILS,), replacement, explains=_ILL_FITTED),
     # A level with nothing left to code leaves its codes idle, and what little it gets may have few modes.

@@ -110,7 +110,7 @@ class TakeOverUpdatesIntervention(Intervention[TakeOverUpdates]):
         self._averages: Tensor | None = None  # in tokens per step, known once a step was seen
 
     def refusal(self) -> str | None:
-        """Refuse where it cannot be written or frozen, or where its updates are kept out already, or are not meant."""
+        """Refuse where the codebook cannot be written or frozen, or where its updates are kept out already."""
         if (reason := super().refusal()) is not None:
             return reason
         if (ranks := self.site.ranks) > 1:
@@ -119,8 +119,6 @@ class TakeOverUpdatesIntervention(Intervention[TakeOverUpdates]):
             )
         if self.site.view.is_frozen:
             return "the quantizer's own updates are kept out already"
-        if self.params.of == "averages" and self.site.view.ema_count is None:
-            return "no moving averages update it: it learns by gradient, or by what is not known"
         return why_nowhere(self.site.view, self.site.window.sample())
 
     def holds(self) -> tuple[Hold, ...]:

@@ -109,6 +109,13 @@ FAULTS: tuple[Scenario, ...] = (
         data=Sheet(sequences=4),
     ),
     *_pair(
+        Cause.FORGETFUL_AVERAGES,
+        "as many codes and as few tokens, and a decay of 0.8 forgets a code before its next token comes",
+        _home(1024, decay=0.8),
+        _library(1024, decay=0.8),
+        data=Sheet(sequences=4),
+    ),
+    *_pair(
         Cause.NO_GRADIENT,
         "the straight-through estimator is missing; or the decoder is given vectors looked up by codes",
         _home(straight_through=False),

@@ -240,16 +240,6 @@ def test_a_codebook_that_the_guard_moves_may_be_tended_and_one_that_stands_may_n
             assert not scene.recorder.of("fault")
 
 
-@pytest.mark.parametrize(("make", "end"), [(plain, "applied"), (learnable, "refused")])
-def test_only_updates_by_averages_may_be_taken_over(make: Callable[[], nn.Module], end: str) -> None:
-    scene = Scene(make())
-    with scene.guarded({"when": "step > 0", "ladder": [{"take_over_updates": {"of": "averages"}}]}) as guard:
-        scene.train(10, guard)
-        assert scene.told()[0] == f"take_over_updates {end}"
-        (act,) = scene.recorder.of("intervention")
-        assert (end == "refused") is act.fields["summary"].startswith("no moving averages update it")
-
-
 @pytest.mark.parametrize("start", ["kmeans", "reservoir", "keep"])
 def test_updates_are_taken_over_from_where_the_codes_shall_start(start: str) -> None:
     scene = Scene(plain())
