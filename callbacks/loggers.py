@@ -31,6 +31,7 @@ SCALARS = (
     "relative_error",
     "quantization_error",
     "finite_fraction",
+    "loss",
 )
 OF_THE_QUANTIZER = (
     "commitment_weight",

@@ -365,6 +365,6 @@ def test_a_finding_has_its_line() -> None:
     assert position_in(text, finding) == (5, 11)
     general = Finding(kind="few-tokens", rule="", place=("sample", "min_tokens"), message="", hint="")
     assert position_in(text, general) == (1, 1)
-    assert position_in(policy_text("default") or "", general) == (14, 15)
+    assert position_in(policy_text("default") or "", general) == (15, 15)
     gone = Finding(kind="never-fires", rule="c", place=("when",), message="", hint="")
     assert position_in(text, gone) == (None, None)
