@@ -6,8 +6,8 @@ the guarded arms are the plain quantizer, which has neither, under the preset `u
 better one is compared, seed by seed. One line for each run goes to `docs/benchmarks/upkeep.jsonl`, the table to
 `upkeep.md`; what the file holds is not run again.
 
-A control asks what upkeep does to a healthy run with more codes than its data need: the digits demo with its code
-repaired, under `default`, which leaves it alone, and under `upkeep`.
+A control asks what upkeep does to a run with more codes than its data need: the digits demo with its code repaired,
+left alone under `observe`, under `default`, which places what never came into use, and under `upkeep`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class ControlRun:
     """How a healthy run of the digits demo ended.
 
     Attributes:
-        policy: `default` or `upkeep`. seed: of the run.
+        policy: `observe`, `default` or `upkeep`. seed: of the run.
         accuracy, perplexity, usage: on the test images. interventions: action and result of each, in order.
     """
 
@@ -211,10 +211,11 @@ def upkeep_as_markdown(runs: list[UpkeepRun]) -> str:
 def control_as_markdown(runs: list[ControlRun]) -> str:
     """Return the table of the healthy runs, with and without upkeep."""
     lines = [
-        "## A healthy run",
+        "## A run with more codes than it uses",
         "",
-        "The digits demo with its code repaired: 256 codes, of which its data keep a tenth in use, and nothing broken.",
-        "`default` leaves it alone. Means over the seeds, and the least and the largest accuracy; on the test images.",
+        "The digits demo with its code repaired: 256 codes, of which a tenth come into use by themselves (`observe`),",
+        "and nothing broken. `default` places what never came into use, and moves on what that leaves idle.",
+        "Means over the seeds, and the least and the largest accuracy; on the test images.",
         "",
         "| policy | seeds | accuracy | perplexity | usage | interventions |",
         "|---|---|---|---|---|---|",
@@ -268,7 +269,7 @@ def main() -> None:
         )
     control = asked.folder / "upkeep_control.jsonl"
     known = {(run.policy, run.seed) for run in read_lines(control, ControlRun)}
-    for policy, seed in ((policy, seed) for seed in range(asked.seeds) for policy in ("default", "upkeep")):
+    for policy, seed in ((policy, seed) for seed in range(asked.seeds) for policy in ("observe", "default", "upkeep")):
         if (policy, seed) not in known:
             append_line(control, asdict(run_control(policy, seed)))
     text = upkeep_as_markdown([run for run in read_lines(path, UpkeepRun) if run.steps == asked.steps])
