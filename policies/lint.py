@@ -131,7 +131,7 @@ def _of_stage(rule: Rule) -> Iterator[Finding]:
 
 
 def _of_causes(rule: Rule) -> Iterator[Finding]:
-    """Causes that are not looked for in readings of the rule's stage."""
+    """Causes that are not looked for in readings of the rule's stage, and those that it fires for and rests for."""
     named: list[tuple[Place, OfCause | None]] = [(("unless",), rule.unless), (("only",), rule.only)]
     named += [(("ladder", index, "on"), rung.on) for index, rung in enumerate(rule.ladder)]
     for place, of_cause in named:
@@ -142,8 +142,9 @@ def _of_causes(rule: Rule) -> Iterator[Finding]:
             message = f"{', '.join(wrong)} is never found in readings of stage {rule.stage}, which this rule looks at."
             hint = "Leave it out, or name it in a rule of the other stage."
             yield Finding(kind="cause-of-other-stage", rule=rule.name, place=place, message=message, hint=hint)
-    both = [each for each in rule.only.cause if each in rule.unless.cause] if rule.only and rule.unless else []
-    if both and rule.only and rule.unless and rule.unless.confidence <= rule.only.confidence:
+    if rule.only is None or rule.unless is None or rule.unless.confidence > rule.only.confidence:
+        return
+    if both := [each for each in rule.only.cause if each in rule.unless.cause]:
         never = " for it" if len(both) < len(rule.only.cause) else ""
         message = f"{', '.join(both)} is what `only` fires for and what `unless` rests for: it never fires{never}."
         hint = "Name it in one of the two."
