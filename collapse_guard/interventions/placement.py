@@ -153,10 +153,20 @@ def place_beside(living: Tensor, latents: Tensor, m: int, *, source: str, seed: 
 
 def _draw(latents: Tensor, m: int, generator: torch.Generator) -> Tensor:
     """Draw different latents, so that padding gets one code; of too few all, and some twice."""
-    distinct: Tensor = torch.unique(latents, dim=0)
-    order = torch.randperm(len(distinct), generator=generator, device=latents.device)[:m]
-    more = torch.randint(len(distinct), (m - len(order),), generator=generator, device=latents.device)
-    return distinct[torch.cat([order, more])]
+    order = torch.randperm(len(latents), generator=generator, device=latents.device)
+    distinct = _different(latents[order[: 2 * m]])  # as a rule, without looking at all of them
+    if len(distinct) < m and len(latents) > 2 * m:
+        distinct = _different(latents[order])
+    more = torch.randint(len(distinct), (max(m - len(distinct), 0),), generator=generator, device=latents.device)
+    return torch.cat([distinct[:m], distinct[more]])
+
+
+def _different(rows: Tensor) -> Tensor:
+    """Return (n, D) rows without those that are there already further up."""
+    found, inverse = torch.unique(rows, dim=0, return_inverse=True)
+    places = torch.arange(len(rows), device=rows.device)
+    first = places.new_full((len(found),), len(rows)).scatter_reduce_(0, inverse, places, "amin")
+    return rows[first.sort().values]
 
 
 def _draw_by_distortion(living: Tensor, latents: Tensor, m: int, generator: torch.Generator) -> Tensor:

@@ -163,7 +163,7 @@ ARMS: dict[str, Arm] = {
     for arm in (
         Arm("twin", "healthy twin: the cause is not there", variant="twin"),
         Arm("sound", "the cause is not there, nor any replacement of dead codes", variant="sound"),
-        Arm("nothing", "nothing is done", most_on_controls=2),
+        Arm("nothing", "nothing is done", most_on_controls=1),
         Arm("observe", "the guard only looks", policy="observe", most_seeds=1),  # bit for bit as if nothing were done
         Arm("default", "the policy `default`", policy="default"),
         Arm("upkeep", "the policy `upkeep`: `default`, and idle codes are moved", policy="upkeep", most_seeds=1),
