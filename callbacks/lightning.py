@@ -266,6 +266,8 @@ class CollapseGuard(Callback):
     def _carry_out(self, trainer: pl.Trainer, guard: Guard) -> None:
         """Do what the policy asks of the loop: on every rank as soon as it is asked for on one."""
         taken = guard.requests.take()
+        if not trainer.strategy.reduce_boolean_decision(bool(taken), all=False):
+            return
         for kind, act in zip(REQUESTABLE, (self._save_checkpoint, self._stop_training), strict=True):
             asked = [request for request in taken if request.kind == kind]
             if trainer.strategy.reduce_boolean_decision(bool(asked), all=False):
@@ -353,6 +355,8 @@ CollapseGuard.__init__.__annotations__["policy"] = Any
 def _planned_steps(trainer: pl.Trainer) -> int | None:
     """Return the optimizer steps that the whole training is planned to take, or `None` where it has no end."""
     planned = trainer.estimated_stepping_batches
+    if (most := trainer.max_steps) > 0 and not trainer.lightning_module.automatic_optimization:
+        planned = min(planned, math.ceil(most / max(len(trainer.optimizers), 1)))  # each of them counts there
     return int(planned) if math.isfinite(planned) and planned > 0 else None
 
 

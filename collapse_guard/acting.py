@@ -3,7 +3,8 @@
 Levels that cannot take the action are refused, and those whose latents are no longer known once a coarser level was
 written are postponed, as are those that would change what another one has just changed, such as a commitment weight
 that several share, while the others go on. What raises puts all of them back. Heads of one quantizer are no levels, and
-act one after another: what would go further with a number that another one has changed at this step is postponed, too.
+act one after another: what would go further with a number that another one has changed at this step, or whose change is
+still on trial, is postponed, too.
 
 Where several ranks train together each does the same from what all of them recorded; then they agree on what came of
 it, and the first rank's codebook becomes that of all. What is refused on one rank is refused on all, and what raises on
@@ -83,7 +84,7 @@ def act_together(
         levels: of the residual that the codebooks belong to.
         site_of: makes the site of an intervention.
         ranks: that act together.
-        earlier: what was done at this step before, on other codebooks.
+        earlier: what was done at this step before, or may still be undone, on other codebooks.
     """
     codes = [_codes_of(deed) for deed in deeds[:MOST_SKETCHED]]
     _act(deeds, levels, site_of, ranks if ranks is not None else Alone(), earlier)
@@ -141,7 +142,7 @@ def _considered(
         writes = "codebook" in intervention.touches
         stale = levels.why_stale(deed.probe, written) if writes and written is not None else None
         before = [*(each.entry for each in applied), *(earlier if intervention.goes_further else ())]
-        if (wait := stale or _why_shared(intervention, before)) is not None:
+        if (wait := stale or _why_shared(intervention, before, deed.decision.step)) is not None:
             return intervention, "postponed", wait
         reason = intervention.refusal()
         return (intervention, "", "") if reason is None else (intervention, "refused", reason)
@@ -153,7 +154,7 @@ def _considered(
     return intervention, verdict, why
 
 
-def _why_shared(intervention: Intervention[Any], before: Sequence[Entry]) -> str | None:
+def _why_shared(intervention: Intervention[Any], before: Sequence[Entry], step: int) -> str | None:
     """Return why something is not changed once more: several levels may share a weight, and all share an optimizer."""
     if not before:
         return None
@@ -162,7 +163,10 @@ def _why_shared(intervention: Intervention[Any], before: Sequence[Entry]) -> str
         for part in other.transaction.parts if other.transaction is not None else ():
             if part.place in mine:
                 what = mine[part.place].replace("_", " ")
-                return f"its {what} is also that of {other.codebook}, which has just changed it"
+                when = (
+                    "has just changed it" if other.step == step else f"changed it at step {other.step}, still on trial"
+                )
+                return f"its {what} is also that of {other.codebook}, which {when}"
     return None
 
 

@@ -160,6 +160,8 @@ class Guard:
         self._attached_at, self._seconds = time.perf_counter(), 0.0
         self._begin_shift()
         self._log.emit("attached", self.steps, **describe_start(self.policy, post, self._log.path))
+        for remark in post.remarks:
+            self._fault("optimizer", remark)
         if post.ranks.parted:
             self._shift.part(post.ranks.parted)
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -182,12 +183,17 @@ class Ledger:
 
     def _act(self, decision: Decision, parts: Sequence[Decision], probes: Mapping[str, Probe]) -> list[Deed]:
         """Apply one intervention as a transaction, on each of its codebooks; tell, and return what became of it."""
-        recorded = self._pool.gather(members_of(probes[parts[0].codebook], probes))
+        try:
+            recorded = self._pool.gather(members_of(probes[parts[0].codebook], probes))
+            levels = Levels(recorded)
+        except Exception as error:
+            if self._ranks.size > 1:  # the others go on without this rank
+                raise
+            return self._refuse(decision, parts, probes, f"raised {type(error).__name__}: {error}; nothing was touched")
         by_name = {each.view.name: each for each in recorded}
         deeds = [Deed(part, Entry.of(part), by_name[part.codebook]) for part in parts]
-        earlier = [each for each in self.entries if each.step == decision.step]
+        earlier = [each for each in self.entries if each.step == decision.step or each.transaction is not None]
         self.entries += [deed.entry for deed in deeds]
-        levels = Levels(recorded)
         asked: set[str] = set()
 
         def ask(kind: str) -> None:  # once, however many levels do
@@ -209,6 +215,17 @@ class Ledger:
                 deed.summary += f"; {deed.fate_of_ids}"
         if any("model" in deed.touches for deed in deeds):
             _forget_all(probes)
+        self._log.emit("intervention", decision.step, **fields_of_act(decision, deeds, self._versions, probes))
+        return deeds
+
+    def _refuse(
+        self, decision: Decision, parts: Sequence[Decision], probes: Mapping[str, Probe], why: str
+    ) -> list[Deed]:
+        """Refuse an intervention on each of its codebooks: what was asked for must have an answer."""
+        deeds = [Deed(part, Entry.of(part), probes[part.codebook], summary=why) for part in parts]
+        for deed in deeds:
+            deed.entry.result = "refused"
+            self.entries.append(deed.entry)
         self._log.emit("intervention", decision.step, **fields_of_act(decision, deeds, self._versions, probes))
         return deeds
 
@@ -276,6 +293,9 @@ class Ledger:
         for entry in tries_of(last, self.entries):
             if entry.transaction is None:
                 continue
+            if self._is_built_on(entry, touches):
+                entry.transaction = None  # what came after it would be undone, too: it stands
+                continue
             try:
                 self._ranks.together(entry.transaction.undo)
                 if entry.transaction.parts:  # one that only told, or asked, leaves nothing to be undone
@@ -294,6 +314,18 @@ class Ledger:
         probe.window.restart()
         levels.restart_below(probe)
         return undone
+
+    def _is_built_on(self, entry: Entry, touches: frozenset[str]) -> bool:
+        """Whether another rung has changed the same things of the codebook since, and that stands."""
+        later = takewhile(lambda each: each is not entry, reversed(self.entries))
+        return any(
+            each.codebook == entry.codebook
+            and (each.rule, each.rung) != (entry.rule, entry.rung)
+            and each.result not in ("refused", "postponed")
+            and not each.undone
+            and touches & find_intervention(each.action).touches
+            for each in later
+        )
 
     def in_force(self) -> list[dict[str, Any]]:
         """Return what stays in force, as plain data; see `standing`."""

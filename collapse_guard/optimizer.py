@@ -27,6 +27,7 @@ __all__ = [
     "movers_of",
     "own_part",
     "ratio_of_moments",
+    "spreads_state",
     "unknown_state",
 ]
 
@@ -55,6 +56,11 @@ def inner_optimizer(optimizer: Optimizer) -> Optimizer:
     if isinstance(inner, Optimizer) and not hasattr(optimizer, "_optimizer_step_pre_hooks"):
         return inner_optimizer(inner)
     return optimizer
+
+
+def spreads_state(optimizer: Optimizer) -> bool:
+    """Whether an optimizer keeps its state in one inside of it on each rank, as `ZeroRedundancyOptimizer` does."""
+    return isinstance(getattr(optimizer, "optim", None), Optimizer)
 
 
 def moment_rows(optimizers: Sequence[Optimizer], parameter: nn.Parameter) -> dict[str, Tensor]:

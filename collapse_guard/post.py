@@ -18,7 +18,7 @@ from .adapters import CodebookView, GenericVQ, Unrecognised, discover
 from .evaluation import Evaluations
 from .events import Fault
 from .execution import compiled_parts, refuse_replicas, unwrap_compiled
-from .optimizer import inner_optimizer
+from .optimizer import inner_optimizer, spreads_state
 from .ranks import Alone, agree, join_or_part
 from .watch import Watch
 
@@ -36,6 +36,7 @@ class Post:
         watch: its codebooks in training. evaluations: the same in evaluation.
         unrecognised: what looks like a quantizer and is not watched.
         total_steps: optimizer steps that the whole training is planned to take; `None` where that is not known.
+        remarks: what is out of reach there.
     """
 
     model: nn.Module
@@ -45,6 +46,7 @@ class Post:
     evaluations: Evaluations
     unrecognised: Sequence[Unrecognised] = ()
     total_steps: int | None = None
+    remarks: Sequence[str] = ()
 
     @property
     def views(self) -> list[CodebookView]:
@@ -107,6 +109,8 @@ def take_post(
     evaluations = Evaluations(whole, watch, fault, keeps_inputs=ranks.size == 1 and not compiled)
     evaluations.install()
     optimizers = (optimizers,) if isinstance(optimizers, Optimizer) else optimizers
+    spread = dict.fromkeys(type(each).__name__ for each in optimizers if spreads_state(each))
+    what = "spreads its state over the ranks, where it is not reached: what it remembers of a code outlives a reset"
     return Post(
         model=whole,
         optimizers=tuple(map(inner_optimizer, optimizers)),
@@ -115,6 +119,7 @@ def take_post(
         evaluations=evaluations,
         unrecognised=found.unrecognised,
         total_steps=planned,
+        remarks=tuple(f"{name} {what}" for name in spread),
     )
 
 

@@ -23,9 +23,11 @@ __all__ = [
     "describe_unrecognised",
     "describe_views",
     "describe_without_epoch",
+    "describe_without_loss",
     "summarise",
 ]
 
+_OF_THE_LOSS = ("loss", "commitment_share")  # fields that a reading has only where the loop names its loss
 _SHOWN = ("step", "perplexity", "ceiling", "usage", "norm_ratio", "relative_error")
 
 
@@ -126,6 +128,17 @@ def describe_without_epoch(policy: Policy) -> str:
     lacks = absences_in(policy, lambda name: name != "epoch")
     what = "; ".join(map(str, lacks))
     return f"{what}. Say it: guard.step(epoch=...), or count in steps" if lacks else ""
+
+
+def describe_without_loss(policy: Policy) -> str:
+    """Say what becomes of the rules in a loop that does not name its loss; empty where none can do less without."""
+    told: dict[str, list[str]] = {}
+    for each in absences_in(policy, lambda name: name not in _OF_THE_LOSS):
+        for consequence in each.consequences:
+            told.setdefault(consequence, []).append(each.rule)
+    what = "; ".join(f"{', '.join(rules)}: {consequence}" for consequence, rules in told.items())
+    where = "guard.step(loss=loss), or CollapseGuard(loss=...) with the name of a metric that training_step logs"
+    return f"readings have no loss to show. Without it, {what}. Name it: {where}" if told else ""
 
 
 def _environment() -> dict[str, str]:

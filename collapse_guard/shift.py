@@ -8,7 +8,7 @@ guard.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from collapse_guard.policies import Policy, PolicyEngine, Reading
@@ -22,7 +22,7 @@ from .measure import Loss, number_of
 from .pace import Pace
 from .post import Post
 from .ranks import OtherRankError, PartedError, Purpose, Word
-from .reports import describe_resume, describe_without_epoch
+from .reports import describe_resume, describe_without_epoch, describe_without_loss
 from .requests import Requests
 from .sinks import Journal
 from .sketch import is_told, uses_of
@@ -63,6 +63,7 @@ class Shift:
         self._post, self._watch, self._evaluations, self._ranks = post, post.watch, post.evaluations, post.ranks
         self._policy, self._log, self._fault, self._readings_taken = policy, log, fault, readings_taken
         self._without_epoch = describe_without_epoch(policy)  # what a loop that does not say its epoch makes of it
+        self._without_loss, self._first_epoch = describe_without_loss(policy), 0
         self.step = self._read_at = 0
         self._pace = Pace()
         self._clinic = Clinic(fault)
@@ -157,10 +158,21 @@ class Shift:
                 reading, counts, is_suspect=self.engine.is_suspect, version=written.get(reading.codebook, 0)
             )
             taken.append(reading)
+        self._miss_loss(taken)
         has_all = not self._watch.misses(self.step)
         self._pace.note(taken, every=sample.every_steps, min_tokens=enough, has_all=has_all)
         clinic, engine, ranks = self._clinic, self.engine, self._ranks
         self._judge.judge(self.step, taken, lambda bundle: explain_alike(bundle, clinic, engine, ranks), uses)
+
+    def _miss_loss(self, taken: Sequence[Reading]) -> None:
+        """Say so where readings have no loss, not before a metric of a whole epoch would have been logged."""
+        if not (self._without_loss and taken and taken[0].loss is None):
+            return
+        now = taken[0].epoch
+        if self._readings_taken[taken[0].codebook] == 1:
+            self._first_epoch = now or 0
+        elif now is None or now > self._first_epoch:
+            self._fault("loss", self._without_loss)
 
     def _rewrites(self) -> dict[str, int]:
         """Return how often each codebook was written, of the levels of a residual the one that was written most."""
@@ -171,13 +183,11 @@ class Shift:
         return {name: most[owner] for name, owner in owners.items()}
 
     def _number_of(self, loss: Loss) -> float | None:
-        """Return the loss as a number; one rank that cannot say its own must not keep the others waiting."""
+        """Return the loss as a number; one that cannot be had must not keep a reading, or other ranks, waiting."""
         try:
             return number_of(loss)
         except Exception as error:
-            if self._ranks.size == 1:
-                raise
-            self._fault("loss", f"asking for the loss raised {type(error).__name__}: {error}")
+            self._fault("loss", f"asking for the loss raised {type(error).__name__}: {error}; readings go on without")
             return None
 
     # Between two steps
@@ -196,7 +206,7 @@ class Shift:
         Args:
             loss: as the loop names it. epoch: epochs begun, from 0.
         """
-        number, dead_below = number_of(loss), self._policy.sample.dead_below
+        number, dead_below = self._number_of(loss), self._policy.sample.dead_below
         found = self._evaluations.end(step=self.step, epoch=epoch, loss=number, dead_below=dead_below)
         wants = self.engine.wants_causes
         self._judge.judge(

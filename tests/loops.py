@@ -1,8 +1,8 @@
-"""A plain PyTorch loop on scikit-learn's digits with the reference quantizer: what most guard tests run."""
+"""A plain PyTorch loop on digits with the reference quantizer, which most guard tests run, and policies of one rule."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,12 @@ from torch import nn
 from collapse_guard import Guard
 from collapse_guard.demos import DigitsClassifier, ReferenceQuantizer, digits_loaders
 from collapse_guard.testing import Recorder as Recorder
+
+
+def one_rule(rule: Mapping[str, Any], *, every: int = 5, min_tokens: int = 64) -> dict[str, Any]:
+    """Return a policy of one rule that reads every so many steps, whatever it suspects."""
+    sample = {"every": f"{every} steps", "when_suspect": f"{every} steps", "min_tokens": min_tokens}
+    return {"version": 1, "name": "one", "sample": sample, "rules": [dict(rule)]}
 
 
 def digits_model(seed: int = 0, quantizer: nn.Module | None = None, **options: Any) -> DigitsClassifier:

@@ -82,6 +82,25 @@ def test_what_a_policy_cannot_do_in_this_run_is_said_at_once() -> None:
         assert [event.fields["reason"] for event in recorder.of("fault")] == faults
 
 
+def test_a_loop_that_names_no_loss_is_told_once_what_it_misses() -> None:
+    """From the second reading on: the first may come before the first metric. A policy that asks for none is silent."""
+    blind = {"version": 1, "rules": [{"name": "few", "when": "perplexity < 1.01"}]}
+    for policy, loss, at in (("default", None, [20]), ("default", 0.5, []), (blind, None, [])):
+        recorder = Recorder()
+        with Guard(policy, console=False, sinks=[recorder]) as guard:
+            model = digits_model()
+            guard.attach(model)
+            for _ in range(60):
+                model(torch.randn(256, 64))
+                guard.step(loss=loss)
+        faults = recorder.of("fault")
+        assert [event.step for event in faults] == at
+        for event in faults:
+            assert event.fields["where"] == "loss"
+            assert "misled, outweighed: it can never fire" in event.fields["reason"]
+            assert "guard.step(loss=loss)" in event.fields["reason"]
+
+
 def test_a_healthy_quantizer_is_left_alone() -> None:
     recorder = Recorder()
     with Guard("default", console=False, sinks=[recorder]) as guard:

@@ -118,6 +118,28 @@ def test_an_intervention_that_raises_puts_everything_back_and_the_ladder_goes_on
     assert "RuntimeError: no memory; everything was put back" in reset.fields["summary"]
 
 
+def test_an_intervention_that_cannot_even_be_prepared_is_refused_and_the_ladder_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from collapse_guard.residual import members_of
+
+    broken = iter([True])
+
+    def raising_once(*args: Any) -> Any:
+        if next(broken, False):
+            raise MemoryError("no room to compare levels")
+        return members_of(*args)
+
+    monkeypatch.setattr("collapse_guard.ledger.members_of", raising_once)
+    recorder = Recorder()
+    with Guard("default", console=False, sinks=[recorder]) as guard:
+        train(digits_model(), 40, guard)
+    refused, fallback = recorder.of("intervention")
+    assert (refused.fields["result"], fallback.fields["result"]) == ("refused", "applied")
+    assert refused.fields["summary"] == "raised MemoryError: no room to compare levels; nothing was touched"
+    assert not recorder.of("fault")
+
+
 def test_hooks_and_sinks_are_released_when_the_loop_raises() -> None:
     recorder = Recorder()
     model = digits_model()
@@ -251,6 +273,27 @@ def test_a_loss_may_be_a_number_a_tensor_or_a_function(loss: Any) -> None:
             guard.step(loss=loss)
     assert recorder.of("fault") == []
     assert recorder.of("reading")[0].fields["loss"] == 1.0
+
+
+def test_a_loss_that_is_no_number_is_told_and_readings_go_on_in_training_and_evaluation() -> None:
+    recorder = Recorder()
+    model = digits_model(repaired=True)
+    few = {"version": 1, "rules": [{"name": "few", "when": "perplexity < 1.01"}]}  # which asks for no loss
+    with Guard(few, console=False, sinks=[recorder]) as guard:
+        guard.attach(model)
+        for step in range(110):
+            model.train()(torch.rand(256, 64))
+            guard.step(loss=torch.ones(3))
+            if step == 59:
+                guard.begin_evaluation()
+                model.eval()(torch.rand(256, 64))
+                guard.end_evaluation(loss=torch.ones(3))
+    (told,) = recorder.of("fault")
+    assert told.fields["where"] == "loss"
+    assert "readings go on without" in told.fields["reason"]
+    readings = [(event.fields["stage"], event.step, event.fields["loss"]) for event in recorder.of("reading")]
+    assert ("eval", 60, None) in readings
+    assert readings[-1] == ("train", 110, None)
 
 
 def test_state_that_cannot_be_read_is_told_and_the_run_resumes_without_it() -> None:

@@ -103,7 +103,7 @@ class Intervention(ABC, Generic[Params]):
     """Whether it ends with its outcome, and until then wants `tend` after each reading."""
     goes_further: ClassVar[bool] = False
     """Whether it changes a number by a factor, so that codebooks that share the number must not do it one after another
-    for what the same step has shown."""
+    for what the same step has shown, nor while it is open whether the change by another one helps."""
 
     def __init__(self, params: Params, site: Site) -> None:
         """Store the parts."""

@@ -14,6 +14,7 @@ class DecayCommitmentIntervention(Intervention[DecayCommitment]):
 
     touches = frozenset({"commitment"})
     needs = ("commitment",)
+    goes_further = True
 
     def refusal(self) -> str | None:
         """Refuse where there is no such weight, or where it is at its floor already."""

@@ -111,6 +111,7 @@ class ScaleLossWeightIntervention(Intervention[ScaleLossWeight]):
 
     touches = frozenset({"loss_weight"})
     stays = True
+    goes_further = True
 
     def __init__(self, params: ScaleLossWeight, site: Site) -> None:
         """Find the number."""

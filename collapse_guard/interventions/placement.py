@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 _REFINEMENTS = 5
+_DUST = 0.01  # of the length that a quarter of the latents exceeds
 
 
 def are_distinct(latents: Tensor) -> bool:
@@ -153,12 +154,22 @@ def place_beside(living: Tensor, latents: Tensor, m: int, *, source: str, seed: 
 
 def _draw(latents: Tensor, m: int, generator: torch.Generator) -> Tensor:
     """Draw different latents, so that padding gets one code; of too few all, and some twice."""
+    latents = _without_dust(latents)
     order = torch.randperm(len(latents), generator=generator, device=latents.device)
     distinct = _different(latents[order[: 2 * m]])  # as a rule, without looking at all of them
     if len(distinct) < m and len(latents) > 2 * m:
         distinct = _different(latents[order])
     more = torch.randint(len(distinct), (max(m - len(distinct), 0),), generator=generator, device=latents.device)
     return torch.cat([distinct[:m], distinct[more]])
+
+
+def _without_dust(latents: Tensor) -> Tensor:
+    """Return latents with those that are next to nothing beside the others at zero, where they are alike.
+
+    Such are residuals of tokens on which a code was just placed: what its rounding left is no place for another one.
+    """
+    lengths = torch.linalg.vector_norm(latents, dim=-1, keepdim=True)
+    return latents.masked_fill(lengths < _DUST * lengths.quantile(0.75), 0.0)
 
 
 def _different(rows: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from itertools import takewhile
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
+from collapse_guard.optimizer import spreads_state
+
 from .base import Site
 
 __all__ = ["encoder_of", "moved_by", "named", "names_of", "paths_of", "why_inseparable", "why_no_optimizer"]
@@ -24,7 +26,10 @@ def why_no_optimizer(optimizers: Iterable[Optimizer]) -> str | None:
     if not optimizers:
         return "no optimizer is known to the guard: give it to `attach(model, optimizers)`"
     mute = dict.fromkeys(type(each).__name__ for each in optimizers if not hasattr(each, "_optimizer_step_pre_hooks"))
-    return f"{', '.join(mute)} takes no hooks: give the optimizer inside of it to `attach`" if mute else None
+    if mute:
+        return f"{', '.join(mute)} takes no hooks: give the optimizer inside of it to `attach`"
+    spread = dict.fromkeys(type(each).__name__ for each in optimizers if spreads_state(each))
+    return f"{', '.join(spread)} spreads its state over the ranks, where it is not reached" if spread else None
 
 
 def why_inseparable(optimizers: Iterable[Optimizer], parameters: Iterable[nn.Parameter]) -> str | None:

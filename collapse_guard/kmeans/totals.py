@@ -30,6 +30,8 @@ def totals(values: Tensor, codes: Tensor, K: int) -> Tensor:
     >>> totals(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 2, 0]), 3).tolist()
     [5.0, 0.0, 2.0]
     """
+    if values.device.type == "mps":  # which has no float64
+        return totals(values.cpu(), codes.cpu(), K).to(values.device)
     if values.device.type != "cpu":
         return whole_totals(values, codes, K)
     return torch.zeros(K, *values.shape[1:]).index_add_(0, codes, values)

@@ -161,13 +161,13 @@ class Ranks(Alone):
         padded = torch.zeros(max(lengths), dtype=torch.uint8)
         padded[: len(mine)] = mine
         everyone = [torch.empty_like(padded) for _ in lengths] if self.is_first else None
-        self._exchange(lambda group: dist.gather(padded, everyone, group=group, group_dst=0))
+        self._exchange(lambda group: dist.gather(padded, everyone, dst=_first_of(group), group=group))
         return [each[:length] for each, length in zip(everyone or [], lengths, strict=False)]
 
     def spread(self, tensor: Tensor) -> Tensor:
         """See `Alone`."""
         tensor = tensor.clone()
-        self._exchange(lambda group: dist.broadcast(tensor, group=group, group_src=0))
+        self._exchange(lambda group: dist.broadcast(tensor, src=_first_of(group), group=group))
         return tensor
 
     def tell(self, text: str) -> str:
@@ -200,6 +200,11 @@ class Ranks(Alone):
         if group is not None:
             with contextlib.suppress(Exception):  # the run may have destroyed all groups already
                 dist.destroy_process_group(group)
+
+
+def _first_of(group: dist.ProcessGroup) -> int:
+    """Return the number that the first rank of a group has among all: what torch before 2.6 asks for."""
+    return dist.get_global_rank(group, 0)
 
 
 def join_ranks(group: dist.ProcessGroup | None = None, *, patience: timedelta | None = None) -> Alone:

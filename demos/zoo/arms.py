@@ -99,8 +99,9 @@ DENSE: Mapping[str, Any] = {
 def random_policy(seed: str) -> Policy:
     """Return the policy `default` with random ladders: it acts when `default` does, and does anything.
 
-    Every rung is drawn anew; each action that changes a codebook is equally likely, and so is none. What fails is not
-    undone, but the next rung has its turn, as with `default`. Until the first action both are the same.
+    Every rung is drawn anew, from all actions of `default` that are not for one kind of quantizer or one cause alone;
+    each is equally likely, and so is none. What fails is not undone, but the next rung has its turn, as with `default`.
+    Until the first action both are the same, and the optimizer begins anew where `default` sees that it must.
 
     Args:
         seed: of the draw.
@@ -109,7 +110,7 @@ def random_policy(seed: str) -> Policy:
     rules = [
         {"name": rule.name, "verify": {"undo": "never"}, "ladder": _random_ladder(draw, len(rule.ladder))}
         for rule in load_policy("default").rules
-        if rule.ladder
+        if rule.ladder and rule.name != "stale_moments"
     ]
     return load_policy({"version": 1, "name": "random", "extends": "default", "rules": rules})
 
@@ -154,6 +155,13 @@ def _random_action(draw: random.Random) -> dict[str, Any]:
             {"decay_commitment": {"factor": round(draw.uniform(0.1, 0.9), 2)}},
             {"upkeep": {"most": round(draw.uniform(0.05, 0.5), 2)}},
             {"fallback_tokenizer": {}},
+            {
+                "take_over_updates": {
+                    "start": draw.choice(("kmeans", "reservoir")),
+                    "decay": round(draw.uniform(0.9, 0.99), 2),
+                }
+            },
+            {"restart_optimizer": {}},
         ]
     )
 

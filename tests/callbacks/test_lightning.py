@@ -133,8 +133,11 @@ class TwoOptimizers(DigitsClassifier):
 
 def test_two_optimizers_make_one_step_per_batch(tmp_path: Path) -> None:
     recorder = Recorder()
-    fit(tmp_path, CollapseGuard(console=False, sinks=[recorder]), TwoOptimizers(), max_steps=60)
+    callback = CollapseGuard(console=False, sinks=[recorder])
+    fit(tmp_path, callback, TwoOptimizers(), max_steps=60)
     assert [event.step for event in recorder.of("alert")] == [30]
+    assert callback.guard is not None
+    assert callback.guard.total_steps == 30
     assert recorder.of("summary")[0].step == 30
 
 
@@ -209,6 +212,16 @@ def test_the_named_loss_reaches_the_readings(tmp_path: Path) -> None:
     guard = CollapseGuard("observe", loss="train_loss", console=False, sinks=[recorder])
     fit(tmp_path, guard, Logging(ReferenceQuantizer()), max_steps=10)
     assert recorder.of("reading")[0].fields["loss"] > 0
+
+
+def test_a_metric_of_another_name_than_the_one_that_is_logged_is_told(tmp_path: Path) -> None:
+    recorder = Recorder()
+    guard = CollapseGuard("default", loss="trian_loss", console=False, sinks=[recorder])
+    run = fit(tmp_path, guard, DigitsClassifier(ReferenceQuantizer()), max_steps=80)
+    (told,) = recorder.of("fault")
+    assert told.fields["where"] == "loss"
+    assert told.step > run.num_training_batches  # not before what an epoch makes would have been there
+    assert "the name of a metric that training_step logs" in told.fields["reason"]
 
 
 class Remembering(DigitsClassifier):

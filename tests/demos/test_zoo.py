@@ -40,5 +40,8 @@ def test_the_random_arm_is_default_with_anything_in_its_ladders() -> None:
         assert [(rule.name, rule.when) for rule in policy.rules] == [(rule.name, rule.when) for rule in default.rules]
         assert [len(rule.ladder) for rule in policy.rules] == [len(rule.ladder) for rule in default.rules]
     actions = {rung.action for policy in drawn for rule in policy.rules for rung in rule.ladder}
-    assert actions == {"alert", "reset_codes", "decay_commitment", "upkeep", "fallback_tokenizer"}
+    broad = {"reset_codes", "decay_commitment", "upkeep", "fallback_tokenizer", "take_over_updates"}
+    assert actions == broad | {"alert", "restart_optimizer"}
+    kept = [[rule.ladder for rule in policy.rules if rule.name == "stale_moments"] for policy in (default, *drawn)]
+    assert all(each == kept[0] for each in kept)
     assert zoo.random_policy("1") == zoo.random_policy("1")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
@@ -49,6 +51,28 @@ def test_a_study_runs_what_is_missing_and_gives_up_on_what_takes_too_long(tmp_pa
     late = zoo.run_study(replace(study, seeds=2), path, seconds_per_cell=0.0)
     assert late == [f"start-far-away, {arm}, seed 1: took longer than 0 s" for arm in ("twin", "nothing")]
     assert len(zoo.read_cells(path)) == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes do not show their environment here")
+def test_only_the_workers_allocator_keeps_what_was_freed_and_the_users_setting_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, ours = "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"
+    monkeypatch.setenv(own, "65536")
+    monkeypatch.delenv(ours, raising=False)
+    seen: list[dict[str, str]] = []
+
+    def look(line: str) -> None:
+        for worker in multiprocessing.active_children():
+            entries = Path(f"/proc/{worker.pid}/environ").read_text().split("\0")
+            seen.append(dict(entry.split("=", 1) for entry in entries if "=" in entry))
+
+    zoo.run_study(
+        zoo.Study([PATCHES], [zoo.ARMS["twin"]], 1, share_of_steps=0.03125), tmp_path / "zoo.jsonl", tell=look
+    )
+    (worker,) = seen
+    assert (worker[own], int(worker[ours])) == ("65536", 1 << 32)
+    assert (os.environ[own], ours in os.environ) == ("65536", False)
 
 
 def test_cells_that_would_be_the_very_same_run_are_trained_once(tmp_path: Path) -> None:

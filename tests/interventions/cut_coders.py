@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from vector_quantize_pytorch import VectorQuantize
 
 from collapse_guard import Guard
-from tests.loops import Recorder
+from tests.loops import Recorder, one_rule
 
 C, D, K = 6, 4, 32
 RULE: dict[str, Any] = {
@@ -129,8 +129,7 @@ def stepped(
 
 
 def policy(**changes: Any) -> dict[str, Any]:
-    sample = {"every": "5 steps", "when_suspect": "5 steps", "min_tokens": 64}
-    return {"version": 1, "name": "one", "sample": sample, "rules": [RULE | changes]}
+    return one_rule(RULE | changes)
 
 
 def trained(

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from collapse_guard import Event, Guard, Sink
 from tests import quantizers
-from tests.loops import Recorder
+from tests.loops import Recorder, one_rule
 
 D = 8
 CENTRES = torch.randn(8, D, generator=torch.Generator().manual_seed(3)) * 3
@@ -92,9 +92,7 @@ class Scene:
 
     def guarded(self, rule: dict[str, Any], sinks: Sequence[Sink] = ()) -> Guard:
         """Return a guard under a policy of one rule that reads every five steps."""
-        rules = [{"name": "trouble", "for": 1, "clear": {"for": 2}, "verify": {"within": "60 steps"}} | rule]
-        sample = {"every": "5 steps", "when_suspect": "5 steps", "min_tokens": 64}
-        policy = {"version": 1, "name": "one", "sample": sample, "rules": rules}
+        policy = one_rule({"name": "trouble", "for": 1, "clear": {"for": 2}, "verify": {"within": "60 steps"}} | rule)
         return Guard(policy, console=False, sinks=[*sinks, self.recorder]).attach(self.model, self.optim)
 
     def train(self, steps: int, guard: Guard | None = None) -> None:

@@ -15,7 +15,7 @@ from collapse_guard.interventions import Site, Transaction, find_intervention, l
 from collapse_guard.policies import EaseReplacement, Reading, load_policy
 from collapse_guard.window import Window
 from tests.contract import encodec
-from tests.loops import Recorder
+from tests.loops import Recorder, one_rule
 
 D, K, TOKENS = 8, 64, 128
 RESTLESS: dict[str, Any] = {
@@ -52,9 +52,7 @@ def train(model: nn.Module, guard: Guard, steps: int) -> None:
 
 def guarded(model: nn.Module, **rule: Any) -> tuple[Guard, Recorder]:
     recorder = Recorder()
-    sample = {"every": "5 steps", "when_suspect": "5 steps", "min_tokens": 64}
-    policy = {"version": 1, "name": "one", "sample": sample, "rules": [{**RESTLESS, **rule}]}
-    return Guard(policy, console=False, sinks=[recorder]).attach(model), recorder
+    return Guard(one_rule({**RESTLESS, **rule}), console=False, sinks=[recorder]).attach(model), recorder
 
 
 def thresholds(model: Any) -> list[float]:
@@ -276,7 +274,7 @@ def test_it_is_refused_with_the_reason() -> None:
 
 
 def test_a_quantizer_that_replaces_nothing_lacks_nothing() -> None:
-    policy = load_policy({"version": 1, "name": "one", "rules": [RESTLESS]})
+    policy = load_policy(one_rule(RESTLESS))
     views = discover(nn.ModuleDict({"calm": quantizer(threshold=0), "restless": quantizer()})).views
     (ladder,) = ladders_on(policy, views)
     assert set(ladder.rungs[0].refused) == {"calm"}

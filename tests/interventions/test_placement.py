@@ -63,3 +63,12 @@ def test_of_a_vector_that_is_there_many_times_a_draw_takes_one() -> None:
     padded = torch.cat([islands(40), torch.zeros(400, 2)])
     placed = place_beside(torch.empty(0, 2), padded, 41, source="reservoir", seed=1)
     assert sorted(placed.tolist()) == sorted(torch.unique(padded, dim=0).tolist())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_rounding_has_left_of_tokens_that_a_coarser_code_was_placed_on_is_drawn_once(seed: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    left_over = torch.randn(200, 4, generator=generator)
+    left_over[torch.randperm(200, generator=generator)[:100]] *= 1e-7
+    placed = place_beside(torch.empty(0, 4), left_over, 64, source="reservoir", seed=seed)
+    assert int((placed.norm(dim=-1) < 1e-2).sum()) <= 1

@@ -14,7 +14,7 @@ from collapse_guard import Event, Guard
 from collapse_guard.interventions import find_intervention
 from tests import quantizers
 from tests.interventions.scenes import CENTRES, Broken, D, Scene, modes, plain
-from tests.loops import Recorder
+from tests.loops import Recorder, one_rule
 
 RAY: Tensor = CENTRES[:1] / CENTRES[:1].norm()
 
@@ -188,7 +188,7 @@ def test_in_half_precision_the_stand_in_returns_the_vectors_that_the_table_holds
     model = model.to(half if is_whole else torch.float32)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     rule = {"name": "any", "when": "step >= 3", "ladder": ["substitute"]}
-    policy = {"version": 1, "name": "one", "sample": {"every": "3 steps", "min_tokens": 1}, "rules": [rule]}
+    policy = one_rule(rule, every=3, min_tokens=1)
     recorder = Recorder()
     with Guard(policy, console=False, sinks=[recorder]).attach(model, optimizer) as guard:
         for step in range(8):
@@ -315,6 +315,68 @@ def test_undo_leaves_a_number_alone_that_its_owner_has_set_meanwhile(
         scene.train(20, guard)
         assert scene.told()[-1].endswith("failed undone")
         assert owner(scene)[name] == 0.123
+
+
+def test_a_failed_try_that_a_fallback_was_built_on_is_not_undone_under_it() -> None:
+    """A graver rule is pending where the first try fails, acts, and is over; the second try fails, too."""
+    scene = Scene(plain())
+    rules = [
+        {
+            "name": "graver",
+            "when": ["step >= 15", "step <= 30"],
+            "for": 2,
+            "inhibits": ["first"],
+            "verify": {"within": "20 steps", "success": "step >= 25"},
+            "ladder": ["fallback_tokenizer"],
+        },
+        {
+            "name": "first",
+            "when": "step >= 5",
+            "verify": {"within": "10 steps", "success": "perplexity > 1000"},
+            "ladder": [{"reset_codes": {"scope": "all", "source": "reservoir"}, "repeat": 2}],
+        },
+    ]
+    guard = Guard(one_rule({}) | {"rules": rules}, console=False, sinks=[scene.recorder])
+    with guard.attach(scene.model, scene.optim):
+        scene.train(100, guard)
+        done = [(each["step"], each["action"], each["result"], each["undone"]) for each in guard.interventions]
+        (view,) = guard.views(["quantizer"])
+        assert done[:2] == [(5, "reset_codes", "failed", False), (20, "fallback_tokenizer", "recovered", False)]
+        assert (done[2][1:], len(done)) == (("reset_codes", "failed", True), 3)
+        assert view.is_frozen
+
+
+def heads_of_one_weight() -> Any:
+    torch.manual_seed(0)
+    return VectorQuantize(dim=D, codebook_size=8, heads=2, codebook_dim=D // 2, separate_codebook_per_head=True)
+
+
+def test_a_weight_that_heads_share_is_decayed_by_one_of_them_at_a_time_and_put_back_whole() -> None:
+    """The second head asks at another reading, while it is open whether the first one's change helps."""
+    model, recorder = heads_of_one_weight(), Recorder()
+    rules = [
+        {
+            "name": name,
+            "when": f"step >= {since}",
+            "codebooks": [f"*.{head}"],
+            "verify": {"within": "20 steps", "success": "perplexity > 1000"},
+            "ladder": [{"decay_commitment": {"factor": 0.25}}],
+        }
+        for name, since, head in (("first", 5, 0), ("second", 15, 1))
+    ]
+    whole = model.commitment_weight
+    with Guard(one_rule(rules[0]) | {"rules": rules}, console=False, sinks=[recorder]).attach(model.train()) as guard:
+        weights = []
+        for step in range(60):
+            model(modes(step)[None])
+            guard.step()
+            weights.append(model.commitment_weight)
+    told = [(each["codebook"][-1], each["step"], each["result"], each["undone"]) for each in guard.interventions]
+    assert told[:2] == [("0", 5, "failed", True), ("1", 15, "postponed", False)]
+    assert min(weights) == whole / 4
+    assert all(each[3] for each in told if each[2] == "failed")
+    (waits, *_) = [each for each in recorder.of("intervention") if each.fields["result"] == "postponed"]
+    assert "which changed it at step 5, still on trial" in waits.fields["summary"]
 
 
 def test_what_a_recovered_run_has_left_changed_is_told_at_its_end_and_after_a_resume() -> None:

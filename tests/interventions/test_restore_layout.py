@@ -19,7 +19,7 @@ from collapse_guard.interventions.layout_hold import LayoutHold
 from collapse_guard.mix import Mix
 from collapse_guard.policies import RestoreLayout
 from collapse_guard.window import Window
-from tests.loops import Recorder
+from tests.loops import Recorder, one_rule
 
 T, C, D, K = 12, 6, 8, 32
 RULE: dict[str, Any] = {
@@ -78,8 +78,7 @@ def stepped(model: Coder, optimizer: torch.optim.Optimizer, step: int, **options
 
 
 def policy(**changes: Any) -> dict[str, Any]:
-    sample = {"every": "5 steps", "when_suspect": "5 steps", "min_tokens": 64}
-    return {"version": 1, "name": "one", "sample": sample, "rules": [RULE | changes]}
+    return one_rule(RULE | changes)
 
 
 def trained(

@@ -32,6 +32,17 @@ def test_a_spent_budget_exhausts_the_rule() -> None:
     assert run.decisions[3].reason == "budget of 1 interventions is spent"
 
 
+def test_a_try_after_which_the_runs_budget_allows_none_is_undone_as_the_last_one() -> None:
+    ladder = [{**DECAY, "repeat": 3}, RESET]
+    run = Run(policy(rule(ladder=ladder, verify={"within": "10 steps"}), budget={"interventions": 1}))
+    assert run.feed(series([1.0, 1.0, 1.0])).told == [
+        "10 collapsed alert",
+        "10 collapsed act #1 decay_commitment",
+        "20 collapsed outcome #1 decay_commitment failed, rolled back",
+        "20 collapsed skip budget_spent",
+    ]
+
+
 def test_the_budget_is_refilled_once_every_codebook_has_been_healthy_for_long_enough() -> None:
     run = Run(policy(rule(ladder=[RESET]), budget={"interventions": 1, "refill_after": "30 steps"}))
     for step, (a, b) in enumerate([(1, 100), (100, 100), (100, 1), (100, 1), (1, 100), (100, 100)], start=1):

@@ -75,6 +75,44 @@ def refused(rank: int, size: int) -> str:
     return ""
 
 
+def spread_run(rank: int, size: int) -> dict[str, Any]:
+    """Train with an optimizer that keeps the state of each parameter on one rank only."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # which warns of what it imports
+
+    torch.manual_seed(0)
+    quantizer = Learnable(16, loops.DIM)
+    model = loops.Autoencoder(quantizer)
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.Adam, lr=1e-2)
+    recorder = Recorder()
+    slow = {"name": "slow", "when": "step >= 1", "ladder": [{"lower_lr": {"factor": 0.1}}]}
+    policy = dict(loops.POLICY) | {"rules": [*loops.POLICY["rules"], slow]}
+    with Guard(policy, console=False, sinks=[recorder]).attach(model, optimizer) as guard:
+        for step in range(24):
+            if step == 6:
+                with torch.no_grad():
+                    quantizer.embedding.weight.mul_(0.01).add_(100.0)
+            loss = model(loops.batch(step, rank))
+            optimizer.zero_grad()
+            loss.backward()
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    torch.distributed.all_reduce(parameter.grad)
+            optimizer.step()
+            guard.step()
+    return loops.told(recorder) | {"end": quantizer.embedding.weight.tolist()}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_optimizer_that_spreads_its_state_is_told_of_and_what_needs_it_is_refused(crew: Crew) -> None:
+    told = crew.run(spread_run, 2)
+    assert told[0] == told[1]
+    assert ("lower_lr", "refused") in [each[1:] for each in acts(told[0])]
+    assert ("reset_codes", "applied") in [each[1:] for each in acts(told[0])]
+    (where, reason), *others = faults(told[0])
+    assert (where, others) == ("optimizer", [])
+    assert reason.startswith("ZeroRedundancyOptimizer spreads its state over the ranks")
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_table_that_is_sharded_is_refused_on_every_rank_with_what_to_write(crew: Crew) -> None:
     said = crew.run(refused, 2)

@@ -167,7 +167,7 @@ def test_a_guard_keeps_a_broken_update_out_whoever_came_first(guard_first: bool)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                guard.step()
+                guard.step(loss=loss.detach())
     assert len(injector.fired) == 200
     assert [event.fields["action"] for event in recorder.of("intervention")] == ["reset_codes", "fallback_tokenizer"]
     assert [event.fields["outcome"] for event in recorder.of("outcome")] == ["failed", "recovered"]
