@@ -83,8 +83,7 @@ def _nothing_left(rule: RulePlan, state: RuleState, causes: Sequence[Diagnosis])
 
 def _spent_budget(turn: Turn, rule: RulePlan, rung: RungPlan, state: RuleState) -> str | None:
     """Return which budget allows no further intervention, if one does not; levels that act together are one."""
-    group = turn.group
-    if group.spent >= turn.plan.interventions and (rule.name, rung.description) not in group.asked:
+    if turn.has_spent_all and (rule.name, rung.description) not in turn.group.asked:
         return f"budget of {turn.plan.interventions} interventions is spent"
     if rule.is_spent(state):
         return f"budget of {rule.budget} interventions by {rule.name} on {turn.codebook} is spent"

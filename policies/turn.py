@@ -193,10 +193,15 @@ class Turn:
         more = dict.fromkeys(rung.description for rung in rule.rungs if rung.description in in_vain)
         return changed(state, failed=(*state.failed, *more)) if more else state
 
+    @property
+    def has_spent_all(self) -> bool:
+        """Whether the run's budget is spent."""
+        return self.group.spent >= self.plan.interventions
+
     def _may_try(self, rule: RulePlan) -> bool:
         """Whether a rule has a rung, and budget for it, that neither it nor a rule above it has tried here in vain."""
         state = self.taught(rule, self.rules.get(rule.name, ARMED))
-        is_spent = self.group.spent >= self.plan.interventions or (rule.budget is not None and rule.is_spent(state))
+        is_spent = self.has_spent_all or (rule.budget is not None and rule.is_spent(state))
         return self.resigned is None and not is_spent and any(rule.rungs_left(state))
 
     def occupant(self, *, besides: RulePlan | None = None) -> tuple[RulePlan, RuleState] | None:

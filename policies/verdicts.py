@@ -36,7 +36,7 @@ def _failed(turn: Turn, rule: RulePlan, state: RuleState, verdict: Verdict) -> R
     rung = rule.open_rung(state)
     last = not verdict.again or rung is None or state.tries >= rung.repeat
     last = last or (rung is not None and rung.is_spent(state)) or rule.is_spent(state)
-    last = last or turn.group.spent >= turn.plan.interventions  # the run's budget allows no further try either
+    last = last or turn.has_spent_all  # the run's budget allows no further try either
     has_acted = last and (verdict.applied or state.tries > 1)
     kept = has_acted and _is_kept(rule, state, verdict)
     rollback = has_acted and not kept

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from multiprocessing.connection import Connection, wait
@@ -203,9 +203,9 @@ To give it back, and have it zeroed anew, took half of a step with 8192 codes.""
 
 
 @contextmanager
-def _allocating(settings: Mapping[str, str]) -> Iterator[None]:
-    """Begin processes whose allocator has these settings, but for those that the user has set."""
-    added = {name: value for name, value in settings.items() if name not in os.environ}
+def _keeping_freed_memory() -> Iterator[None]:
+    """Begin processes whose allocator has the settings above, but for those that the user has set."""
+    added = {name: value for name, value in _KEPT.items() if name not in os.environ}
     os.environ.update(added)
     try:
         yield
@@ -244,7 +244,7 @@ class _Crew:
         context = multiprocessing.get_context("spawn")  # a forked process would share torch's threads
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs,), daemon=True)
-        with _allocating(_KEPT):
+        with _keeping_freed_memory():
             process.start()
         theirs.close()
         worker = _Worker(process, ours)
