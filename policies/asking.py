@@ -6,20 +6,17 @@ An ACT decision only asks; nothing here acts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 from .causes import LEADING, Diagnosis
 from .decisions import DecisionKind, Outcome, Skip
 from .plan import RulePlan, RungPlan
 from .quiet import hush, silence, yield_to
-from .schema import Severity
 from .states import Phase, RuleState, Verdict, changed
 from .turn import Turn
 from .verdicts import end
 
 __all__ = ["act", "quieted"]
-
-_SEVERITIES = get_args(Severity)  # from mild to grave
 
 
 def quieted(turn: Turn, rule: RulePlan, state: RuleState, *, fires: bool) -> RuleState | None:
@@ -142,8 +139,7 @@ def _gives_way(rule: RulePlan, other: RulePlan, state: RuleState) -> bool:
     """
     if state.phase is not Phase.VERIFYING:
         return False
-    is_graver = _SEVERITIES.index(rule.severity) > _SEVERITIES.index(other.severity)
-    return other.name in rule.inhibits or (is_graver and other.is_gradual(state))
+    return other.name in rule.inhibits or (rule.is_graver_than(other) and other.is_gradual(state))
 
 
 def _ask(turn: Turn, rule: RulePlan, state: RuleState, rung: RungPlan) -> RuleState:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
+from typing import get_args
 
 from .actions import Action
 from .causes import Diagnosis
@@ -19,10 +20,12 @@ from .parts import OfCause
 from .past import NOTHING, Derived, Wanted
 from .reading import MAY_BE_MISSING, Reading
 from .references import inhibitors_first
-from .schema import Policy, Rule
+from .schema import Policy, Rule, Severity
 from .states import RuleState
 
 __all__ = ["Plan", "RulePlan", "RungPlan", "unknown_answers"]
+
+_SEVERITIES = get_args(Severity)  # from mild to grave
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,10 @@ class RulePlan:
         """Return the rung whose intervention is open, or `None` if a changed policy no longer has it."""
         those = [rung for rung in self.rungs if rung.description == state.tried]
         return next((rung for rung in those if rung.index == state.rung), those[0] if those else None)
+
+    def is_graver_than(self, other: RulePlan) -> bool:
+        """Whether it is of a higher severity."""
+        return _SEVERITIES.index(self.severity) > _SEVERITIES.index(other.severity)
 
     def is_gradual(self, state: RuleState) -> bool:
         """Whether the open intervention changes little at a time."""

@@ -7,6 +7,7 @@ outside: old state and reading in, new state and decisions out.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from .decisions import Decision, DecisionKind, Outcome, Skip
@@ -203,6 +204,15 @@ class Turn:
         state = self.taught(rule, self.rules.get(rule.name, ARMED))
         is_spent = self.has_spent_all or (rule.budget is not None and rule.is_spent(state))
         return self.resigned is None and not is_spent and any(rule.rungs_left(state))
+
+    def has_rule_waiting_before(self, rule: RulePlan) -> bool:
+        """Whether a rule that goes before this one, and is no milder, only waits for its intervention to end."""
+        for other in takewhile(lambda each: each is not rule, self.plan.rules):
+            state = self.rules.get(other.name, ARMED)
+            waits = state.phase is Phase.FIRING and state.skipped is Skip.OCCUPIED and state.holds
+            if waits and not rule.is_graver_than(other):
+                return True
+        return False
 
     def occupant(self, *, besides: RulePlan | None = None) -> tuple[RulePlan, RuleState] | None:
         """Return the rule, other than `besides`, that has an open intervention on this codebook, with its state."""

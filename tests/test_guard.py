@@ -97,7 +97,7 @@ def test_a_loop_that_names_no_loss_is_told_once_what_it_misses() -> None:
         assert [event.step for event in faults] == at
         for event in faults:
             assert event.fields["where"] == "loss"
-            assert "misled, outweighed: it can never fire" in event.fields["reason"]
+            assert "misled, outweighed, set_back: it can never fire" in event.fields["reason"]
             assert "guard.step(loss=loss)" in event.fields["reason"]
 
 

@@ -96,6 +96,10 @@ DENSE: Mapping[str, Any] = {
 """The default policy with five times the readings, as dense as `default` itself reads where it suspects something."""
 
 
+_FOR_THE_OPTIMIZER = ("stale_moments", "set_back")
+"""Rules whose answer the random and the blunt arm leave as it is, in their own favour."""
+
+
 def random_policy(seed: str) -> Policy:
     """Return the policy `default` with random ladders: it acts when `default` does, and does anything.
 
@@ -110,7 +114,7 @@ def random_policy(seed: str) -> Policy:
     rules = [
         {"name": rule.name, "verify": {"undo": "never"}, "ladder": _random_ladder(draw, len(rule.ladder))}
         for rule in load_policy("default").rules
-        if rule.ladder and rule.name != "stale_moments"
+        if rule.ladder and rule.name not in _FOR_THE_OPTIMIZER
     ]
     return load_policy({"version": 1, "name": "random", "extends": "default", "rules": rules})
 
@@ -130,7 +134,7 @@ def blunt_policy(seed: str) -> Policy:
             "ladder": [{"reset_codes": {"scope": "all", "source": "reservoir"}}],
         }
         for rule in load_policy("default").rules
-        if rule.ladder and rule.name not in ("stale_moments", "half_repaired")
+        if rule.ladder and rule.name not in (*_FOR_THE_OPTIMIZER, "half_repaired")
     ]
     gone = {"name": "half_repaired", "remove": True}
     return load_policy({"version": 1, "name": "blunt", "extends": "default", "rules": [*rules, gone]})

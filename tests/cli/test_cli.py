@@ -27,8 +27,8 @@ def test_a_good_policy_is_fine_and_exits_with_0(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert (
         "default: fine: default, mode act, rules non_finite, collapsed, astray, evaluation_only, reshaped, cut_off, "
-        "unspread, collapsing, outgrown, fallen, misled, unused, unfitted, half_repaired, stale_moments, restless, "
-        "overheated, hasty, overcommitted, outweighed, standing\n" in done.stdout
+        "unspread, collapsing, outgrown, fallen, misled, unused, unfitted, half_repaired, restless, "
+        "overheated, hasty, overcommitted, outweighed, stale_moments, set_back, standing\n" in done.stdout
     )
     assert "mine.yaml: fine: mine, mode act, rules low" in done.stdout
 

@@ -97,7 +97,7 @@ def test_the_selected_codebook_shows_thresholds_marks_rules_numbers_and_events(
     held = "non_finite, astray, evaluation_only, reshaped, cut_off, unspread, collapsing, outgrown, "
     # Two lines of 80 have no room for more.
     held += (
-        "fallen, misled, unused, half_repaired, stale_moments" if size[0] > 80 else "fal…"
+        "fallen, misled, unused, half_repaired, restless" if size[0] > 80 else "fal…"
     )  # `unfitted` is of first levels
     assert f"armed: {held}" in " ".join(text.split())
     assert "step 1950 · 7 s ago" in text

@@ -29,7 +29,7 @@ def test_the_blunt_arm_answers_everything_alike() -> None:
     blunt, default = zoo.blunt_policy("any"), load_policy("default")
     assert [each.name for each in blunt.rules] == [each.name for each in default.rules if each.name != "half_repaired"]
     asked = {rule.name: [rung.params.describe() for rung in rule.ladder] for rule in blunt.rules if rule.ladder}
-    assert asked.pop("stale_moments") == ["restart_optimizer()"]
+    assert {asked.pop(name)[0] for name in ("stale_moments", "set_back")} == {"restart_optimizer()"}
     assert {tuple(rungs) for rungs in asked.values()} == {("reset_codes(scope=all, source=reservoir, refill=0.5)",)}
 
 
@@ -42,6 +42,9 @@ def test_the_random_arm_is_default_with_anything_in_its_ladders() -> None:
     actions = {rung.action for policy in drawn for rule in policy.rules for rung in rule.ladder}
     broad = {"reset_codes", "decay_commitment", "upkeep", "fallback_tokenizer", "take_over_updates"}
     assert actions == broad | {"alert", "restart_optimizer"}
-    kept = [[rule.ladder for rule in policy.rules if rule.name == "stale_moments"] for policy in (default, *drawn)]
+    kept = [
+        [rule.ladder for rule in policy.rules if rule.name in ("stale_moments", "set_back")]
+        for policy in (default, *drawn)
+    ]
     assert all(each == kept[0] for each in kept)
     assert zoo.random_policy("1") == zoo.random_policy("1")

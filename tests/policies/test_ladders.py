@@ -234,6 +234,31 @@ def test_a_verification_that_fails_while_inhibited_does_not_climb() -> None:
     assert run.engine.phase("vq", "collapsed") is Phase.ARMED
 
 
+def test_a_rule_above_that_waits_does_not_wait_for_further_tries() -> None:
+    above, below = rule("above", "loss > 5", ladder=[RESET]), rule(ladder=[DECAY | {"repeat": 3, "within": "20 steps"}])
+    told = {}
+    for severity in ("warning", "info"):
+        run = Run(policy(above | {"severity": severity}, below))
+        run.feed([reading(step, 1.0, loss=loss) for step, loss in ((10, 1.0), (20, 9.0), (30, 9.0), (40, 9.0))])
+        assert run.told[2:4] == ["20 above alert", "20 above skip occupied"]
+        told[severity] = run.told[4:]
+    assert told == {
+        "warning": [
+            "30 collapsed outcome #1 decay_commitment failed, rolled back",
+            "30 collapsed exhausted",
+            "40 above act #2 reset_codes",
+        ],
+        "info": ["30 collapsed outcome #1 decay_commitment failed", "30 collapsed act #2 decay_commitment"],
+    }
+
+
+def test_a_rule_above_that_no_longer_holds_keeps_nobody_waiting() -> None:
+    above, below = rule("above", "loss > 5", ladder=[RESET]), rule(ladder=[DECAY | {"repeat": 3, "within": "20 steps"}])
+    run = Run(policy(above, below))
+    run.feed([reading(step, 1.0, loss=loss) for step, loss in ((10, 1.0), (20, 9.0), (30, 1.0))])
+    assert run.told[-2:] == ["30 collapsed outcome #1 decay_commitment failed", "30 collapsed act #2 decay_commitment"]
+
+
 def test_until_it_is_reported_an_act_waits() -> None:
     engine = PolicyEngine(
         policy(rule(ladder=[RESET]), rule("loud", "loss > 5", ladder=[DECAY], inhibits=["collapsed"]))

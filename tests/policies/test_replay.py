@@ -206,12 +206,13 @@ def test_what_a_table_does_not_hold_is_said_rule_by_rule() -> None:
         f"unused, without dead_fraction, frozen, relative_error, unmoved: {never}",
         f"unfitted, without dead_fraction, frozen, relative_error, unmoved: {never}",
         f"half_repaired, without frozen, rewrites: {never}",
-        f"stale_moments, without moment_ratio: {never}",
         f"restless, without loss, replacement_share: {never}",
         f"overheated, without loss, relative_error, sampling_ratio: {never}",
         f"hasty, without decay: {never}",
         f"overcommitted, without commitment_weight, relative_error: {never}",
         f"outweighed, without commitment_share, loss, rewrites: {never}",
+        f"stale_moments, without moment_ratio: {never}",
+        f"set_back, without commitment_share, loss, moment_ratio, rewrites: {never}",
         f"standing, without frozen, rewrites, unmoved: {never}",
     ]
 
