@@ -61,7 +61,7 @@ def _armed(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> 
             return _wait_for_cause(turn, rule, changed(state, held=held))
         why = f"{rule.why_holds(turn.reading, turn.derived)} for {counted(held, 'reading')}"
         turn.record(DecisionKind.ALERT, rule, why, before=turn.reading)
-        return act(turn, rule, changed(state, phase=Phase.FIRING, held=held, cleared=0, skipped=None))
+        return _act_in_turn(turn, rule, changed(state, phase=Phase.FIRING, held=held, cleared=0, skipped=None))
     if state.phase is Phase.ARMED:
         why = f"{rule.why_holds(turn.reading, turn.derived)}: {held} of {rule.hold} readings"
         turn.record(DecisionKind.PENDING, rule, why)
@@ -135,7 +135,15 @@ def _firing(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) ->
         return quiet
     if (inhibitor := turn.inhibitor(rule)) is not None:
         return wait_for(turn, rule, state, inhibitor)
-    return act(turn, rule, state if state.cleared == 0 else changed(state, cleared=0))
+    return _act_in_turn(turn, rule, state if state.cleared == 0 else changed(state, cleared=0))
+
+
+def _act_in_turn(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState:
+    """Try to act, unless a rule above has waited for what has ended at this very reading, and acts at the next."""
+    waiting = turn.waiting_before(rule) if rule.rungs and turn.occupant() is None else None
+    if waiting is not None:
+        return turn.skip(rule, state, Skip.OCCUPIED, f"{waiting} has waited for its turn")
+    return act(turn, rule, state)
 
 
 def _clearing(turn: Turn, rule: RulePlan, state: RuleState, holds: bool | None) -> RuleState:

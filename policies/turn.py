@@ -205,14 +205,16 @@ class Turn:
         is_spent = self.has_spent_all or (rule.budget is not None and rule.is_spent(state))
         return self.resigned is None and not is_spent and any(rule.rungs_left(state))
 
-    def has_rule_waiting_before(self, rule: RulePlan) -> bool:
-        """Whether a rule that goes before this one, and is no milder, only waits for its intervention to end."""
+    def waiting_before(self, rule: RulePlan) -> str | None:
+        """Return a rule that is judged before this one, is no milder, and only waits for an intervention to end."""
         for other in takewhile(lambda each: each is not rule, self.plan.rules):
             state = self.rules.get(other.name, ARMED)
-            waits = state.phase is Phase.FIRING and state.skipped is Skip.OCCUPIED and state.holds
-            if waits and not rule.is_graver_than(other):
-                return True
-        return False
+            if state.phase is not Phase.FIRING or state.skipped is not Skip.OCCUPIED or other.stage != rule.stage:
+                continue
+            holds = other.holds(self.reading, self.derived) if self.is_read else state.holds
+            if holds and not rule.is_graver_than(other):
+                return other.name
+        return None
 
     def occupant(self, *, besides: RulePlan | None = None) -> tuple[RulePlan, RuleState] | None:
         """Return the rule, other than `besides`, that has an open intervention on this codebook, with its state."""

@@ -123,5 +123,4 @@ def _without_evidence(turn: Turn, rule: RulePlan, state: RuleState) -> RuleState
 def _judged(turn: Turn, rule: RulePlan, state: RuleState, outcome: Outcome, reason: str) -> RuleState:
     """Return the state with a verdict by the reading of this turn, if it has one of its own."""
     after = turn.reading if turn.is_read else None
-    again = not turn.has_rule_waiting_before(rule)  # for which a rung's further tries are too long a time
-    return judge(turn, rule, state, Verdict(outcome=outcome, reason=reason, after=after, again=again))
+    return judge(turn, rule, state, Verdict(outcome=outcome, reason=reason, after=after))

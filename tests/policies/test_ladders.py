@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from collapse_guard.policies import (
+    Outcome,
     Phase,
     PolicyEngine,
+    Reading,
     Skip,
 )
 from tests.policies.series import Run, policy, reading, rule, series
 
 RESET = "reset_codes"
 DECAY = {"decay_commitment": {"factor": 0.5}}
+SHORT = DECAY | {"within": "20 steps"}
+THRICE = [SHORT | {"repeat": 3}]
+
+
+def while_loss(*losses: float) -> list[Reading]:
+    """Readings of a collapsed codebook each ten steps, with these losses."""
+    return [reading(10 * number, 1.0, loss=loss) for number, loss in enumerate(losses, start=1)]
 
 
 def test_a_refused_rung_has_failed_and_the_next_has_its_turn_at_once() -> None:
@@ -234,28 +245,72 @@ def test_a_verification_that_fails_while_inhibited_does_not_climb() -> None:
     assert run.engine.phase("vq", "collapsed") is Phase.ARMED
 
 
-def test_a_rule_above_that_waits_does_not_wait_for_further_tries() -> None:
-    above, below = rule("above", "loss > 5", ladder=[RESET]), rule(ladder=[DECAY | {"repeat": 3, "within": "20 steps"}])
+def test_further_tries_of_a_rung_make_way_for_a_rule_above_that_waits() -> None:
+    above, below = rule("above", "loss > 5", ladder=[RESET]), rule(ladder=THRICE, cooldown="20 steps")
     told = {}
     for severity in ("warning", "info"):
-        run = Run(policy(above | {"severity": severity}, below))
-        run.feed([reading(step, 1.0, loss=loss) for step, loss in ((10, 1.0), (20, 9.0), (30, 9.0), (40, 9.0))])
+        run = Run(policy(above | {"severity": severity}, below)).feed(while_loss(1.0, 9.0, 9.0, 9.0))
         assert run.told[2:4] == ["20 above alert", "20 above skip occupied"]
         told[severity] = run.told[4:]
     assert told == {
         "warning": [
             "30 collapsed outcome #1 decay_commitment failed, rolled back",
-            "30 collapsed exhausted",
             "40 above act #2 reset_codes",
+            "40 collapsed skip cooling_down",
         ],
         "info": ["30 collapsed outcome #1 decay_commitment failed", "30 collapsed act #2 decay_commitment"],
     }
 
 
-def test_a_rule_above_that_no_longer_holds_keeps_nobody_waiting() -> None:
-    above, below = rule("above", "loss > 5", ladder=[RESET]), rule(ladder=[DECAY | {"repeat": 3, "within": "20 steps"}])
-    run = Run(policy(above, below))
-    run.feed([reading(step, 1.0, loss=loss) for step, loss in ((10, 1.0), (20, 9.0), (30, 1.0))])
+def test_a_rung_that_made_way_has_not_failed_and_is_tried_again() -> None:
+    above, below = rule("above", "loss > 5", clear={"for": 1}, ladder=[RESET]), rule(ladder=THRICE, cooldown="20 steps")
+    run = Run(policy(above, below)).feed(while_loss(1.0, 9.0, 9.0, 9.0, 1.0, 1.0, 1.0))
+    failed = next(each for each in run.decisions if each.outcome is Outcome.FAILED)
+    assert failed.reason.endswith("; no further try, since above waits")
+    assert run.told[5:] == [
+        "40 above act #2 reset_codes",
+        "40 collapsed skip cooling_down",
+        "50 above outcome #2 reset_codes recovered",
+        "50 collapsed alert",
+        "50 collapsed act #3 decay_commitment",
+        "70 collapsed outcome #3 decay_commitment failed",
+        "70 collapsed act #4 decay_commitment",
+    ]
+
+
+def test_the_next_rung_makes_way_for_nobody() -> None:
+    above, below = rule("above", "loss > 5", ladder=[RESET]), rule(ladder=[SHORT, "fallback_tokenizer"])
+    run = Run(policy(above, below)).feed(while_loss(1.0, 9.0, 9.0))
+    assert run.told[-2:] == [
+        "30 collapsed outcome #1 decay_commitment failed, rolled back",
+        "30 collapsed act #2 fallback_tokenizer",
+    ]
+
+
+def test_a_rule_below_does_not_take_the_place_of_one_that_waits() -> None:
+    above, below = rule("above", "loss > 5", ladder=[RESET]), rule("below", "loss > 5", ladder=["slow_ema"])
+    run = Run(policy(above, rule(ladder=THRICE), below)).feed(while_loss(1.0, 9.0, 9.0, 9.0))
+    assert [each for each in run.told if " act " in each] == [
+        "10 collapsed act #1 decay_commitment",
+        "40 above act #2 reset_codes",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("loss", "place"),
+    [((1.0, 9.0, 1.0), "above"), ((1.0, 9.0, 9.0), "below"), ((1.0, 9.0, 9.0), "of evaluation")],
+    ids=["that no longer holds", "that is judged later", "that looks at evaluation"],
+)
+def test_a_rung_is_tried_again_beside_a_rule(loss: tuple[float, ...], place: str) -> None:
+    other = rule("other", "loss > 5", clear={"when": "loss < 5", "for": 3}, ladder=[RESET])
+    if place == "of evaluation":
+        other["stage"] = "eval"
+    rules = [rule(ladder=THRICE), other] if place == "below" else [other, rule(ladder=THRICE)]
+    run, readings = Run(policy(*rules)), while_loss(*loss)
+    if place == "of evaluation":
+        readings.insert(2, replace(readings[1], stage="eval"))
+    run.feed(readings)
+    assert "20 other skip occupied" in run.told
     assert run.told[-2:] == ["30 collapsed outcome #1 decay_commitment failed", "30 collapsed act #2 decay_commitment"]
 
 

@@ -212,7 +212,7 @@ def test_what_a_table_does_not_hold_is_said_rule_by_rule() -> None:
         f"overcommitted, without commitment_weight, relative_error: {never}",
         f"outweighed, without commitment_share, loss, rewrites: {never}",
         f"stale_moments, without moment_ratio: {never}",
-        f"set_back, without commitment_share, loss, moment_ratio, rewrites: {never}",
+        f"set_back, without loss, moment_ratio, rewrites: {never}",
         f"standing, without frozen, rewrites, unmoved: {never}",
     ]
 
