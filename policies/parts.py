@@ -207,7 +207,7 @@ class Rung(Part):
     Attributes:
         action: name of the action. params: its validated parameters.
         repeat: how often it may fail in a row before it is undone and the next rung has its turn, 1 or more. A failed
-            try is the last one, too, where a rule that is judged before this one, and is no milder, waits for it to end.
+            try is the last one, too, where a rule that is judged before this one, and is no milder, waits for its end.
         within: overrides the rule's `verify.within`.
         budget: how often it may be tried on one codebook until the budget of the run is refilled; then it is passed
             over. `None`: no bound of its own.

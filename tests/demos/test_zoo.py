@@ -29,7 +29,7 @@ def test_the_blunt_arm_answers_everything_alike() -> None:
     blunt, default = zoo.blunt_policy("any"), load_policy("default")
     assert [each.name for each in blunt.rules] == [each.name for each in default.rules if each.name != "half_repaired"]
     asked = {rule.name: [rung.params.describe() for rung in rule.ladder] for rule in blunt.rules if rule.ladder}
-    assert {asked.pop(name)[0] for name in ("stale_moments", "set_back")} == {"restart_optimizer()"}
+    assert [asked.pop(name) for name in ("stale_moments", "set_back")] == [["restart_optimizer()"]] * 2
     assert {tuple(rungs) for rungs in asked.values()} == {("reset_codes(scope=all, source=reservoir, refill=0.5)",)}
 
 
