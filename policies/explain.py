@@ -256,6 +256,11 @@ def _of_ladder(rule: Rule, policy: Policy) -> Iterator[str]:
     yield f"A try has succeeded when {success}, {in_a_row(rule.clear_for)}. {undone}{_next(several)}."
     what = "was undone" if touches and rule.verify.undo == "always" else "has failed"
     yield f"What {what} on a codebook is not tried there again in this run, not even when the rule fires anew."
+    if any(rung.repeat > 1 for rung in rule.ladder):
+        yield (
+            "Where a rule that is judged before it, and is no milder, waits for a try to end, there is no further one "
+            "in a row; after its pause the rule may begin anew."
+        )
     if guard := rule.verify.guard:
         most = f"more than {percent(guard.loss_increase)} " if guard.loss_increase else ""
         yield (

@@ -123,6 +123,8 @@ def test_every_key_of_the_language_has_its_sentence() -> None:
         "  undone, and the next has its turn.",
         "  What was undone on a codebook is not tried there again in this run, not even when the rule fires",
         "  anew.",
+        "  Where a rule that is judged before it, and is no milder, waits for a try to end, there is no",
+        "  further one in a row; after its pause the rule may begin anew.",
         "  However well the codebook looks, a try has failed if, when its time is over, the loss is higher",
         "  than it was before. Where no loss is known, that is not asked.",
         "  It makes at most 4 interventions on one codebook.",
