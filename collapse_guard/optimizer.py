@@ -27,8 +27,8 @@ __all__ = [
     "movers_of",
     "own_part",
     "ratio_of_moments",
-    "spreads_state",
     "unknown_state",
+    "why_out_of_reach",
 ]
 
 _MOMENTS = frozenset(
@@ -58,8 +58,13 @@ def inner_optimizer(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
-def spreads_state(optimizer: Optimizer) -> bool:
-    """Whether an optimizer keeps its state in one inside of it on each rank, as `ZeroRedundancyOptimizer` does."""
+def why_out_of_reach(optimizers: Iterable[Optimizer]) -> str | None:
+    """Say which keep their state in one inside of them on each rank, as `ZeroRedundancyOptimizer` does; else `None`."""
+    spread = dict.fromkeys(type(each).__name__ for each in optimizers if _has_one_inside(each))
+    return f"{', '.join(spread)} spreads its state over the ranks, where it is not reached" if spread else None
+
+
+def _has_one_inside(optimizer: Optimizer) -> bool:
     return isinstance(getattr(optimizer, "optim", None), Optimizer)
 
 

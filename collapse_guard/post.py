@@ -18,7 +18,7 @@ from .adapters import CodebookView, GenericVQ, Unrecognised, discover
 from .evaluation import Evaluations
 from .events import Fault
 from .execution import compiled_parts, refuse_replicas, unwrap_compiled
-from .optimizer import inner_optimizer, spreads_state
+from .optimizer import inner_optimizer, why_out_of_reach
 from .ranks import Alone, agree, join_or_part
 from .watch import Watch
 
@@ -109,8 +109,7 @@ def take_post(
     evaluations = Evaluations(whole, watch, fault, keeps_inputs=ranks.size == 1 and not compiled)
     evaluations.install()
     optimizers = (optimizers,) if isinstance(optimizers, Optimizer) else optimizers
-    spread = dict.fromkeys(type(each).__name__ for each in optimizers if spreads_state(each))
-    what = "spreads its state over the ranks, where it is not reached: what it remembers of a code outlives a reset"
+    why = why_out_of_reach(optimizers)
     return Post(
         model=whole,
         optimizers=tuple(map(inner_optimizer, optimizers)),
@@ -119,7 +118,7 @@ def take_post(
         evaluations=evaluations,
         unrecognised=found.unrecognised,
         total_steps=planned,
-        remarks=tuple(f"{name} {what}" for name in spread),
+        remarks=(f"{why}: what it remembers of a code outlives a reset",) if why else (),
     )
 
 

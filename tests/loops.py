@@ -1,4 +1,4 @@
-"""A plain PyTorch loop on digits with the reference quantizer, which most guard tests run, and policies of one rule."""
+"""A plain PyTorch loop on digits with the reference quantizer, which most guard tests run, and policies of rules."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from collapse_guard.demos import DigitsClassifier, ReferenceQuantizer, digits_lo
 from collapse_guard.testing import Recorder as Recorder
 
 
-def one_rule(rule: Mapping[str, Any], *, every: int = 5, min_tokens: int = 64) -> dict[str, Any]:
-    """Return a policy of one rule that reads every so many steps, whatever it suspects."""
+def policy_of(*rules: Mapping[str, Any], every: int = 5, min_tokens: int = 64) -> dict[str, Any]:
+    """Return a policy of these rules that reads every so many steps, whatever it suspects."""
     sample = {"every": f"{every} steps", "when_suspect": f"{every} steps", "min_tokens": min_tokens}
-    return {"version": 1, "name": "one", "sample": sample, "rules": [dict(rule)]}
+    return {"version": 1, "name": "one", "sample": sample, "rules": [dict(rule) for rule in rules]}
 
 
 def digits_model(seed: int = 0, quantizer: nn.Module | None = None, **options: Any) -> DigitsClassifier:

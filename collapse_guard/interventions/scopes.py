@@ -8,7 +8,7 @@ from itertools import takewhile
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
-from collapse_guard.optimizer import spreads_state
+from collapse_guard.optimizer import why_out_of_reach
 
 from .base import Site
 
@@ -28,8 +28,7 @@ def why_no_optimizer(optimizers: Iterable[Optimizer]) -> str | None:
     mute = dict.fromkeys(type(each).__name__ for each in optimizers if not hasattr(each, "_optimizer_step_pre_hooks"))
     if mute:
         return f"{', '.join(mute)} takes no hooks: give the optimizer inside of it to `attach`"
-    spread = dict.fromkeys(type(each).__name__ for each in optimizers if spreads_state(each))
-    return f"{', '.join(spread)} spreads its state over the ranks, where it is not reached" if spread else None
+    return why_out_of_reach(optimizers)
 
 
 def why_inseparable(optimizers: Iterable[Optimizer], parameters: Iterable[nn.Parameter]) -> str | None:

@@ -21,7 +21,7 @@ from collapse_guard.sums import Sums, sum_up
 from collapse_guard.testing import Recorder
 from collapse_guard.window import Window
 from tests.crew import Crew
-from tests.loops import one_rule
+from tests.loops import policy_of
 from tests.quantizers import Learnable
 
 D = 4
@@ -194,7 +194,7 @@ class Coder(nn.Module):
 def readings(model: Coder, steps: int, *, every: int, mode: str = "observe") -> list[Any]:
     recorder = Recorder()
     rule = {"name": "cut_off", "when": "task_gradient < 0.0001", "for": 2, "ladder": []}
-    policy = one_rule(rule, every=every, min_tokens=1) | {"mode": mode}
+    policy = policy_of(rule, every=every, min_tokens=1) | {"mode": mode}
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     with Guard(policy, console=False, sinks=[recorder]).attach(model.train(), optimizer) as guard:
         for step in range(steps):

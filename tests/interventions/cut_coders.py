@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from vector_quantize_pytorch import VectorQuantize
 
 from collapse_guard import Guard
-from tests.loops import Recorder, one_rule
+from tests.loops import Recorder, policy_of
 
 C, D, K = 6, 4, 32
 RULE: dict[str, Any] = {
@@ -129,7 +129,7 @@ def stepped(
 
 
 def policy(**changes: Any) -> dict[str, Any]:
-    return one_rule(RULE | changes)
+    return policy_of(RULE | changes)
 
 
 def trained(

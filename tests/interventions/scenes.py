@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from collapse_guard import Event, Guard, Sink
 from tests import quantizers
-from tests.loops import Recorder, one_rule
+from tests.loops import Recorder, policy_of
 
 D = 8
 CENTRES = torch.randn(8, D, generator=torch.Generator().manual_seed(3)) * 3
@@ -92,7 +92,7 @@ class Scene:
 
     def guarded(self, rule: dict[str, Any], sinks: Sequence[Sink] = ()) -> Guard:
         """Return a guard under a policy of one rule that reads every five steps."""
-        policy = one_rule({"name": "trouble", "for": 1, "clear": {"for": 2}, "verify": {"within": "60 steps"}} | rule)
+        policy = policy_of({"name": "trouble", "for": 1, "clear": {"for": 2}, "verify": {"within": "60 steps"}} | rule)
         return Guard(policy, console=False, sinks=[*sinks, self.recorder]).attach(self.model, self.optim)
 
     def train(self, steps: int, guard: Guard | None = None) -> None:

@@ -17,7 +17,7 @@ from collapse_guard.policies import CoolSampling, load_policy
 from collapse_guard.probe import Probe
 from collapse_guard.sums import Sums, sum_up
 from collapse_guard.window import Window
-from tests.loops import Recorder, one_rule
+from tests.loops import Recorder, policy_of
 
 D, K = 8, 16
 HOT: dict[str, Any] = {
@@ -49,7 +49,7 @@ def train(model: nn.Module, guard: Guard, steps: int, **call: Any) -> None:
 
 def guarded(model: nn.Module, **rule: Any) -> tuple[Guard, Recorder]:
     recorder = Recorder()
-    return Guard(one_rule({**HOT, **rule}), console=False, sinks=[recorder]).attach(model), recorder
+    return Guard(policy_of({**HOT, **rule}), console=False, sinks=[recorder]).attach(model), recorder
 
 
 def temperatures(model: Any) -> list[float]:
@@ -217,5 +217,5 @@ def test_it_is_refused_with_the_reason_and_nobody_misses_it_where_nothing_is_dra
     soft = refused(quantizer(straight_through=True, rotation_trick=False))
     assert soft is not None
     assert "gradients go through the softmax" in soft
-    (ladder,) = ladders_on(load_policy(one_rule(HOT)), discover(still).views)
+    (ladder,) = ladders_on(load_policy(policy_of(HOT)), discover(still).views)
     assert ladder.powerless_on == ()

@@ -15,7 +15,7 @@ from collapse_guard.interventions import Site, Transaction, find_intervention, l
 from collapse_guard.policies import EaseReplacement, Reading, load_policy
 from collapse_guard.window import Window
 from tests.contract import encodec
-from tests.loops import Recorder, one_rule
+from tests.loops import Recorder, policy_of
 
 D, K, TOKENS = 8, 64, 128
 RESTLESS: dict[str, Any] = {
@@ -52,7 +52,7 @@ def train(model: nn.Module, guard: Guard, steps: int) -> None:
 
 def guarded(model: nn.Module, **rule: Any) -> tuple[Guard, Recorder]:
     recorder = Recorder()
-    return Guard(one_rule({**RESTLESS, **rule}), console=False, sinks=[recorder]).attach(model), recorder
+    return Guard(policy_of({**RESTLESS, **rule}), console=False, sinks=[recorder]).attach(model), recorder
 
 
 def thresholds(model: Any) -> list[float]:
@@ -274,7 +274,7 @@ def test_it_is_refused_with_the_reason() -> None:
 
 
 def test_a_quantizer_that_replaces_nothing_lacks_nothing() -> None:
-    policy = load_policy(one_rule(RESTLESS))
+    policy = load_policy(policy_of(RESTLESS))
     views = discover(nn.ModuleDict({"calm": quantizer(threshold=0), "restless": quantizer()})).views
     (ladder,) = ladders_on(policy, views)
     assert set(ladder.rungs[0].refused) == {"calm"}

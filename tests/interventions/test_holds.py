@@ -21,7 +21,7 @@ from collapse_guard.interventions import Site, find_intervention
 from collapse_guard.policies import ClipGradients, FreezeEncoder, LowerLr, RaiseCodebookLr, Substitute
 from collapse_guard.window import Window
 from tests.interventions.scenes import D, Small, modes, plain
-from tests.loops import Recorder, one_rule
+from tests.loops import Recorder, policy_of
 
 
 def model_with(kind: Callable[..., Optimizer] = Adam, **options: Any) -> tuple[Small, Optimizer]:
@@ -191,7 +191,7 @@ class Wrapped(Optimizer):
 def test_of_a_wrapped_optimizer_the_one_inside_is_held() -> None:
     model, optimizer = model_with(SGD)
     rule = {"name": "all", "when": "step > 0", "ladder": [{"freeze_encoder": {"module": "encoder"}}]}
-    policy = one_rule(rule, every=1, min_tokens=1)
+    policy = policy_of(rule, every=1, min_tokens=1)
     with Guard(policy, console=False).attach(model, Wrapped(optimizer)) as guard:
         moved = []
         for step in range(3):
@@ -238,7 +238,7 @@ def test_levels_that_act_together_each_get_a_rate_for_their_own_table() -> None:
     tables: list[Any] = [layer._codebook.embed for layer in cast(Any, model).layers]
     optimizer = SGD(model.parameters(), lr=0.1)
     rule = {"name": "all", "when": "step > 0", "ladder": [{"raise_codebook_lr": {"factor": 4.0}}]}
-    policy = one_rule(rule, every=1, min_tokens=1)
+    policy = policy_of(rule, every=1, min_tokens=1)
     with Guard(policy, console=False).attach(model, optimizer) as guard:
         for factor in (1.0, 4.0):
             optimizer.zero_grad()
@@ -255,7 +255,7 @@ def test_a_further_try_says_that_the_one_before_still_scales() -> None:
     model, optimizer = model_with(SGD)
     rule = {"name": "all", "when": "step > 0", "verify": {"within": "4 steps", "success": "usage > 2"},
             "ladder": [{"lower_lr": {"factor": 0.1}, "repeat": 2}]}  # fmt: skip
-    policy = one_rule(rule, every=1, min_tokens=1)
+    policy = policy_of(rule, every=1, min_tokens=1)
     recorder = Recorder()
     with Guard(policy, console=False, sinks=[recorder]).attach(model, optimizer) as guard:
         for step in range(8):

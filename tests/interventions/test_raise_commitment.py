@@ -16,7 +16,7 @@ from collapse_guard.adapters import CodebookView
 from collapse_guard.interventions import Site, Transaction, find_intervention
 from collapse_guard.policies import RaiseCommitment
 from collapse_guard.window import Window
-from tests.loops import Recorder, one_rule
+from tests.loops import Recorder, policy_of
 
 D = 8
 FIRST = "vq.layers.0"
@@ -50,7 +50,7 @@ def train(model: Model, guard: Guard, optimizer: torch.optim.Optimizer, steps: i
 
 def guarded(rule: dict[str, Any], model: Model, to: float = 1.0) -> tuple[Guard, torch.optim.Optimizer, Recorder]:
     recorder, optimizer = Recorder(), torch.optim.SGD(model.parameters(), lr=0.3)
-    policy = one_rule({"name": "outgrown", "for": 1, "ladder": [{"raise_commitment": {"to": to}}], **rule})
+    policy = policy_of({"name": "outgrown", "for": 1, "ladder": [{"raise_commitment": {"to": to}}], **rule})
     guard = Guard(policy, console=False, sinks=[recorder])
     return guard.attach(model, optimizer), optimizer, recorder
 

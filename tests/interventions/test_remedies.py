@@ -14,7 +14,7 @@ from collapse_guard import Event, Guard
 from collapse_guard.interventions import find_intervention
 from tests import quantizers
 from tests.interventions.scenes import CENTRES, Broken, D, Scene, modes, plain
-from tests.loops import Recorder, one_rule
+from tests.loops import Recorder, policy_of
 
 RAY: Tensor = CENTRES[:1] / CENTRES[:1].norm()
 
@@ -188,7 +188,7 @@ def test_in_half_precision_the_stand_in_returns_the_vectors_that_the_table_holds
     model = model.to(half if is_whole else torch.float32)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     rule = {"name": "any", "when": "step >= 3", "ladder": ["substitute"]}
-    policy = one_rule(rule, every=3, min_tokens=1)
+    policy = policy_of(rule, every=3, min_tokens=1)
     recorder = Recorder()
     with Guard(policy, console=False, sinks=[recorder]).attach(model, optimizer) as guard:
         for step in range(8):
@@ -320,7 +320,7 @@ def test_undo_leaves_a_number_alone_that_its_owner_has_set_meanwhile(
 def test_a_failed_try_that_a_fallback_was_built_on_is_not_undone_under_it() -> None:
     """A graver rule is pending where the first try fails, acts, and is over; the second try fails, too."""
     scene = Scene(plain())
-    rules = [
+    rules: list[dict[str, Any]] = [
         {
             "name": "graver",
             "when": ["step >= 15", "step <= 30"],
@@ -336,7 +336,7 @@ def test_a_failed_try_that_a_fallback_was_built_on_is_not_undone_under_it() -> N
             "ladder": [{"reset_codes": {"scope": "all", "source": "reservoir"}, "repeat": 2}],
         },
     ]
-    guard = Guard(one_rule({}) | {"rules": rules}, console=False, sinks=[scene.recorder])
+    guard = Guard(policy_of(*rules), console=False, sinks=[scene.recorder])
     with guard.attach(scene.model, scene.optim):
         scene.train(100, guard)
         done = [(each["step"], each["action"], each["result"], each["undone"]) for each in guard.interventions]
@@ -365,7 +365,7 @@ def test_a_weight_that_heads_share_is_decayed_by_one_of_them_at_a_time_and_put_b
         for name, since, head in (("first", 5, 0), ("second", 15, 1))
     ]
     whole = model.commitment_weight
-    with Guard(one_rule(rules[0]) | {"rules": rules}, console=False, sinks=[recorder]).attach(model.train()) as guard:
+    with Guard(policy_of(*rules), console=False, sinks=[recorder]).attach(model.train()) as guard:
         weights = []
         for step in range(60):
             model(modes(step)[None])

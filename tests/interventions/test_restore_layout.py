@@ -19,7 +19,7 @@ from collapse_guard.interventions.layout_hold import LayoutHold
 from collapse_guard.mix import Mix
 from collapse_guard.policies import RestoreLayout
 from collapse_guard.window import Window
-from tests.loops import Recorder, one_rule
+from tests.loops import Recorder, policy_of
 
 T, C, D, K = 12, 6, 8, 32
 RULE: dict[str, Any] = {
@@ -78,7 +78,7 @@ def stepped(model: Coder, optimizer: torch.optim.Optimizer, step: int, **options
 
 
 def policy(**changes: Any) -> dict[str, Any]:
-    return one_rule(RULE | changes)
+    return policy_of(RULE | changes)
 
 
 def trained(
